@@ -1,0 +1,36 @@
+"""stochgraph: the compiler of gradient estimators.
+
+Declare a stochastic computation graph (`graph`, `sample`, `mean`, `sum`, `ascend`), choose an estimator per sample node
+(`SF`, `LSF`, `PW`, ...), and the library derives the surrogate whose autograd gradient is the estimate, explains how
+every gradient path is counted, and proves it by enumeration where that is possible.
+"""
+
+from ._compile import Compiled as Compiled
+from ._declare import apply as apply
+from ._declare import ascend as ascend
+from ._declare import descend as descend
+from ._declare import mean as mean
+from ._declare import reduce as reduce
+from ._declare import sample as sample
+from ._declare import stop as stop
+from ._declare import sum as sum
+from ._errors import CompileError as CompileError
+from ._errors import DeclarationError as DeclarationError
+from ._errors import SamplingError as SamplingError
+from ._errors import StochgraphError as StochgraphError
+from ._errors import VerificationError as VerificationError
+from ._graph import Graph as Graph
+from ._graph import graph as graph
+from ._sampler import Sampler as Sampler
+from ._trace import Trace as Trace
+from ._vectorize import vectorize as vectorize
+from ._verify import Verification as Verification
+from ._verify import verify as verify
+from .estimators import EMAML as EMAML
+from .estimators import LSF as LSF
+from .estimators import MAML as MAML
+from .estimators import PW as PW
+from .estimators import SF as SF
+from .estimators import Estimator as Estimator
+from .estimators import FirstOrder as FirstOrder
+from .estimators import SGMRLPublished as SGMRLPublished

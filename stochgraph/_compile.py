@@ -1,0 +1,276 @@
+"""Compiled graphs: sampling, surrogates and gradients."""
+
+from collections.abc import Mapping
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from . import _node as nd
+from ._axes import describe
+from ._derive import VALUE, Derivation, Rule, descends_from, moves_with
+from ._errors import CompileError, SamplingError
+from ._graph import Graph, scored_samples
+from ._law import MOVING_SUPPORT, DistributionLaw, _no_path
+from ._run import Run, moving_support_message, seeded
+from ._surrogate import schedule
+from ._trace import Trace
+from .estimators import Estimator, Pathwise
+
+# Elementwise functions with a zero derivative wherever they have one.
+_FLAT = frozenset("lt le gt ge eq ne floor ceil round sign trunc argmax argmin and_ or_ xor invert".split())
+
+
+class Compiled:
+    """A graph with an estimator per sample node, and the surrogate derived from the two. Made by `Graph.compile`.
+
+    Attributes:
+        graph: the declared graph.
+        estimators: the estimator of every sample node whose distribution depends on an input, by name.
+        wrt: the names of the differentiated inputs.
+
+    Example:
+        >>> import torch, stochgraph as sg
+        >>> from torch.distributions import Normal
+        >>> @sg.graph
+        ... def objective(theta):
+        ...     x = sg.sample("x", Normal, theta, 1.0, n=100)
+        ...     return -(sg.mean(x) - 1.0) ** 2
+        >>> compiled = objective.compile(sg.LSF())
+        >>> theta = torch.tensor(0.0)
+        >>> trace = compiled.sample(theta, generator=torch.Generator().manual_seed(0))
+        >>> grad = torch.func.grad(compiled.surrogate)(theta, trace)
+        >>> grad.shape
+        torch.Size([])
+    """
+
+    def __init__(self, graph: Graph, estimators: Any, wrt: str | tuple[str, ...] | None = None) -> None:
+        self.graph = graph
+        self.wrt = _choose_inputs(graph, wrt)
+        self.estimators = _assign(graph, estimators)
+        _check(graph, self.estimators, self.wrt)
+        self.rules = {name: rule_of(estimator) for name, estimator in self.estimators.items()}
+        order, objective = graph._order, graph._objective
+        self._derivation = Derivation(order, self.rules)
+        self._root = self._derivation.surrogate(objective)
+        self._program = schedule([self._root])
+        plain = {s: VALUE if not rule.pathwise else Rule(pathwise=True) for s, rule in self.rules.items()}
+        value = Derivation(order, plain)
+        self._value_root = value.derive(objective)
+        self._scores = {name: value.score(node) for name, node in value.samples.items()}
+        self._draws = {name: value.derive(node) for name, node in _samples(order).items()}
+        self._value_program = schedule([self._value_root, *self._scores.values(), *self._draws.values()])
+
+    def sample(
+        self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
+    ) -> Trace:
+        """Draw every sample node once.
+
+        Args:
+            *inputs: the inputs of the graph, pytrees of tensors.
+            generator: source of randomness; default: torch's default generators.
+            sizes: sizes of plates by name, in place of the declared ones.
+
+        Returns:
+            What was drawn, and the value of the objective; no gradients attached.
+
+        Raises:
+            SamplingError: a distribution refused its parameters, or a log-probability is not finite.
+        """
+        run = self._run(inputs, sizes)
+        with torch.no_grad(), seeded(generator, inputs):
+            values = run.execute(self._value_program)
+            run.check_scores()
+        log_probs = {name: values[node].detach() for name, node in self._scores.items()}
+        return Trace(self._scalar(values[self._value_root]), dict(run.draws), log_probs, dict(run.noise))
+
+    def surrogate(self, *inputs_and_trace: Any) -> Tensor:
+        """The scalar whose gradient with respect to the inputs is the estimate: `surrogate(*inputs, trace)`.
+
+        A pure function. At the inputs that drew the trace its value is the objective's; at others it is importance
+        weighted. Differentiable to any order; works under `torch.func` transforms.
+
+        Raises:
+            SamplingError: a log-probability is not finite, or the trace lacks a sample node.
+        """
+        *inputs, trace = inputs_and_trace
+        missing = [name for name in self._draws if name not in getattr(trace, "draws", ())]
+        if missing:
+            raise SamplingError(
+                f"surrogate of {self.graph.name!r}: the last argument must be a trace of this graph; "
+                f"it has no draw of {missing[0]!r}. Make one with compiled.sample(...)"
+            )
+        return self._surrogate(self._run(inputs, None, trace))
+
+    def value_and_grad(
+        self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
+    ) -> tuple[Tensor, Any]:
+        """One estimate in one pass: each distribution is built once, drawn from and scored.
+
+        Args:
+            *inputs, generator, sizes: as for `sample`.
+
+        Returns:
+            The value of the objective for the draws, and the gradient: a pytree like the differentiated input, or a
+            tuple of them if `wrt` names several.
+        """
+        named = dict(zip(self.graph.inputs, inputs, strict=False))
+        leaves, spec = pytree.tree_flatten([named.get(name) for name in self.wrt])
+        leaves = [leaf.detach().requires_grad_() if _floats(leaf) else leaf for leaf in leaves]
+        named.update(zip(self.wrt, pytree.tree_unflatten(leaves, spec), strict=True))
+        run = self._run(list(named.values()), sizes)
+        with torch.enable_grad(), seeded(generator, inputs):
+            loss = self._surrogate(run)
+        wanted = [leaf for leaf in leaves if _floats(leaf)]
+        grads = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
+        result = pytree.tree_unflatten([next(grads) if _floats(leaf) else None for leaf in leaves], spec)
+        return loss.detach(), result[0] if len(result) == 1 else tuple(result)
+
+    def explain(self) -> Any:
+        """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula."""
+        from ._explain import explain
+
+        return explain(self)
+
+    def _run(self, inputs: Any, sizes: Mapping[str, int] | None, trace: Any = None) -> Run:
+        names = self.graph.inputs
+        if len(inputs) != len(names):
+            raise TypeError(f"{self.graph.name} takes {len(names)} inputs ({', '.join(names)}), got {len(inputs)}")
+        return Run(dict(zip(names, inputs, strict=True)), _check_sizes(self.graph, sizes or {}), trace)
+
+    def _surrogate(self, run: Run) -> Tensor:
+        loss = self._scalar(run.execute(self._program)[self._root])
+        if torch._C._functorch.peek_interpreter_stack() is None and not bool(torch.isfinite(loss)):
+            run.check_scores()
+        return loss
+
+    def _scalar(self, value: Any) -> Tensor:
+        if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
+            got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
+            raise SamplingError(
+                f"the objective {self.graph._objective.name!r} of {self.graph.name!r} must be a real scalar, got {got}"
+            )
+        return value
+
+    def __repr__(self) -> str:
+        chosen = ", ".join(f"{name}: {estimator}" for name, estimator in self.estimators.items())
+        return f"<Compiled {self.graph.name} wrt {', '.join(self.wrt)}; {chosen}>"
+
+
+def rule_of(estimator: Estimator | Pathwise) -> Rule:
+    """What the two words of an estimator ask of the compiler."""
+    if isinstance(estimator, Pathwise):
+        return Rule(pathwise=True)
+    return Rule(
+        boxes_costs=estimator.influence in ("cost", "scaled"),
+        boxes_means=estimator.influence == "mean",
+        averages=estimator.influence == "scaled",
+        boxes_terms=estimator.curvature == "dice",
+        detaches=estimator.curvature == "stop",
+    )
+
+
+def _floats(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def _samples(order: list[nd.Node]) -> dict[str, nd.Sample]:
+    return {node.name: node for node in order if isinstance(node, nd.Sample)}
+
+
+def _choose_inputs(graph: Graph, wrt: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    chosen = (graph.inputs[0],) if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
+    for name in chosen:
+        if name not in graph.inputs:
+            raise CompileError(f"wrt={name!r}: {graph.name} has no such input; choose from {', '.join(graph.inputs)}")
+    return chosen
+
+
+def _assign(graph: Graph, estimators: Any) -> dict[str, Any]:
+    """The estimator of every sample node that needs one."""
+    known = _samples(graph._order)
+    given = estimators if isinstance(estimators, Mapping) else dict.fromkeys(known, estimators)
+    for name, estimator in given.items():
+        if name not in known:
+            raise CompileError(
+                f"an estimator is given for {name!r}, but {graph.name} has no such sample node; "
+                f"it has {', '.join(map(repr, known)) or 'none'}"
+            )
+        if not isinstance(estimator, (Estimator, Pathwise)):
+            raise CompileError(f"sample {name!r}: {estimator!r} is not an estimator; use sg.SF(), sg.LSF(), sg.PW() ...")
+    pathwise = {name: isinstance(estimator, Pathwise) for name, estimator in given.items()}
+    needed = scored_samples(graph._order, pathwise)
+    for name, node in needed.items():
+        if name not in given:
+            raise CompileError(
+                f"sample {name!r} (axes: {describe(node.axes)}) has no estimator, and its distribution depends on an "
+                "input: give it one, sg.SF() for instance"
+            )
+    return {name: given[name] for name in known if name in needed}
+
+
+def _check(graph: Graph, estimators: Mapping[str, Any], wrt: tuple[str, ...]) -> None:
+    samples = _samples(graph._order)
+    for name, estimator in estimators.items():
+        node = samples[name]
+        if isinstance(estimator, Pathwise):
+            _check_pathwise(graph, node, estimators)
+        elif isinstance(node.law, DistributionLaw) and node.law.is_class:
+            if issubclass(node.law.factory, MOVING_SUPPORT):  # type: ignore[arg-type]
+                raise CompileError(moving_support_message(node))
+    inputs = {node.name: node for node in graph._inputs}
+    for name in wrt:
+        if graph._objective not in _routes(graph, inputs[name], estimators):
+            raise CompileError(
+                f"the objective {graph._objective.name!r} does not depend on the input {name!r}, neither through "
+                "values nor through a distribution: leave it out of wrt, or use it in the graph"
+            )
+
+
+def _check_pathwise(graph: Graph, node: nd.Sample, estimators: Mapping[str, Any]) -> None:
+    if not isinstance(node.law, DistributionLaw):
+        raise CompileError(
+            f"PW on sample {node.name!r}: {node.law.name} is a Sampler, whose draws have no differentiable path to "
+            "their parameters; use SF or LSF for this node"
+        )
+    if node.law.is_class and not node.law.factory.has_rsample:  # type: ignore[attr-defined]
+        raise CompileError(_no_path(node, node.law.name))
+    if graph._objective not in _routes(graph, node, estimators):
+        raise CompileError(
+            f"PW on sample {node.name!r} (axes: {describe(node.axes)}): the draw has no differentiable path to the "
+            f"objective {graph._objective.name!r}; it only meets operations without a derivative, or a stop. "
+            "Use SF for this node"
+        )
+
+
+def _routes(graph: Graph, source: nd.Node, estimators: Mapping[str, Any]) -> set[nd.Node]:
+    """The nodes that a derivative with respect to `source` can reach, through values and through distributions."""
+    found = {source}
+    for node in graph._order:
+        flat = isinstance(node, nd.Apply) and getattr(node.fn, "__name__", "") in _FLAT
+        cut = flat or isinstance(node, nd.Stop)
+        if not cut and any(parent in found for parent in node.inputs):
+            found.add(node)
+        # A draw carries the distribution path through anything that comes later, a stop included.
+    through = [
+        node for node in found
+        if isinstance(node, nd.Sample) and node is not source and not isinstance(estimators.get(node.name), Pathwise)
+    ]
+    for node in through:
+        found |= descends_from(graph._order, node)
+    return found
+
+
+def _check_sizes(graph: Graph, sizes: Mapping[str, int]) -> Mapping[str, int]:
+    plates = {name: node for name, node in _samples(graph._order).items() if node.plate is not None}
+    for name, size in sizes.items():
+        if name not in plates:
+            _refuse_size(f"{name!r} is not a plate of {graph.name}; its plates are {', '.join(map(repr, plates))}")
+        if not isinstance(size, int) or size < 1:
+            _refuse_size(f"plate {name!r} needs at least one draw, got {size!r}")
+    return sizes
+
+
+def _refuse_size(message: str) -> NoReturn:
+    raise SamplingError(f"sizes: {message}")

@@ -1,0 +1,21 @@
+"""Every error that stochgraph raises on purpose. Each message names the node, its axes and the remedy."""
+
+
+class StochgraphError(ValueError):
+    """Base class of the errors below."""
+
+
+class DeclarationError(StochgraphError):
+    """The declaration does not describe a stochastic computation graph."""
+
+
+class CompileError(StochgraphError):
+    """The chosen estimators do not fit the graph."""
+
+
+class SamplingError(StochgraphError):
+    """A draw, its log-probability or a value went wrong while the graph was running."""
+
+
+class VerificationError(StochgraphError):
+    """The graph cannot be enumerated exactly."""

@@ -1,0 +1,161 @@
+"""The declared graph: nodes, axes, and what can be known of them before anything runs."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import networkx as nx
+
+from . import _node as nd
+from ._declare import declare
+from ._derive import moves_with
+from ._surrogate import schedule
+
+
+def graph(fn: Callable[..., Any]) -> "Graph":
+    """Declare a stochastic computation graph: a decorator. `fn` runs once, on symbols; nothing is sampled.
+
+    Args:
+        fn: takes the inputs (each a pytree of tensors), returns the objective, a node without axes.
+
+    Raises:
+        DeclarationError: what `fn` says is not a graph; the message names the node, its axes and the remedy.
+
+    Example:
+        >>> import torch, stochgraph as sg
+        >>> from torch.distributions import Normal
+        >>> @sg.graph
+        ... def objective(theta):
+        ...     x = sg.sample("x", Normal, theta, 1.0, n=100)
+        ...     return -(sg.mean(x) - 1.0) ** 2
+        >>> print(objective)
+        Graph objective(theta)
+          x ~ Normal(theta, 1.0)   axes: (x), n = 100
+    """
+    inputs, objective = declare(fn)
+    return Graph(fn.__name__, fn.__doc__, inputs, objective)
+
+
+class Graph:
+    """A stochastic computation graph with one objective. Made by `stochgraph.graph`."""
+
+    def __init__(self, name: str, doc: str | None, inputs: list[nd.Input], objective: nd.Node) -> None:
+        self.name = name
+        self.__doc__ = doc
+        self._inputs = inputs
+        self._objective = objective
+        self._order = schedule([objective])
+
+    @property
+    def inputs(self) -> tuple[str, ...]:
+        """The names of the inputs, in order."""
+        return tuple(node.name for node in self._inputs)
+
+    @property
+    def samples(self) -> tuple[str, ...]:
+        """The names of the sample nodes that the objective depends on, in order of declaration."""
+        return tuple(node.name for node in self._order if isinstance(node, nd.Sample))
+
+    @property
+    def networkx(self) -> nx.DiGraph:
+        """The graph as a `networkx.DiGraph`.
+
+        Nodes are keyed by name. Attributes: `kind` ("input", "sample", "apply", "select", "reduction", "reduce",
+        "stop", "update"), `axes` (tuple of axis names, outermost first), `label` (what the node computes),
+        `objective` (bool), and for samples `distribution`, `plate` (name or None), `time` (name or None) and `n`.
+        Edges have `role`: "parent" (into a sample), "params", "objective" or "rate" (into an update), else "value".
+        """
+        result = nx.DiGraph(name=self.name)
+        for node in self._order:
+            result.add_node(node.name, **_attributes(node, self._objective))
+        for node in self._order:
+            for i, parent in enumerate(node.inputs):
+                result.add_edge(parent.name, node.name, role=_role(node, i))
+        return result
+
+    def compile(self, estimators: Any, wrt: str | tuple[str, ...] | None = None) -> Any:
+        """Derive the surrogate. See `stochgraph.Compiled`.
+
+        Args:
+            estimators: one estimator for all sample nodes, or a dict from names of sample nodes to estimators. Nodes
+                whose distribution does not depend on an input need none.
+            wrt: the inputs to differentiate, by name; default: the first.
+
+        Raises:
+            CompileError: an estimator for a node that does not exist, a node without one, or an estimator that is
+                wrong for its node.
+        """
+        from ._compile import Compiled
+
+        return Compiled(self, estimators, wrt)
+
+    def draw(self) -> Any:
+        """The graph as a `matplotlib` figure: plates as boxes, sample nodes round, updates marked."""
+        from ._draw import draw
+
+        return draw(self)
+
+    def _repr_png_(self) -> bytes:
+        from ._draw import to_png
+
+        return to_png(self)
+
+    def __repr__(self) -> str:
+        lines = [f"Graph {self.name}({', '.join(self.inputs)})"]
+        for node in self._order:
+            if isinstance(node, nd.Sample):
+                axes = ", ".join(axis.name for axis in node.axes)
+                size = f", n = {node.n}" if node.n is not None else ""
+                lines.append(f"  {node.name} ~ {sample_label(node)}" + (f"   axes: ({axes}){size}" if axes else ""))
+            elif isinstance(node, nd.Update):
+                lines.append(f"  {node.name} = {label(node)}")
+        return "\n".join(lines)
+
+
+def scored_samples(order: list[nd.Node], pathwise: Mapping[str, bool] | None = None) -> dict[str, nd.Sample]:
+    """The sample nodes whose distribution depends on an input through values, pathwise draws included."""
+    moved = [name for name, yes in (pathwise or {}).items() if yes]
+    moving = moves_with(order, [node for node in order if isinstance(node, nd.Input)], moved)
+    return {
+        node.name: node
+        for node in order
+        if isinstance(node, nd.Sample) and any(parent in moving for parent in node.inputs)
+    }
+
+
+def sample_label(node: nd.Sample) -> str:
+    """`Normal(theta, 1.0)`."""
+    parts = [leaf.name if isinstance(leaf, nd.Node) else repr(leaf) for leaf in node.arguments.leaves]
+    return f"{node.law.name}({', '.join(parts)})"
+
+
+def label(node: nd.Node) -> str:
+    """What a node computes, in a few characters."""
+    if isinstance(node, nd.Sample):
+        return f"{node.name} ~ {node.law.name}"
+    if isinstance(node, nd.Update):
+        word = "ascend" if node.sign > 0 else "descend"
+        return f"{word}({node.params.name}, {node.objective.name})"
+    return node.name
+
+
+def _attributes(node: nd.Node, objective: nd.Node) -> dict[str, Any]:
+    shared: dict[str, Any] = {
+        "kind": node.kind,
+        "axes": tuple(axis.name for axis in node.axes),
+        "label": label(node),
+        "objective": node is objective,
+    }
+    if isinstance(node, nd.Sample):
+        shared["distribution"] = node.law.name
+        shared["plate"] = node.plate.name if node.plate else None
+        shared["time"] = node.time.name if node.time else None
+        shared["n"] = node.n
+    return shared
+
+
+def _role(node: nd.Node, i: int) -> str:
+    if isinstance(node, nd.Sample):
+        return "parent"
+    if isinstance(node, nd.Update):
+        return ("params", "objective")[i] if i < 2 else "rate"
+    return "value"

@@ -1,0 +1,61 @@
+"""Indexing with a drawn integer inside nested transforms.
+
+NOTE [scalar indices]
+`table[action]` is how a tabular policy or reward is written for one draw. Inside `torch.func.grad` or `hessian` under
+`torch.vmap`, torch takes an integer tensor without dimensions for a number and asks for its value, which a mapped
+tensor does not have. Within a surrogate that runs under such a transform, scalar indices are therefore looked up with
+`index_select`, which has the same meaning and a rule for every transform.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+
+@contextmanager
+def scalar_indexing() -> Iterator[None]:
+    """Look up scalar indices by `index_select` while a `torch.func` transform is active; else do nothing."""
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        yield
+    else:
+        with _ScalarIndexing():
+            yield
+
+
+class _ScalarIndexing(TorchFunctionMode):
+    def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if fn is Tensor.__getitem__:
+            return _getitem(*args)
+        return fn(*args, **(kwargs or {}))
+
+
+def _getitem(value: Tensor, key: Any) -> Tensor:
+    keys = key if isinstance(key, tuple) else (key,)
+    scalar = [_is_scalar_index(k) for k in keys]
+    plain = all(s or k is None or k is Ellipsis or isinstance(k, (int, slice)) for s, k in zip(scalar, keys, strict=True))
+    if not any(scalar) or not plain:
+        return Tensor.__getitem__(value, key)
+    kept = Tensor.__getitem__(value, tuple(slice(None) if s else k for s, k in zip(scalar, keys, strict=True)))
+    for index, dim in reversed(_places(keys, scalar, value.dim())):
+        kept = kept.index_select(dim, index.reshape(1).long()).squeeze(dim)
+    return kept
+
+
+def _is_scalar_index(key: Any) -> bool:
+    integral = isinstance(key, Tensor) and not key.is_floating_point() and not key.is_complex()
+    return integral and key.dim() == 0 and key.dtype != torch.bool
+
+
+def _places(keys: tuple[Any, ...], scalar: list[bool], dims: int) -> list[tuple[Tensor, int]]:
+    """Each scalar index with the dimension that it selects from, once the other keys have been applied."""
+    consumed = sum(k is not None and k is not Ellipsis for k in keys)
+    places, dim = [], 0
+    for k, is_scalar in zip(keys, scalar, strict=True):
+        if is_scalar:
+            places.append((k, dim))
+        dim += dims - consumed if k is Ellipsis else 0 if isinstance(k, int) else 1
+    return places

@@ -1,0 +1,323 @@
+"""How a sample node is drawn, scored and enumerated: torch distributions as they are, and samplers.
+
+A distribution of one draw becomes a distribution of a whole plate in one of two ways. A class from
+`torch.distributions` takes batched parameters, once each is viewed with its batch dimensions where the others have
+theirs. Any other function is mapped by `torch.vmap` over one draw's parents, and the distribution that it builds is
+rebuilt around the mapped parameters. Either way the draw itself is one batched call.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Pareto, Uniform, constraints
+from torch.distributions.transforms import Transform
+from torch.overrides import TorchFunctionMode
+from torch.utils import _pytree as pytree
+
+from . import _vectorize as vz
+from ._axes import Axes, union
+from ._errors import DeclarationError, SamplingError
+from ._sampler import Sampler
+
+MOVING_SUPPORT = (Uniform, Pareto)
+
+
+class Law(Protocol):
+    """What a sample node needs of its distribution."""
+
+    time: bool
+
+    def draw(self, node: Any, values: Sequence[Any], sizes: dict[Any, int]) -> tuple[Any, Any]:
+        """A draw `(*node.axes, ...)`, and whatever `score` can reuse."""
+
+    def score(self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], built: Any = None) -> Tensor:
+        """The log-probability of each draw, shape `(*axes of node and inputs)`; `inputs` are the parents' nodes."""
+
+    def outcomes(self, node: Any, values: Sequence[Any]) -> tuple[Any, int]:
+        """All outcomes of every draw, `(outcomes, *parent_axes, *batch, ...)`, and the number of batch dimensions."""
+
+
+class DistributionLaw:
+    """The law of `dist(*parents)`, `dist` being any function that returns a torch distribution of one draw."""
+
+    time = False
+
+    def __init__(self, factory: Callable[..., Distribution]) -> None:
+        self.factory = factory
+        self.is_class = isinstance(factory, type) and issubclass(factory, Distribution)
+
+    @property
+    def name(self) -> str:
+        return getattr(self.factory, "__name__", type(self.factory).__name__).strip("<>")
+
+    def draw(self, node: Any, values: Sequence[Any], sizes: dict[Any, int]) -> tuple[Tensor, Distribution]:
+        built = self.build(node.arguments, node.inputs, values, node.parent_axes)
+        shape = torch.Size([] if node.plate is None else [sizes[node.plate]])
+        with torch.no_grad():
+            return _plate_last(node, built.sample(shape)), built
+
+    def draw_pathwise(
+        self, node: Any, values: Sequence[Any], sizes: dict[Any, int], noise: list[Tensor] | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """A reparameterised draw, from fresh noise or from recorded noise, and the noise."""
+        built = self.build(node.arguments, node.inputs, values, node.parent_axes, validate=noise is None)
+        if not built.has_rsample:
+            raise SamplingError(_no_path(node, type(built).__name__))
+        shape = torch.Size([] if node.plate is None else [sizes[node.plate]])
+        with NoiseTape(node, noise) as tape:
+            value = built.rsample(shape)
+        return _plate_last(node, value), tape.recorded
+
+    def score(self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], built: Any = None) -> Tensor:
+        parent_axes = union(*(parent.axes for parent in inputs))
+        if built is None:
+            built = self.build(node.arguments, inputs, values, parent_axes, validate=False)
+        axes = union(parent_axes, node.axes)
+        value = vz.align(value, node.axes, axes)
+        front = axes.index(node.plate) if node.plate is not None else 0
+        log_prob = built.log_prob(value.movedim(front, 0) if front else value)
+        own = len(built.batch_shape) - len(parent_axes)
+        if own:
+            log_prob = log_prob.sum(tuple(range(-own, 0)))
+        return log_prob.movedim(0, front) if front else log_prob
+
+    def outcomes(self, node: Any, values: Sequence[Any]) -> tuple[Tensor, int]:
+        built = self.build(node.arguments, node.inputs, values, node.parent_axes, validate=False)
+        if not built.has_enumerate_support:
+            raise NotImplementedError(f"{type(built).__name__} has no finite support")
+        return built.enumerate_support(expand=True), len(built.batch_shape) - len(node.parent_axes)
+
+    def build(
+        self, arguments: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes, validate: bool = True
+    ) -> Distribution:
+        """The distribution with batch shape `(*axes, *batch of one draw)`."""
+        dims = self._event_dims() if axes else {}
+        if axes and (not arguments.flat or not set(self._names(arguments)) <= dims.keys()):
+            return self._map(arguments, inputs, values, axes)
+        if axes:
+            names = [name for name, leaf in zip(self._names(arguments), arguments.leaves, strict=True) if _is_node(leaf)]
+            values = _pad_batches(values, [node.axes for node in inputs], axes, [dims[name] for name in names])
+        args, kwargs = arguments.fill(values)
+        if not self.is_class:
+            with _validation(validate):
+                return self.factory(*args, **kwargs)
+        if not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
+            args = tuple(_as_tensor(v) for v in args)
+        if not validate:
+            kwargs["validate_args"] = False
+        return self.factory(*args, **kwargs)
+
+    def _event_dims(self) -> dict[str, int]:
+        """The event dimensions of each parameter, where the class declares them."""
+        declared = getattr(self.factory, "arg_constraints", None) if self.is_class else None
+        return {name: c.event_dim for name, c in declared.items()} if isinstance(declared, dict) else {}
+
+    def _names(self, arguments: Any) -> list[str]:
+        args, kwargs = pytree.tree_unflatten(arguments.leaves, arguments.spec)
+        return [*list(inspect.signature(self.factory).parameters)[: len(args)], *kwargs]
+
+    def _map(self, arguments: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes) -> Distribution:
+        """Build one draw's distribution under vmap, and the plate's distribution from its mapped parameters."""
+        template: list[Distribution] = []
+
+        def parameters(*one: Any) -> list[Tensor]:
+            args, kwargs = arguments.fill(one)
+            template[:] = [self.factory(*args, **kwargs)]
+            return _collect(template[0])
+
+        aligned = [vz.align_tree(v, node.axes, axes) for v, node in zip(values, inputs, strict=True)]
+        with _validation(False):
+            mapped = vz.vectorize(parameters, len(axes))(*aligned)
+        sizes = _sizes(aligned, len(axes))
+        mapped = [leaf.expand(*sizes, *leaf.shape[len(axes) :]) for leaf in mapped]
+        return _rebuild(template[0], iter(mapped), torch.Size(sizes), len(template[0].batch_shape))
+
+
+class SamplerLaw:
+    """The law of a `stochgraph.Sampler`."""
+
+    def __init__(self, sampler: Sampler) -> None:
+        self.sampler = sampler
+        self.time = sampler.time
+
+    @property
+    def name(self) -> str:
+        return type(self.sampler).__name__
+
+    def draw(self, node: Any, values: Sequence[Any], sizes: dict[Any, int]) -> tuple[Any, None]:
+        plates = node.plates
+        args, kwargs = node.arguments.fill(_aligned(values, node.inputs, plates))
+        shape = torch.Size([sizes[axis] for axis in plates])
+        with torch.no_grad():
+            value = self.sampler.draw(shape, *args, **kwargs)
+        self._check(node, value, shape)
+        return value, None
+
+    def score(self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], built: Any = None) -> Tensor:
+        axes = union(node.plates, *(parent.axes for parent in inputs))
+        value = vz.align_tree(value, node.plates, axes)
+
+        def log_prob(one: Any, *parents: Any) -> Tensor:
+            args, kwargs = node.arguments.fill(parents)
+            return self.sampler.log_prob(one, *args, **kwargs)
+
+        scored = vz.vectorize(log_prob, len(axes))(value, *_aligned(values, inputs, axes))
+        expected = len(axes) + self.time
+        if scored.dim() != expected:
+            raise SamplingError(
+                f"sample {node.name!r}: {self.name}.log_prob of one draw must have "
+                f"{'one dimension, the time axis' if self.time else 'no dimension'}, got {scored.dim() - len(axes)}"
+            )
+        full = (*axes, node.time) if self.time else axes
+        return scored.permute([full.index(axis) for axis in sorted(full)])
+
+    def outcomes(self, node: Any, values: Sequence[Any]) -> tuple[Any, int]:
+        axes = node.parent_axes
+
+        def enumerate_one(*parents: Any) -> Any:
+            args, kwargs = node.arguments.fill(parents)
+            return self.sampler.enumerate(*args, **kwargs)
+
+        value = vz.vectorize(enumerate_one, len(axes))(*_aligned(values, node.inputs, axes))
+        return pytree.tree_map_only(Tensor, lambda leaf: leaf.movedim(len(axes), 0), value), 0
+
+    def _check(self, node: Any, value: Any, shape: torch.Size) -> None:
+        lead = len(shape)
+        leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+        lengths = {leaf.shape[lead : lead + 1] for leaf in leaves} if self.time else {torch.Size()}
+        if any(leaf.shape[:lead] != shape for leaf in leaves) or len(lengths) != 1:
+            raise SamplingError(
+                f"sample {node.name!r}: {self.name}.draw must return tensors with the leading shape {tuple(shape)}"
+                + (" and one time dimension of the same length after it" if self.time else "")
+                + f"; got {[tuple(leaf.shape) for leaf in leaves]}"
+            )
+
+
+class NoiseTape(TorchFunctionMode):
+    """Records the parameter-free noise of a reparameterised draw, or plays recorded noise back.
+
+    NOTE [why noise is recorded]
+    A surrogate is a pure function of (inputs, trace), so a pathwise draw must be rebuilt from the trace, at any
+    parameters and to any derivative order. Every `rsample` with a differentiable path to all orders is a function of
+    its parameters and of noise from one of a few torch calls; recording what those calls return is all it takes.
+    """
+
+    _fresh = frozenset({torch.rand, torch.randn, torch.rand_like, torch.randn_like})
+    _in_place = frozenset(
+        getattr(Tensor, name) for name in ("normal_", "uniform_", "exponential_", "cauchy_", "log_normal_", "geometric_")
+    )
+
+    def __init__(self, node: Any, noise: list[Tensor] | None = None) -> None:
+        super().__init__()
+        self.node = node
+        self.replay = None if noise is None else iter(noise)
+        self.recorded: list[Tensor] = []
+
+    def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if getattr(fn, "__name__", "") in ("_standard_gamma", "_sample_dirichlet"):
+            raise SamplingError(
+                f"PW on sample {self.node.name!r} ({self.node.law.name}): its noise depends on its parameters, so the "
+                "draw cannot be replayed to every derivative order; use SF for this node"
+            )
+        if fn not in self._fresh and fn not in self._in_place:
+            return fn(*args, **(kwargs or {}))
+        noise = next(self.replay) if self.replay is not None else fn(*args, **(kwargs or {}))
+        self.recorded.append(noise.clone() if self.replay is None else noise)
+        return noise
+
+
+def _no_path(node: Any, dist: str) -> str:
+    return (
+        f"PW on sample {node.name!r} ({dist}): the draw has no differentiable path to its parameters, because {dist} "
+        "is discrete or has no reparameterisation; use SF or LSF for this node"
+    )
+
+
+@contextmanager
+def _validation(wanted: bool) -> Iterator[None]:
+    """Argument checks of distributions that a user's function builds. They branch on values, which vmap cannot."""
+    before = Distribution._validate_args
+    try:
+        Distribution.set_default_validate_args(before and wanted)
+        yield
+    finally:
+        Distribution.set_default_validate_args(before)
+
+
+def _is_node(leaf: Any) -> bool:
+    return hasattr(leaf, "infer_axes")
+
+
+def _as_tensor(value: Any) -> Any:
+    return torch.as_tensor(value) if isinstance(value, float) else value
+
+
+def _plate_last(node: Any, value: Tensor) -> Tensor:
+    """Move the plate that torch puts in front to its place among the node's axes."""
+    place = node.axes.index(node.plate) if node.plate is not None else 0
+    return value.movedim(0, place) if place else value
+
+
+def _aligned(values: Sequence[Any], inputs: Sequence[Any], axes: Axes) -> list[Any]:
+    return [vz.align_tree(v, node.axes, axes) for v, node in zip(values, inputs, strict=True)]
+
+
+def _pad_batches(values: Sequence[Any], axes: Sequence[Axes], target: Axes, event_dims: list[int]) -> list[Any]:
+    """View each parameter as `(*target, *batch, *event)` with as many batch dimensions as the widest has."""
+    widest = max(v.dim() - len(a) - e for v, a, e in zip(values, axes, event_dims, strict=True))
+    return [
+        vz.align(v, a, target, widest + e) if a or v.dim() > e else v
+        for v, a, e in zip(values, axes, event_dims, strict=True)
+    ]
+
+
+def _sizes(aligned: Sequence[Any], dims: int) -> list[int]:
+    leaves = [leaf for leaf in pytree.tree_leaves(list(aligned)) if isinstance(leaf, Tensor)]
+    return [max(leaf.shape[d] for leaf in leaves) for d in range(dims)]
+
+
+def _parts(thing: Any) -> list[tuple[str, Any]]:
+    """The attributes of a distribution or transform that hold parameters."""
+    return [(k, v) for k, v in vars(thing).items() if isinstance(v, (Tensor, Distribution, Transform, list))]
+
+
+def _collect(thing: Any) -> list[Tensor]:
+    """The tensors that a distribution is made of, in a fixed order."""
+    if isinstance(thing, Tensor):
+        return [thing]
+    if isinstance(thing, list):
+        return [leaf for part in thing for leaf in _collect(part)]
+    if isinstance(thing, (Distribution, Transform)):
+        return [leaf for _, part in _parts(thing) for leaf in _collect(part)]
+    raise DeclarationError(f"a distribution holds {type(thing).__name__}, which cannot be mapped; use a Sampler")
+
+
+def _rebuild(thing: Any, leaves: Iterator[Tensor], sizes: torch.Size, batch: int) -> Any:
+    """The same distribution around other tensors, its batch shape extended in front by `sizes`."""
+    if isinstance(thing, Tensor):
+        return next(leaves)
+    if isinstance(thing, list):
+        return [_rebuild(part, leaves, sizes, batch) for part in thing]
+    rebuilt = copy.copy(thing)
+    for name, part in _parts(thing):
+        new = _rebuild(part, leaves, sizes, batch)
+        if isinstance(thing, Transform) and isinstance(new, Tensor):
+            own = new.shape[len(sizes) :]
+            new = new.reshape(*new.shape[: len(sizes)], *[1] * max(batch - len(own), 0), *own)
+        rebuilt.__dict__[name] = new
+    if isinstance(thing, Distribution):
+        rebuilt._batch_shape = sizes + thing._batch_shape
+    return rebuilt
+
+
+def moving_support(dist: Distribution) -> bool:
+    """Whether the support of a built distribution has bounds that are being differentiated."""
+    support: Any = dist.support
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return any(isinstance(bound, Tensor) and bound.requires_grad for bound in vars(support).values())

@@ -1,0 +1,270 @@
+"""The nodes of a stochastic computation graph.
+
+A node knows its inputs, its axes and how to compute its value from the values of its inputs. Nodes are immutable: the
+compiler derives a surrogate by building new nodes (`with_inputs`) around the declared ones, never by changing them.
+
+The kinds are few on purpose: an input, a sample, a deterministic function of one draw (`Apply`, `Select`), a
+reduction over axes (`Mean`, `Sum`: linear; `Reduce`: anything else), an inner update and a stop-gradient.
+"""
+
+import copy
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from . import _vectorize as vz
+from ._axes import Axes, Axis, union, without
+
+# Functions that act on every element alone: broadcasting maps them over plates and time, no vmap needed.
+ELEMENTWISE: dict[str, Callable[..., Any]] = {
+    name: getattr(torch, name)
+    for name in (
+        "abs acos acosh asin asinh atan atan2 atanh ceil clamp clamp_max clamp_min clip cos cosh digamma div erf erfc "
+        "exp exp2 expm1 floor fmod lgamma log log10 log1p log2 logaddexp logit maximum minimum mul neg pow reciprocal "
+        "relu remainder round rsqrt sigmoid sign sin sinc sinh softplus sqrt square sub tan tanh trunc where xlogy"
+    ).split()
+    if hasattr(torch, name)
+}
+_OPERATORS = [
+    getattr(operator, name)
+    for name in "add sub mul truediv floordiv mod pow neg pos abs lt le gt ge eq ne and_ or_ xor invert".split()
+]
+_FUNCTIONAL = [
+    torch.nn.functional.softplus,
+    torch.nn.functional.logsigmoid,
+    torch.nn.functional.relu,
+    torch.nn.functional.silu,
+    torch.nn.functional.elu,
+    torch.special.expit,
+]
+_ELEMENTWISE_FUNCTIONS = frozenset([*ELEMENTWISE.values(), *_OPERATORS, *_FUNCTIONAL])
+
+
+class Arguments:
+    """The arguments of a call: a pytree of nodes and constants, with the nodes taken out in order."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.leaves, self.spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda x: isinstance(x, Node))
+        self.nodes: tuple[Node, ...] = tuple(leaf for leaf in self.leaves if isinstance(leaf, Node))
+        self.flat = all(isinstance(arg, Node) or not isinstance(arg, (tuple, list, dict)) for arg in args)
+        self.simple = self.flat and not kwargs
+
+    def fill(self, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The call's `(args, kwargs)` with each node replaced by its value."""
+        supply = iter(values)
+        filled = [next(supply) if isinstance(leaf, Node) else leaf for leaf in self.leaves]
+        if self.simple:
+            return tuple(filled), {}
+        args, kwargs = pytree.tree_unflatten(filled, self.spec)
+        return args, kwargs
+
+
+class Node:
+    """Base class. `index` is the place in the declaration; derived nodes keep the index of the node they stand for."""
+
+    kind = "node"
+
+    def __init__(self, name: str, index: int, inputs: Sequence["Node"]) -> None:
+        self.name = name
+        self.index = index
+        self.inputs: tuple[Node, ...] = tuple(inputs)
+        self.axes: Axes = self.infer_axes()
+
+    def infer_axes(self) -> Axes:
+        """The axes of the value, from the axes of the inputs."""
+        return union(*(node.axes for node in self.inputs))
+
+    def with_inputs(self, inputs: Sequence["Node"]) -> "Node":
+        """This node on other inputs; itself if they are the same."""
+        if all(new is old for new, old in zip(inputs, self.inputs, strict=True)):
+            return self
+        node = copy.copy(self)
+        node.inputs = tuple(inputs)
+        node.axes = node.infer_axes()
+        return node
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        """The value, from the values of the inputs."""
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.name} axes={self.axes}>"
+
+
+class Input(Node):
+    """A parameter (a pytree of tensors) or data handed to the graph."""
+
+    kind = "input"
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        return run.inputs[self.name]
+
+
+class Apply(Node):
+    """A deterministic function of one draw, mapped over every axis of its inputs."""
+
+    kind = "apply"
+
+    def __init__(self, name: str, index: int, fn: Callable[..., Any], arguments: Arguments) -> None:
+        self.fn = fn
+        self.arguments = arguments
+        self.elementwise = arguments.flat and fn in _ELEMENTWISE_FUNCTIONS
+        super().__init__(name, index, arguments.nodes)
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        if self.elementwise:
+            values = vz.broadcast(values, [node.axes for node in self.inputs], self.axes)
+        elif self.axes:
+            aligned = [vz.align_tree(v, n.axes, self.axes) for v, n in zip(values, self.inputs, strict=True)]
+            return vz.vectorize(self._call, len(self.axes))(*aligned)
+        return self._call(*values)
+
+    def _call(self, *values: Any) -> Any:
+        args, kwargs = self.arguments.fill(values)
+        return self.fn(*args, **kwargs)
+
+
+class Select(Node):
+    """One field or one constant index of a value: `tau.reward`, `theta["w"]`, `x[0]`."""
+
+    kind = "select"
+
+    def __init__(self, name: str, index: int, base: Node, key: Any, attribute: bool) -> None:
+        self.key = key
+        self.attribute = attribute
+        super().__init__(name, index, [base])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        (value,) = values
+        if self.attribute:
+            return getattr(value, self.key)
+        if not isinstance(value, Tensor):
+            return value[self.key]
+        key = self.key if isinstance(self.key, tuple) else (self.key,)
+        return value[(slice(None),) * len(self.axes) + key]
+
+
+class Reduction(Node):
+    """A linear reduction over axes: a mean over plates, or a sum over time, discounted or not."""
+
+    kind = "reduction"
+
+    def __init__(
+        self, name: str, index: int, base: Node, over: Axes, mean: bool, discount: float | None = None
+    ) -> None:
+        self.over = over
+        self.mean = mean
+        self.discount = discount
+        super().__init__(name, index, [base])
+
+    def infer_axes(self) -> Axes:
+        return without(self.inputs[0].axes, self.over)
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        axes = self.inputs[0].axes
+        dims = tuple(i for i, axis in enumerate(axes) if axis in self.over)
+        if isinstance(values[0], Tensor):
+            return self._reduce(values[0], dims)
+        return pytree.tree_map_only(Tensor, lambda leaf: self._reduce(leaf, dims), values[0])
+
+    def _reduce(self, value: Tensor, dims: tuple[int, ...]) -> Tensor:
+        if not dims:
+            return value
+        if self.mean:
+            return (value if value.is_floating_point() else value.to(torch.get_default_dtype())).mean(dims)
+        if self.discount is not None:
+            value = value * self._powers(value, dims[-1])
+        return value.sum(dims)
+
+    def _powers(self, value: Tensor, dim: int) -> Tensor:
+        dtype = value.dtype if value.is_floating_point() else torch.get_default_dtype()
+        steps = torch.arange(value.shape[dim], dtype=dtype, device=value.device)
+        return (self.discount**steps).reshape([-1] + [1] * (value.dim() - dim - 1))
+
+
+class Reduce(Node):
+    """Any other function of whole axes: `fn` sees the reduced axes as leading dimensions of its argument."""
+
+    kind = "reduce"
+
+    def __init__(self, name: str, index: int, base: Node, over: Axes, fn: Callable[..., Any]) -> None:
+        self.over = over
+        self.fn = fn
+        super().__init__(name, index, [base])
+
+    def infer_axes(self) -> Axes:
+        return without(self.inputs[0].axes, self.over)
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        axes = self.inputs[0].axes
+        kept = [i for i, axis in enumerate(axes) if axis not in self.over]
+        value = pytree.tree_map_only(Tensor, lambda leaf: leaf.movedim(kept, tuple(range(len(kept)))), values[0])
+        return vz.vectorize(self.fn, len(kept))(value)
+
+
+class Stop(Node):
+    """Stop-gradient: the value is held constant; the distribution that it was drawn from is still accounted for."""
+
+    kind = "stop"
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        return pytree.tree_map_only(Tensor, Tensor.detach, values[0])
+
+
+class Sample(Node):
+    """A draw from `law(*parents)`, with an i.i.d. plate of its own if `plate` is given."""
+
+    kind = "sample"
+
+    def __init__(
+        self, name: str, index: int, law: Any, arguments: Arguments, plate: Axis | None, time: Axis | None, n: int | None
+    ) -> None:
+        self.law = law
+        self.arguments = arguments
+        self.plate = plate
+        self.time = time
+        self.n = n
+        self.pathwise = False
+        super().__init__(name, index, arguments.nodes)
+
+    @property
+    def parent_axes(self) -> Axes:
+        """The axes along which the draws have parents of their own."""
+        return union(*(node.axes for node in self.inputs))
+
+    @property
+    def plates(self) -> Axes:
+        """The axes of whole draws: all but the draw's own time axis."""
+        return without(self.axes, [self.time] if self.time else [])
+
+    def infer_axes(self) -> Axes:
+        own = [axis for axis in (self.plate, self.time) if axis is not None]
+        return union(self.parent_axes, own)
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        return run.draw(self, values)
+
+
+class Update(Node):
+    """`params + sign * lr * gradient of objective`, the gradient being that of the objective's own surrogate."""
+
+    kind = "update"
+
+    def __init__(self, name: str, index: int, params: Node, objective: Node, lr: Arguments, sign: int) -> None:
+        self.lr = lr
+        self.sign = sign
+        super().__init__(name, index, [params, objective, *lr.nodes])
+
+    @property
+    def params(self) -> Node:
+        """The parameters before the update."""
+        return self.inputs[0]
+
+    @property
+    def objective(self) -> Node:
+        """The declared inner objective."""
+        return self.inputs[1]

@@ -1,0 +1,121 @@
+"""One pass through a compiled program: where draws come from, and what is recorded of them."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from . import _node as nd
+from ._axes import Axis, describe
+from ._errors import SamplingError
+from ._indexing import scalar_indexing
+from ._law import DistributionLaw, moving_support
+from ._surrogate import Score, execute
+
+
+class Run:
+    """The state of one pass. With a trace every draw is replayed; without one it is made, in declaration order."""
+
+    def __init__(self, inputs: Mapping[str, Any], sizes: Mapping[str, int], trace: Any = None) -> None:
+        self.inputs = inputs
+        self.wanted = sizes
+        self.sizes: dict[Axis, int] = {}
+        self.draws: dict[str, Any] = dict(trace.draws) if trace else {}
+        self.noise: dict[str, list[Tensor]] = dict(trace.noise) if trace else {}
+        self.log_probs: Mapping[str, Tensor] = trace.log_probs if trace else {}
+        self.built: dict[str, tuple[Sequence[nd.Node], Any]] = {}
+        self.values: dict[nd.Node, Any] = {}
+
+    def execute(self, program: Sequence[nd.Node]) -> dict[nd.Node, Any]:
+        """Evaluate a program; the values of its nodes, and of all evaluated before."""
+        with scalar_indexing():
+            execute(program, self, self.values)
+        return self.values
+
+    def draw(self, node: nd.Sample, values: list[Any]) -> Any:
+        """The value of a sample node: replayed if it is known, drawn otherwise."""
+        if node.name not in self.draws:
+            self._draw(node, values)
+        elif node.pathwise:
+            assert isinstance(node.law, DistributionLaw)
+            self._note_sizes(node, self.draws[node.name])
+            return node.law.draw_pathwise(node, values, self.sizes, self.noise[node.name])[0]
+        self._note_sizes(node, self.draws[node.name])
+        return self.draws[node.name]
+
+    def _draw(self, node: nd.Sample, values: list[Any]) -> None:
+        if node.plate is not None:
+            self.sizes[node.plate] = self.wanted.get(node.name, node.n or 1)
+        try:
+            if node.pathwise:
+                assert isinstance(node.law, DistributionLaw)
+                value, self.noise[node.name] = node.law.draw_pathwise(node, values, self.sizes, None)
+            else:
+                value, built = node.law.draw(node, values, self.sizes)
+                self.built[node.name] = (node.inputs, built)
+        except (ValueError, RuntimeError) as error:
+            if isinstance(error, SamplingError):
+                raise
+            raise SamplingError(
+                f"sample {node.name!r} (axes: {describe(node.axes)}) could not be drawn from {node.law.name}: {error}"
+            ) from error
+        self.draws[node.name] = value
+
+    def _note_sizes(self, node: nd.Sample, value: Any) -> None:
+        if node.plate is not None:
+            leaf = value if isinstance(value, Tensor) else pytree.tree_leaves(value)[0]
+            self.sizes[node.plate] = leaf.shape[node.axes.index(node.plate)]
+
+    def score(self, node: nd.Sample, value: Any, inputs: Sequence[nd.Node], values: list[Any]) -> Tensor:
+        """The log-probability of each draw, with the distribution that drew it if its parents are the same nodes."""
+        drawn_with, built = self.built.get(node.name, ((), None))
+        reusable = built if built is not None and tuple(drawn_with) == tuple(inputs) else None
+        if reusable is not None and moving_support(reusable):
+            raise SamplingError(moving_support_message(node))
+        return node.law.score(node, value, inputs, values, reusable)
+
+    def check_scores(self) -> None:
+        """Refuse log-probabilities that are not finite, with the draw that gave them."""
+        for node, value in self.values.items():
+            if isinstance(node, Score) and not bool(torch.isfinite(value).all()):
+                where = tuple(int(i) for i in torch.nonzero(~torch.isfinite(value))[0])
+                draw = pytree.tree_map_only(Tensor, lambda x, w=where: x[w[: x.dim()]], self.draws[node.sample.name])
+                raise SamplingError(
+                    f"sample {node.sample.name!r} (axes: {describe(node.sample.axes)}): the log-probability of draw "
+                    f"{where} is {float(value[where])}; the draw is {draw}. Check the parameters of "
+                    f"{node.sample.law.name}, and that the draw is in its support"
+                )
+
+
+def moving_support_message(node: nd.Sample) -> str:
+    return (
+        f"sample {node.name!r} (axes: {describe(node.axes)}): the support of {node.law.name} moves with the "
+        "parameters, so the score function is biased; use PW for this node, or a distribution with a fixed support"
+    )
+
+
+@contextmanager
+def seeded(generator: torch.Generator | None, inputs: Any) -> Iterator[None]:
+    """Let torch's default generators continue `generator`, and hand the state back to it afterwards.
+
+    Distributions draw from the default generators only. The default state of the caller is left as it was.
+    """
+    if generator is None:
+        yield
+        return
+    devices = {leaf.device for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.is_cuda}
+    with torch.random.fork_rng(devices=[d.index or 0 for d in devices]):
+        if generator.device.type == "cpu":
+            torch.set_rng_state(generator.get_state())
+        else:
+            torch.cuda.set_rng_state(generator.get_state(), generator.device)
+        on_cpu = generator.device.type == "cpu"
+        for device in devices if on_cpu else ():
+            seed = int(torch.randint(2**62, ()))
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
+        yield
+        generator.set_state(torch.get_rng_state() if on_cpu else torch.cuda.get_rng_state(generator.device))

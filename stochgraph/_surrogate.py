@@ -1,0 +1,284 @@
+"""The nodes that the compiler adds: scores, weights, boxes and compiled updates.
+
+NOTE [the box]
+`box(L) = exp(L - recorded L)`. At the parameters that drew the trace its value is 1 and its derivative is that of L;
+at other parameters it is the importance ratio. So one surrogate serves for gradients of any order, for line searches
+and for replays.
+
+NOTE [the two places of an update]
+The gradient inside an update is taken at a placeholder psi, a copy of the parameters theta. A score-function term
+`log p(x; psi) * cost` is differentiated at psi through the score only: its cost is evaluated at theta. So the update
+is exactly the function of theta that it is for a fixed sample, and its Jacobian is right even where costs depend on
+theta.
+"""
+
+import heapq
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from . import _node as nd
+from . import _vectorize as vz
+from ._axes import Axes, union, without
+
+
+class Score(nd.Node):
+    """The log-probability of a draw under given parents; inputs are the draw and the parents."""
+
+    kind = "score"
+
+    def __init__(self, sample: nd.Sample, drawn: nd.Node, parents: Sequence[nd.Node]) -> None:
+        self.sample = sample
+        super().__init__(f"log p({sample.name})", sample.index, [drawn, *parents])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+        return run.score(self.sample, values[0], self.inputs[1:], values[1:])
+
+
+class Weight(nd.Node):
+    """A score relative to its recorded value, reduced to the axes along which a term depends on the draw.
+
+    Axes in `aligned` are kept: plates elementwise, time cumulatively. All others are summed; with `average` plates are
+    averaged instead.
+    """
+
+    kind = "weight"
+
+    def __init__(self, score: Score, aligned: Axes, average: bool) -> None:
+        self.sample = score.sample
+        self.aligned = aligned
+        self.average = average
+        super().__init__(f"weight({score.sample.name})", score.index, [score])
+
+    def infer_axes(self) -> Axes:
+        return without(self.inputs[0].axes, self.summed)
+
+    @property
+    def summed(self) -> Axes:
+        """The sample's own axes that are reduced; axes that only the parents have stay."""
+        return without(self.sample.axes, self.aligned)
+
+    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+        recorded = run.log_probs.get(self.sample.name)
+        if recorded is None:
+            weight = self._reduce(values[0])
+            return weight - weight.detach()
+        return self._reduce(values[0] - vz.align(recorded, self.sample.axes, self.inputs[0].axes))
+
+    def _reduce(self, value: Tensor) -> Tensor:
+        axes = self.inputs[0].axes
+        for d, axis in enumerate(axes):
+            if axis.time and axis in self.aligned:
+                value = value.cumsum(d)
+        gone = {axis: d for d, axis in enumerate(axes) if axis in self.summed}
+        plates = [d for axis, d in gone.items() if self.average and not axis.time]
+        scale = 1.0
+        for d in plates:
+            scale /= value.shape[d]
+        value = value.sum(tuple(gone.values())) if gone else value
+        return value * scale if plates else value
+
+
+class Box(nd.Node):
+    """`base * exp(exponent)`."""
+
+    kind = "box"
+
+    def __init__(self, base: nd.Node, exponent: nd.Node, weights: tuple[Weight, ...]) -> None:
+        self.weights = weights
+        super().__init__(f"box({base.name})", base.index, [base, exponent])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        base, exponent = values
+        factor = exponent.exp()
+        axes = [node.axes for node in self.inputs]
+        if isinstance(base, Tensor):
+            base, factor = vz.broadcast([base, factor], axes, self.axes)
+            return base * factor
+        return pytree.tree_map_only(
+            Tensor, lambda leaf: torch.mul(*vz.broadcast([leaf, factor], axes, self.axes)), base
+        )
+
+
+class ScoreTerm(nd.Node):
+    """`base * sum of log-probabilities`: a score-function term, whose gradient alone is used."""
+
+    kind = "score term"
+
+    def __init__(self, base: nd.Node, scores: nd.Node, weights: tuple[Weight, ...]) -> None:
+        self.weights = weights
+        super().__init__(f"score({base.name})", base.index, [base, scores])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+        base, scores = vz.broadcast(values, [node.axes for node in self.inputs], self.axes)
+        return base * scores
+
+
+class Total(nd.Node):
+    """The sum of its inputs."""
+
+    kind = "total"
+
+    def __init__(self, left: nd.Node, right: nd.Node) -> None:
+        super().__init__("total", max(left.index, right.index), [left, right])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+        left, right = vz.broadcast(values, [node.axes for node in self.inputs], self.axes)
+        return left + right
+
+
+class Placeholder(nd.Node):
+    """The parameters at which an update's inner gradient is taken: a copy of them for every remaining plate."""
+
+    kind = "placeholder"
+
+    def __init__(self, update: nd.Update) -> None:
+        self.wanted = union(update.params.axes, update.objective.axes)
+        super().__init__(update.params.name, update.index, [])
+
+    def infer_axes(self) -> Axes:
+        return self.wanted
+
+
+class CompiledUpdate(nd.Node):
+    """An update with its inner objective replaced by the surrogate whose gradient is taken at `psi`."""
+
+    kind = "update"
+
+    def __init__(
+        self, update: nd.Update, params: nd.Node, rates: Sequence[nd.Node], psi: Placeholder, surrogate: nd.Node,
+        detach: bool,
+    ) -> None:
+        self.update = update
+        self.psi = psi
+        self.surrogate = surrogate
+        self.detach = detach
+        self.rate_count = len(rates)
+        self.program, captured = split(surrogate, psi)
+        super().__init__(update.name, update.index, [params, *rates, *captured])
+
+    def infer_axes(self) -> Axes:
+        rates = self.inputs[1 : 1 + self.rate_count]
+        return union(self.psi.axes, self.inputs[0].axes, *(node.axes for node in rates))
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        first = 1 + self.rate_count
+        captured = dict(zip(self.inputs[first:], values[first:], strict=True))
+        start = self._copies(run, values[0])
+        grads = gradient(lambda psi: self._total(run, captured, psi), start, detach=self.detach)
+        rates, lead = self._rates(values[1:first])
+        return self._step(start, grads, rates, lead)
+
+    def _copies(self, run: Any, params: Any) -> Any:
+        """One copy of the parameters for every remaining plate."""
+        axes, target = self.inputs[0].axes, self.psi.axes
+        if axes == target:
+            return params
+        sizes = [run.sizes[axis] for axis in target]
+        return pytree.tree_map(
+            lambda leaf: vz.align(leaf, axes, target).expand(*sizes, *leaf.shape[len(axes) :]), params
+        )
+
+    def _total(self, run: Any, captured: dict[nd.Node, Any], psi: Any) -> Tensor:
+        known = {**captured, self.psi: psi}
+        execute(self.program, run, known)
+        return known[self.surrogate].sum()
+
+    def _rates(self, values: Sequence[Any]) -> tuple[Any, int]:
+        """The step sizes, and how many of their leading dimensions are plates."""
+        nodes = self.inputs[1 : 1 + self.rate_count]
+        varies = any(node.axes for node in nodes)
+        if varies:
+            values = [vz.align_tree(v, node.axes, self.axes) for v, node in zip(values, nodes, strict=True)]
+        (rates,), _ = self.update.lr.fill(values)
+        return rates, len(self.axes) if varies else 0
+
+    def _step(self, start: Any, grads: Any, rates: Any, lead: int) -> Any:
+        leaves, spec = pytree.tree_flatten(start)
+        steps = pytree.tree_leaves(grads)
+        flat = pytree.tree_leaves(rates)
+        flat = flat * len(leaves) if len(flat) == 1 else flat
+        if len(flat) != len(leaves):
+            raise ValueError(
+                f"update {self.update.name!r}: lr has {len(flat)} leaves, the parameters have {len(leaves)}: give one "
+                "step size, or one for each"
+            )
+        moved = [self._move(p, g, r, lead) for p, g, r in zip(leaves, steps, flat, strict=True)]
+        return pytree.tree_unflatten(moved, spec)
+
+    def _move(self, leaf: Tensor, step: Tensor, rate: Any, lead: int) -> Tensor:
+        if isinstance(rate, Tensor) and lead:
+            event = leaf.dim() - len(self.psi.axes)
+            rate = vz.align(rate, self.axes, self.axes, event)
+            leaf, step = (vz.align(t, self.psi.axes, self.axes) for t in (leaf, step))
+        return leaf + self.update.sign * rate * step
+
+
+def gradient(fn: Callable[[Any], Tensor], start: Any, detach: bool) -> Any:
+    """The gradient of `fn` at `start`, differentiable again unless `detach`.
+
+    Outside `torch.func` transforms plain reverse mode is several times faster than `torch.func.grad`; inside them only
+    the latter works.
+    """
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        grads = torch.func.grad(fn)(start)
+        return pytree.tree_map(Tensor.detach, grads) if detach else grads
+    again = torch.is_grad_enabled() and not detach
+    with torch.enable_grad():
+        leaves, spec = pytree.tree_flatten(start)
+        copies = [x.view_as(x) if x.requires_grad and again else x.detach().requires_grad_() for x in leaves]
+        total = fn(pytree.tree_unflatten(copies, spec))
+        if not total.requires_grad:
+            return pytree.tree_map(torch.zeros_like, start)
+        grads = torch.autograd.grad(total, copies, create_graph=again, allow_unused=True, materialize_grads=True)
+    return pytree.tree_unflatten([g if again else g.detach() for g in grads], spec)
+
+
+def schedule(roots: Iterable[nd.Node]) -> list[nd.Node]:
+    """The ancestors of the roots in an order that respects inputs, and otherwise the declaration."""
+    found: dict[nd.Node, int] = {}
+    stack = list(roots)
+    while stack:
+        node = stack.pop()
+        if node not in found:
+            found[node] = len(found)
+            stack.extend(node.inputs)
+    users: dict[nd.Node, list[nd.Node]] = {node: [] for node in found}
+    waiting = {node: len(set(node.inputs)) for node in found}
+    for node in found:
+        for parent in set(node.inputs):
+            users[parent].append(node)
+    ready = [(node.index, found[node], node) for node in found if not waiting[node]]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        _, _, node = heapq.heappop(ready)
+        order.append(node)
+        for user in users[node]:
+            waiting[user] -= 1
+            if not waiting[user]:
+                heapq.heappush(ready, (user.index, found[user], user))
+    return order
+
+
+def split(root: nd.Node, psi: nd.Node) -> tuple[list[nd.Node], list[nd.Node]]:
+    """The nodes that move with `psi`, in order, and the others that they read."""
+    moving = {psi}
+    program = []
+    for node in schedule([root]):
+        if any(parent in moving for parent in node.inputs):
+            moving.add(node)
+            program.append(node)
+    needed = [root] if root not in moving else []
+    needed += [parent for node in program for parent in node.inputs if parent not in moving]
+    return program, list(dict.fromkeys(needed))
+
+
+def execute(program: Sequence[nd.Node], run: Any, known: dict[nd.Node, Any]) -> None:
+    """Evaluate the nodes of a program in order, adding their values to `known`."""
+    for node in program:
+        if node not in known:
+            known[node] = node.evaluate(run, [known[parent] for parent in node.inputs])

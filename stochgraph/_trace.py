@@ -1,0 +1,22 @@
+"""What was drawn: the record that a surrogate is a function of."""
+
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+
+class Trace(NamedTuple):
+    """The draws of one pass through a graph. A pytree: map over it, move it, save it with `torch.save`, replay it.
+
+    Attributes:
+        value: the value of the objective for these draws, a scalar.
+        draws: for every sample node its draw, shape `(*axes, ...)`, outermost plate first.
+        log_probs: for every sample node whose distribution depends on an input, the log-probability of each draw (and
+            time step) under the parameters that drew it, shape `(*axes,)`.
+        noise: for every pathwise node the noise that its draw is a function of.
+    """
+
+    value: Tensor
+    draws: dict[str, Any]
+    log_probs: dict[str, Tensor]
+    noise: dict[str, list[Tensor]]

@@ -1,0 +1,316 @@
+"""Exact verification: every joint outcome of a small discrete graph, weighted with its probability.
+
+The truth is the derivative of `sum over outcomes D of p(D; theta) * value(D; theta)`: forward values and
+log-probabilities, with the derivative of an update taken for fixed draws. No box, no estimator has a part in it.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from . import _node as nd
+from ._axes import describe
+from ._compile import Compiled
+from ._derive import VALUE, Derivation
+from ._errors import VerificationError
+from ._run import Run
+from ._surrogate import schedule
+from ._trace import Trace
+
+_CHUNK = 4096
+
+
+@dataclass(frozen=True)
+class Verification:
+    """Exact figures of an estimator, from `verify`.
+
+    Attributes:
+        truth: the derivative of the expected objective.
+        expectation: the exact mean of the estimator.
+        bias: `expectation - truth`.
+        variance: the exact variance of the estimator, coordinate by coordinate.
+        relative_bias: Euclidean norm of `bias` over that of `truth`.
+        outcomes: how many joint outcomes of positive probability there are.
+        order: the order of the derivative.
+
+    For first derivatives `truth`, `expectation`, `bias` and `variance` are pytrees like the differentiated input (a
+    tuple of them if there are several). For order k they are tensors of shape `(*input.shape,) * k` if one tensor is
+    differentiated, else `(P,) * k` over the P concatenated parameters.
+    """
+
+    truth: Any
+    expectation: Any
+    bias: Any
+    variance: Any
+    relative_bias: float
+    outcomes: int
+    order: int
+    _total_variance: float = field(repr=False)
+
+    @property
+    def total_variance(self) -> float:
+        """The variance summed over all coordinates."""
+        return self._total_variance
+
+    def __str__(self) -> str:
+        return (
+            f"order {self.order}, {self.outcomes} outcomes: relative bias {self.relative_bias:.3e}, "
+            f"total variance {self.total_variance:.4g}"
+        )
+
+    def _repr_markdown_(self) -> str:
+        return (
+            "| order | outcomes | relative bias | total variance |\n|---|---|---|---|\n"
+            f"| {self.order} | {self.outcomes} | {self.relative_bias:.3e} | {self.total_variance:.4g} |"
+        )
+
+
+def verify(
+    compiled: Compiled,
+    *inputs: Any,
+    order: int = 1,
+    sizes: Mapping[str, int] | None = None,
+    max_outcomes: int = 1_000_000,
+) -> Verification:
+    r"""The exact bias and variance of an estimator, by enumeration of all joint outcomes.
+
+    .. math:: \text{truth} = \nabla^k_\theta \sum_D p(D; \theta) \, f(D; \theta), \qquad
+              \text{expectation} = \sum_D p(D; \theta) \, \nabla^k_\theta S(\theta, D)
+
+    Args:
+        compiled: the estimator. Every sample node must be discrete with finitely many outcomes.
+        *inputs: the inputs; use float64.
+        order: the order of the derivative, 1 or more.
+        sizes: sizes of plates by name.
+        max_outcomes: refuse graphs with more joint outcomes.
+
+    Raises:
+        VerificationError: a node that cannot be enumerated, too many outcomes, or outcomes whose probabilities do
+            not sum to 1.
+
+    Example:
+        >>> import torch, stochgraph as sg
+        >>> from torch.distributions import Bernoulli
+        >>> @sg.graph
+        ... def objective(logit):
+        ...     x = sg.sample("x", Bernoulli, logits=logit, n=3)
+        ...     return sg.mean(x) ** 2
+        >>> logit = torch.tensor(0.3, dtype=torch.float64)
+        >>> sg.verify(objective.compile(sg.SF()), logit).relative_bias < 1e-12
+        True
+        >>> sg.verify(objective.compile(sg.LSF()), logit).relative_bias > 0.01
+        True
+    """
+    if order < 1:
+        raise ValueError(f"order must be at least 1, got {order}")
+    pathwise = sorted(compiled._derivation.pathwise)
+    if pathwise:
+        raise VerificationError(f"sample {pathwise[0]!r} is pathwise, so continuous: it cannot be enumerated; see profile")
+    outcomes = _Outcomes(compiled, inputs, sizes or {}, max_outcomes)
+    outcomes.enumerate()
+    flat, restore = _flatten(compiled, inputs)
+    truth = _accumulate(outcomes, lambda draws: _expected_value(outcomes, restore, draws, flat, order))
+    probability, log_probs = outcomes.probabilities(flat, restore)
+    if abs(float(probability.sum()) - 1) > 1e-6:
+        raise VerificationError(
+            f"the probabilities of all outcomes of {compiled.graph.name} sum to {float(probability.sum()):.8f}, not 1: "
+            "an enumeration is incomplete, or a distribution is not normalised"
+        )
+    estimates = _estimates(compiled, outcomes, restore, flat, log_probs, order)
+    weights = probability.reshape(-1, *[1] * order)
+    mean = (weights * estimates).sum(0)
+    variance = (weights * (estimates - mean) ** 2).sum(0)
+    shape = _shaper(compiled, inputs, order)
+    bias = mean - truth
+    return Verification(
+        shape(truth), shape(mean), shape(bias), shape(variance), _relative(bias, truth), len(probability), order,
+        float(variance.sum()),
+    )
+
+
+def _relative(bias: Tensor, truth: Tensor) -> float:
+    size = float(truth.norm())
+    return float(bias.norm()) / size if size else (0.0 if float(bias.norm()) == 0 else float("inf"))
+
+
+class _Outcomes:
+    """All joint outcomes of the sample nodes, built node by node in the order of declaration."""
+
+    def __init__(self, compiled: Compiled, inputs: Any, sizes: Mapping[str, int], limit: int) -> None:
+        self.names, self.inputs, self.limit = compiled.graph.inputs, inputs, limit
+        compiled._run(inputs, sizes)  # refuses wrong inputs and sizes
+        self.wanted = sizes
+        order = compiled.graph._order
+        self.samples = [node for node in order if isinstance(node, nd.Sample)]
+        value = Derivation(order, {node.name: VALUE for node in self.samples})
+        self.objective = value.derive(compiled.graph._objective)
+        self.scores = {node.name: value.score(node) for node in self.samples}
+        self.program = schedule([self.objective, *self.scores.values()])
+        self.draws: dict[str, Any] = {}
+        self.count = 1
+
+    def enumerate(self) -> None:
+        for node in self.samples:
+            self._extend(node)
+            self._drop_impossible(node)
+
+    def _extend(self, node: nd.Sample) -> None:
+        """Every outcome so far, times every joint outcome of the node's draws."""
+        support, own = self._support(node)
+        leaves, spec = pytree.tree_flatten(support)
+        lead = len(node.parent_axes)
+        shape = leaves[0].shape
+        size = [] if node.plate is None else [self.wanted.get(node.name, node.n or 1)]
+        cells = [*shape[2 : 2 + lead], *size, *shape[2 + lead : 2 + lead + own]]
+        choices, n = shape[1], prod(cells)
+        if self.count * choices**n > self.limit:
+            raise VerificationError(
+                f"sample {node.name!r} (axes: {describe(node.axes)}) has {choices} outcomes for each of its {n} draws: "
+                f"{self.count} * {choices}**{n} joint outcomes are more than max_outcomes={self.limit}. "
+                "Make plates or horizons smaller"
+            )
+        index = torch.arange(choices**n)[:, None] // choices ** torch.arange(n) % choices
+        grown = [_combine(leaf, lead, own, size, cells, index) for leaf in leaves]
+        repeats = len(index)
+        self.draws = pytree.tree_map(lambda x: x.repeat_interleave(repeats, 0), self.draws)
+        self.draws[node.name] = pytree.tree_unflatten(grown, spec)
+        self.count *= repeats
+
+    def _support(self, node: nd.Sample) -> tuple[Any, int]:
+        own: list[int] = []
+        parents = self.scores[node.name].inputs[1:]
+        program = schedule(parents)
+
+        def one(_: Tensor, draws: dict[str, Any]) -> Any:
+            run = self._run(self.inputs, draws)
+            values = run.execute(program)
+            found, dims = node.law.outcomes(node, [values[parent] for parent in parents])
+            own[:] = [dims]
+            return found
+
+        try:
+            support = torch.vmap(one)(torch.arange(self.count), self.draws)
+        except NotImplementedError as error:
+            raise VerificationError(
+                f"sample {node.name!r} ({node.law.name}) cannot be enumerated exactly: {error}. "
+                "Use a discrete distribution, or measure with sg.profile"
+            ) from None
+        return support, own[0]
+
+    def _drop_impossible(self, node: nd.Sample) -> None:
+        score = self.scores[node.name]
+        program = schedule([score])
+
+        def one(draws: dict[str, Any]) -> Tensor:
+            return self._run(self.inputs, draws).execute(program)[score].sum()
+
+        possible = torch.vmap(one)(self.draws) > -torch.inf
+        if not bool(possible.all()):
+            self.draws = pytree.tree_map(lambda x: x[possible], self.draws)
+            self.count = int(possible.sum())
+
+    def _run(self, inputs: Any, draws: dict[str, Any]) -> Run:
+        trace = Trace(torch.tensor(0.0), draws, {}, {})
+        return Run(dict(zip(self.names, inputs, strict=True)), self.wanted, trace)
+
+    def evaluate(self, inputs: Any, draws: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The value of the objective and the log-probabilities, for one outcome."""
+        run = self._run(inputs, draws)
+        values = run.execute(self.program)
+        return values[self.objective], {name: values[score] for name, score in self.scores.items()}
+
+    def probabilities(self, flat: Tensor, restore: Callable[[Tensor], Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        """The probability of every outcome, and the log-probability of every draw in it."""
+        log_probs = torch.vmap(lambda draws: self.evaluate(restore(flat), draws)[1], chunk_size=_CHUNK)(self.draws)
+        total = sum(x.reshape(self.count, -1).sum(1) for x in log_probs.values())
+        return torch.as_tensor(total).exp(), log_probs
+
+
+def _combine(leaf: Tensor, lead: int, own: int, size: list[int], cells: list[int], index: Tensor) -> Tensor:
+    """Leaf `(outcomes, choices, *parents, *own, ...)` to `(outcomes * combinations, *parents, *plate, *own, ...)`."""
+    event = leaf.shape[2 + lead + own :]
+    if size:
+        leaf = leaf.unsqueeze(2 + lead)
+    flat = leaf.expand(*leaf.shape[:2], *cells, *event).reshape(*leaf.shape[:2], prod(cells), *event)
+    chosen = flat[:, index.to(leaf.device), torch.arange(prod(cells), device=leaf.device)]
+    return chosen.reshape(-1, *cells, *event)
+
+
+def _flatten(compiled: Compiled, inputs: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+    """The differentiated inputs as one vector, and the way back to all inputs."""
+    names = compiled.graph.inputs
+    leaves, spec = pytree.tree_flatten([inputs[names.index(name)] for name in compiled.wrt])
+    leaves = [torch.as_tensor(leaf) for leaf in leaves]
+    sizes = [leaf.numel() for leaf in leaves]
+
+    def restore(flat: Tensor) -> Any:
+        parts = flat.split(sizes)
+        trees = pytree.tree_unflatten([p.reshape(x.shape) for p, x in zip(parts, leaves, strict=True)], spec)
+        replaced = dict(zip(compiled.wrt, trees, strict=True))
+        return [replaced.get(name, value) for name, value in zip(names, inputs, strict=True)]
+
+    return torch.cat([leaf.detach().reshape(-1) for leaf in leaves]), restore
+
+
+def _shaper(compiled: Compiled, inputs: Any, order: int) -> Callable[[Tensor], Any]:
+    """From derivatives of the vector to the form that `Verification` describes."""
+    flat, restore = _flatten(compiled, inputs)
+    names = compiled.graph.inputs
+    chosen = [inputs[names.index(name)] for name in compiled.wrt]
+    if order == 1:
+
+        def as_tree(vector: Tensor) -> Any:
+            trees = [restore(vector)[names.index(name)] for name in compiled.wrt]
+            return trees[0] if len(trees) == 1 else tuple(trees)
+
+        return as_tree
+    if len(chosen) == 1 and isinstance(chosen[0], Tensor):
+        return lambda tensor: tensor.reshape(chosen[0].shape * order)
+    return lambda tensor: tensor
+
+
+def _derivative(fn: Callable[..., Tensor], order: int) -> Callable[..., Tensor]:
+    """The derivative of a scalar function of a vector: reverse mode once, forward mode after that."""
+    derived = torch.func.grad(fn)
+    for _ in range(order - 1):
+        derived = torch.func.jacfwd(derived)
+    return derived
+
+
+def _expected_value(
+    outcomes: _Outcomes, restore: Callable[[Tensor], Any], draws: dict[str, Any], flat: Tensor, order: int
+) -> Tensor:
+    """The derivative of `sum_D p(D; theta) value(D; theta)` over some outcomes."""
+
+    def one(vector: Tensor, one_draws: dict[str, Any]) -> Tensor:
+        value, log_probs = outcomes.evaluate(restore(vector), one_draws)
+        return torch.stack([x.sum() for x in log_probs.values()]).sum().exp() * value
+
+    def total(vector: Tensor) -> Tensor:
+        return torch.vmap(one, in_dims=(None, 0))(vector, draws).sum()
+
+    return _derivative(total, order)(flat)
+
+
+def _accumulate(outcomes: _Outcomes, part: Callable[[dict[str, Any]], Tensor]) -> Tensor:
+    starts = range(0, outcomes.count, _CHUNK)
+    pieces = [part(pytree.tree_map(lambda x, s=start: x[s : s + _CHUNK], outcomes.draws)) for start in starts]
+    return torch.stack(pieces).sum(0)
+
+
+def _estimates(
+    compiled: Compiled, outcomes: _Outcomes, restore: Callable[[Tensor], Any], flat: Tensor,
+    log_probs: dict[str, Tensor], order: int,
+) -> Tensor:
+    """The estimate that every outcome gives, `(outcomes, P, ...)`."""
+
+    def one(draws: dict[str, Any], recorded: dict[str, Tensor]) -> Tensor:
+        trace = Trace(torch.tensor(0.0), draws, recorded, {})
+        return _derivative(lambda vector: compiled.surrogate(*restore(vector), trace), order)(flat)
+
+    return torch.vmap(one, chunk_size=_CHUNK)(outcomes.draws, log_probs).detach()
