@@ -19,8 +19,12 @@ from ._errors import DeclarationError as DeclarationError
 from ._errors import SamplingError as SamplingError
 from ._errors import StochgraphError as StochgraphError
 from ._errors import VerificationError as VerificationError
+from ._explain import Explanation as Explanation
 from ._graph import Graph as Graph
 from ._graph import graph as graph
+from ._ledger import Row as Row
+from ._profile import Profile as Profile
+from ._profile import profile as profile
 from ._sampler import Sampler as Sampler
 from ._trace import Trace as Trace
 from ._vectorize import vectorize as vectorize

@@ -75,6 +75,7 @@ def verify(
     *inputs: Any,
     order: int = 1,
     sizes: Mapping[str, int] | None = None,
+    surrogate: Callable[..., Tensor] | None = None,
     max_outcomes: int = 1_000_000,
 ) -> Verification:
     r"""The exact bias and variance of an estimator, by enumeration of all joint outcomes.
@@ -87,6 +88,8 @@ def verify(
         *inputs: the inputs; use float64.
         order: the order of the derivative, 1 or more.
         sizes: sizes of plates by name.
+        surrogate: a surrogate written by hand, `surrogate(*inputs, trace)`, to be verified for this graph in place of
+            the derived one.
         max_outcomes: refuse graphs with more joint outcomes.
 
     Raises:
@@ -121,7 +124,7 @@ def verify(
             f"the probabilities of all outcomes of {compiled.graph.name} sum to {float(probability.sum()):.8f}, not 1: "
             "an enumeration is incomplete, or a distribution is not normalised"
         )
-    estimates = _estimates(compiled, outcomes, restore, flat, log_probs, order)
+    estimates = _estimates(surrogate or compiled.surrogate, outcomes, restore, flat, log_probs, order)
     weights = probability.reshape(-1, *[1] * order)
     mean = (weights * estimates).sum(0)
     variance = (weights * (estimates - mean) ** 2).sum(0)
@@ -275,10 +278,10 @@ def _shaper(compiled: Compiled, inputs: Any, order: int) -> Callable[[Tensor], A
 
 
 def _derivative(fn: Callable[..., Tensor], order: int) -> Callable[..., Tensor]:
-    """The derivative of a scalar function of a vector: reverse mode once, forward mode after that."""
+    """The derivative of a scalar function of a vector. Reverse mode throughout: not every torch function has the other."""
     derived = torch.func.grad(fn)
     for _ in range(order - 1):
-        derived = torch.func.jacfwd(derived)
+        derived = torch.func.jacrev(derived)
     return derived
 
 
@@ -304,13 +307,13 @@ def _accumulate(outcomes: _Outcomes, part: Callable[[dict[str, Any]], Tensor]) -
 
 
 def _estimates(
-    compiled: Compiled, outcomes: _Outcomes, restore: Callable[[Tensor], Any], flat: Tensor,
+    surrogate: Callable[..., Tensor], outcomes: _Outcomes, restore: Callable[[Tensor], Any], flat: Tensor,
     log_probs: dict[str, Tensor], order: int,
 ) -> Tensor:
     """The estimate that every outcome gives, `(outcomes, P, ...)`."""
 
     def one(draws: dict[str, Any], recorded: dict[str, Tensor]) -> Tensor:
         trace = Trace(torch.tensor(0.0), draws, recorded, {})
-        return _derivative(lambda vector: compiled.surrogate(*restore(vector), trace), order)(flat)
+        return _derivative(lambda vector: surrogate(*restore(vector), trace), order)(flat)
 
     return torch.vmap(one, chunk_size=_CHUNK)(outcomes.draws, log_probs).detach()

@@ -1,0 +1,192 @@
+"""The derived surrogate as a formula."""
+
+import operator
+from typing import Any
+
+import torch
+
+from . import _node as nd
+from ._axes import Axis
+from ._surrogate import Box, CompiledUpdate, Placeholder, ScoreTerm, Total, Weight
+
+_GREEK = frozenset(
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi chi psi omega".split()
+)
+_INFIX = {operator.add: "{} + {}", operator.sub: "{} - {}", operator.mul: r"{} \, {}", operator.truediv: r"\frac{{{}}}{{{}}}"}
+_LETTERS = "ijklmnpqrs"
+
+
+def latex(compiled: Any) -> str:
+    r"""The estimator as LaTeX: one line per update, then the gradient. `\square(L)` stands for `exp(L - stop(L))`."""
+    return _Printer(compiled).print()
+
+
+def symbol(name: str, index: str = "") -> str:
+    """A node's name in maths: Greek letters by name, primes kept, a trailing number and the index as subscripts."""
+    stem = name.rstrip("'")
+    primes = name[len(stem) :]
+    letters = stem.rstrip("0123456789_")
+    number = stem[len(letters) :].strip("_")
+    if letters in _GREEK:
+        text = "\\" + letters
+    else:
+        text = letters if len(letters) == 1 else r"\mathrm{" + letters.replace("_", r"\_") + "}"
+    subscripts = ", ".join(part for part in (number, index) if part)
+    return text + primes + (f"_{{{subscripts}}}" if subscripts else "")
+
+
+class _Printer:
+    def __init__(self, compiled: Any) -> None:
+        self.root = compiled._root
+        self.wrt = ", ".join(symbol(name) for name in compiled.wrt)
+        self.updates: dict[nd.Node, str] = {}
+        axes: dict[Axis, None] = {}
+        for node in compiled.graph._order:
+            axes.update(dict.fromkeys(node.axes))
+        plates = [axis for axis in axes if not axis.time]
+        times = [axis for axis in axes if axis.time]
+        self.index = {axis: _letter(_LETTERS, i) for i, axis in enumerate(plates)}
+        self.index |= {axis: "t" + "'" * i for i, axis in enumerate(times)}
+
+    def print(self) -> str:
+        objective = self.text(self.root)
+        lines = [*self.updates.values(), rf"\hat g &= \nabla_{{{self.wrt}}} \Big[ {objective} \Big]"]
+        if len(lines) == 1:
+            return lines[0].replace("&", "")
+        return r"\begin{aligned}" + r" \\ ".join(lines) + r"\end{aligned}"
+
+    def text(self, node: nd.Node) -> str:
+        """The node as a formula. Long chains are cut short: a formula is for reading."""
+        return self._text(node, 0)
+
+    def _text(self, node: nd.Node, depth: int) -> str:
+        if depth > 12:
+            return r"\cdots"
+        parts = [self._text(parent, depth + 1) for parent in self._shown(node)]
+        if isinstance(node, Box):
+            return rf"\square\big({self._scores(node.weights)}\big) \, {self._bracket(node.inputs[0], parts[0])}"
+        if isinstance(node, ScoreTerm):
+            return rf"\big({self._scores(node.weights)}\big) \, {self._bracket(node.inputs[0], parts[0])}"
+        if isinstance(node, CompiledUpdate):
+            return self._update(node, parts, depth)
+        if isinstance(node, Total):
+            return " + ".join(parts)
+        return self._declared(node, parts)
+
+    def _shown(self, node: nd.Node) -> tuple[nd.Node, ...]:
+        if isinstance(node, (Box, ScoreTerm)):
+            return node.inputs[:1]
+        if isinstance(node, CompiledUpdate):
+            return node.inputs[: 1 + node.rate_count]
+        return () if isinstance(node, nd.Sample) else node.inputs
+
+    def _declared(self, node: nd.Node, parts: list[str]) -> str:
+        if isinstance(node, nd.Sample):
+            return self._indexed(node)
+        if isinstance(node, (nd.Input, Placeholder)):
+            return symbol(node.name)
+        if isinstance(node, nd.Reduction):
+            return self._reduction(node, parts[0])
+        if isinstance(node, nd.Select):
+            key = rf"\mathrm{{{node.key}}}".replace("_", r"\_") if node.attribute else f"[{node.key}]"
+            return f"{parts[0]}.{key}" if node.attribute else parts[0] + key
+        if isinstance(node, nd.Stop):
+            return rf"\mathrm{{stop}}({parts[0]})"
+        if isinstance(node, nd.Reduce):
+            over = "".join(self.index[axis] for axis in node.over)
+            return rf"\mathrm{{{_function(node.fn)}}}_{{{over}}}({parts[0]})"
+        return self._applied(node, parts)
+
+    def _applied(self, node: Any, parts: list[str]) -> str:
+        supply = iter(zip(node.inputs, parts, strict=True))
+        shown = [self._argument(*next(supply), node) if isinstance(x, nd.Node) else _constant(x) for x in node.arguments.leaves]
+        if node.fn in _INFIX and len(shown) == 2:
+            return _INFIX[node.fn].format(*shown)
+        if node.fn is operator.neg:
+            return f"-{shown[0]}"
+        if node.fn in (operator.pow, torch.pow, torch.square):
+            return f"{shown[0]}^{{{shown[1] if len(shown) > 1 else 2}}}"
+        if node.fn is torch.exp:
+            return rf"\exp({shown[0]})"
+        return rf"\mathrm{{{_function(node.fn)}}}({', '.join(shown)})"
+
+    def _argument(self, parent: nd.Node, text: str, user: Any) -> str:
+        """Brackets around an operand where the operation binds more tightly than the operand."""
+        sum_like = user.fn in (operator.add, operator.truediv)
+        plain = user.fn not in _INFIX and user.fn not in (operator.neg, operator.pow, torch.pow, torch.square)
+        return text if sum_like or plain else self._bracket(parent, text)
+
+    def _bracket(self, node: nd.Node, text: str) -> str:
+        atom = isinstance(node, (nd.Sample, nd.Input, nd.Select, Placeholder, Box))
+        return text if atom else rf"\big({text}\big)"
+
+    def _reduction(self, node: nd.Reduction, inner: str) -> str:
+        signs = []
+        for axis in node.over:
+            i = self.index[axis]
+            discount = "" if node.discount is None else rf"{node.discount:g}^{{{i}}}\,"
+            signs.append(rf"\frac{{1}}{{N_{{{i}}}}}\sum_{{{i}}}" if node.mean else rf"\sum_{{{i}}} {discount}")
+        return " ".join(signs) + " " + self._bracket(node.inputs[0], inner)
+
+    def _scores(self, weights: tuple[Weight, ...]) -> str:
+        terms = [self._score(weight) for weight in weights]
+        if len(terms) > 4:
+            terms = [terms[0], terms[1], r"\cdots", terms[-1]]
+        return " + ".join(terms)
+
+    def _score(self, weight: Weight) -> str:
+        sample = weight.sample
+        signs = ""
+        for axis in sample.axes:
+            i = self.index[axis]
+            if axis in weight.summed:
+                scale = rf"\frac{{1}}{{N_{{{i}}}}}" if weight.average and not axis.time else ""
+                signs += rf"{scale}\sum_{{{i}}} "
+            elif axis.time:
+                signs += rf"\sum_{{s \le {i}}} "
+        parents = [p for p in weight.inputs[0].inputs[1:] if not isinstance(p, nd.Sample)]
+        given = ", ".join(self._parent(parent) for parent in parents)
+        time = {i: "s" for i in [self.index[sample.time]]} if sample.time and sample.time not in weight.summed else {}
+        return rf"{signs}\log p({self._indexed(sample, time)}" + (rf" \mid {given})" if given else ")")
+
+    def _parent(self, node: nd.Node) -> str:
+        if isinstance(node, CompiledUpdate):
+            return self._text(node, 0)
+        named = isinstance(node, (nd.Input, Placeholder, nd.Select))
+        return symbol(node.name) if named and node.name.rstrip("'").isidentifier() else r"\cdot"
+
+    def _indexed(self, node: nd.Sample, renamed: dict[str, str] | None = None) -> str:
+        letters = [self.index[axis] for axis in node.axes]
+        subscript = "".join((renamed or {}).get(i, i) for i in letters)
+        return symbol(node.name, subscript)
+
+    def _update(self, node: CompiledUpdate, parts: list[str], depth: int) -> str:
+        name = symbol(node.name)
+        if node not in self.updates:
+            self.updates[node] = ""  # keep the place: updates inside come first
+            sign = "+" if node.update.sign > 0 else "-"
+            rates = iter(parts[1:])
+            leaves = node.update.lr.leaves
+            rate = ", ".join(next(rates) if isinstance(x, nd.Node) else _constant(x) for x in leaves)
+            psi = symbol(node.psi.name)
+            direction = rf"\nabla_{{{psi}}} \Big[ {self._text(node.surrogate, 0)} \Big]"
+            if node.detach:
+                direction = rf"\mathrm{{stop}}\big({direction}\big)"
+            del self.updates[node]
+            self.updates[node] = rf"{name} &= {parts[0]} {sign} {rate} \, {direction}"
+        return name
+
+
+def _letter(letters: str, i: int) -> str:
+    return letters[i] if i < len(letters) else f"i_{{{i}}}"
+
+
+def _function(fn: Any) -> str:
+    name = getattr(fn, "__name__", type(fn).__name__).strip("_<>")
+    return "f" if name in ("lambda", "Method") else name.replace("_", r"\_")
+
+
+def _constant(value: Any) -> str:
+    if isinstance(value, (int, float)):
+        return f"{value:g}"
+    return "c" if isinstance(value, torch.Tensor) else str(value)

@@ -1,0 +1,173 @@
+"""Monte Carlo profiles: estimators side by side on one graph."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ._compile import Compiled
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of one estimator in a profile.
+
+    Attributes:
+        mean: the mean estimate, all coordinates concatenated, shape `(P,)`.
+        standard_error: of each coordinate of the mean, shape `(P,)`.
+        variance: summed over coordinates.
+        bias: Euclidean norm of `mean - truth`; NaN without a truth.
+        bias_error: the standard error of that distance (it is above zero by about as much for an unbiased estimator).
+        mse: mean squared distance from the truth; NaN without one.
+        seconds: median seconds per estimate.
+    """
+
+    mean: Tensor
+    standard_error: Tensor
+    variance: float
+    bias: float
+    bias_error: float
+    mse: float
+    seconds: float
+
+    @property
+    def mse_per_second(self) -> float:
+        """The mean squared error of the average of as many estimates as a second allows: equal-time accuracy."""
+        squared_bias = self.mse - self.variance
+        return squared_bias + self.variance * self.seconds
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The result of `profile`: figures by estimator name, as a mapping, a table or a plot.
+
+    Attributes:
+        figures: name to `Figures`.
+        truth: what bias and MSE refer to, shape `(P,)`, or `None`.
+        reference: where the truth comes from.
+        repeats: how many estimates were made with each.
+    """
+
+    figures: dict[str, Figures]
+    truth: Tensor | None
+    reference: str
+    repeats: int
+
+    def __getitem__(self, name: str) -> Figures:
+        return self.figures[name]
+
+    def to_markdown(self) -> str:
+        """The table in markdown."""
+        head = "| estimator | bias | ± | variance | MSE | ms per estimate | MSE at one second |"
+        rows = [
+            f"| {name} | {f.bias:.3g} | {f.bias_error:.2g} | {f.variance:.4g} | {f.mse:.4g} | {1e3 * f.seconds:.3g} | "
+            f"{f.mse_per_second:.3g} |"
+            for name, f in self.figures.items()
+        ]
+        note = f"\n{self.repeats} estimates each; bias and MSE against {self.reference}."
+        return "\n".join([head, "|---|" + "---|" * 6, *rows, note])
+
+    def plot(self) -> Any:
+        """Bias, variance, MSE and time as bars, one colour per estimator: a `matplotlib` figure."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(11, 2.8), layout="constrained")
+        panels = {"bias": "bias", "variance": "variance", "mse": "MSE", "seconds": "seconds per estimate"}
+        names = list(self.figures)
+        for axes, (attribute, title) in zip(figure.subplots(1, 4), panels.items(), strict=True):
+            values = [getattr(self.figures[name], attribute) for name in names]
+            errors = [self.figures[name].bias_error for name in names] if attribute == "bias" else None
+            axes.bar(names, values, yerr=errors, color=[f"C{i}" for i in range(len(names))], capsize=4)
+            axes.set_title(title)
+            if all(value > 0 for value in values) and max(values) > 30 * min(values):
+                axes.set_yscale("log")
+        return figure
+
+    def __str__(self) -> str:
+        return self.to_markdown()
+
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown()
+
+
+def profile(
+    compiled: Mapping[str, Compiled],
+    *inputs: Any,
+    repeats: int = 1000,
+    truth: Any = None,
+    generator: torch.Generator | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> Profile:
+    """Measure estimators by Monte Carlo: bias, variance, mean squared error and time.
+
+    Args:
+        compiled: the estimators by name. Estimates are made in turn, so that a drift of the machine meets all.
+        *inputs: the inputs of the graph.
+        repeats: estimates per estimator, at least 2.
+        truth: the gradient, a pytree like the estimate. Default: the mean of those estimators whose ledger says that
+            they are unbiased, the one of least variance.
+        generator: source of randomness.
+        sizes: sizes of plates by name.
+
+    Raises:
+        ValueError: no estimator, or fewer than two repeats.
+
+    Example:
+        >>> import torch, stochgraph as sg
+        >>> from torch.distributions import Normal
+        >>> @sg.graph
+        ... def objective(theta):
+        ...     return sg.mean(sg.sample("x", Normal, theta, 1.0, n=10)) ** 2
+        >>> p = sg.profile({"PW": objective.compile(sg.PW())}, torch.tensor(1.0), repeats=20, truth=torch.tensor(2.0))
+        >>> p["PW"].variance > 0
+        True
+    """
+    if not compiled or repeats < 2:
+        raise ValueError(f"profile needs at least one estimator and two repeats, got {len(compiled)} and {repeats}")
+    estimates: dict[str, list[Tensor]] = {name: [] for name in compiled}
+    seconds: dict[str, list[float]] = {name: [] for name in compiled}
+    for one in compiled.values():  # the first call of a torch function is slow
+        one.value_and_grad(*inputs, generator=generator, sizes=sizes)
+    for _ in range(repeats):
+        for name, one in compiled.items():
+            start = time.perf_counter()
+            grads = one.value_and_grad(*inputs, generator=generator, sizes=sizes)[1]
+            seconds[name].append(time.perf_counter() - start)
+            estimates[name].append(_vector(grads))
+    stacked = {name: torch.stack(found).double().cpu() for name, found in estimates.items()}
+    reference, known = _reference(compiled, stacked, truth)
+    figures = {
+        name: _figures(found, known, torch.tensor(seconds[name]).median().item()) for name, found in stacked.items()
+    }
+    return Profile(figures, known, reference, repeats)
+
+
+def _vector(tree: Any) -> Tensor:
+    return torch.cat([leaf.reshape(-1) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)])
+
+
+def _reference(
+    compiled: Mapping[str, Compiled], estimates: Mapping[str, Tensor], truth: Any
+) -> tuple[str, Tensor | None]:
+    if truth is not None:
+        return "the given truth", _vector(pytree.tree_map(torch.as_tensor, truth)).double().cpu()
+    unbiased = [name for name, one in compiled.items() if one.explain().unbiased]
+    if not unbiased:
+        return "nothing: no estimator is unbiased and no truth was given", None
+    best = min(unbiased, key=lambda name: float(estimates[name].var(0).sum()))
+    return f"the mean of {best}, which is unbiased", estimates[best].mean(0)
+
+
+def _figures(estimates: Tensor, truth: Tensor | None, seconds: float) -> Figures:
+    mean, variance = estimates.mean(0), estimates.var(0)
+    error = (variance / len(estimates)).sqrt()
+    if truth is None:
+        bias = mse = float("nan")
+    else:
+        bias = float((mean - truth).norm())
+        mse = float(((estimates - truth) ** 2).sum(1).mean())
+    return Figures(mean, error, float(variance.sum()), bias, float(error.norm()), mse, seconds)
