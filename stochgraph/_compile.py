@@ -1,5 +1,6 @@
 """Compiled graphs: sampling, surrogates and gradients."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
@@ -141,9 +142,16 @@ class Compiled:
 
     def _surrogate(self, run: Run) -> Tensor:
         loss = self._scalar(run.execute(self._program)[self._root])
-        if torch._C._functorch.peek_interpreter_stack() is None and not bool(torch.isfinite(loss)):
-            run.check_scores()
+        if torch._C._functorch.peek_interpreter_stack() is None and not math.isfinite(loss.item()):
+            self._diagnose(run)
         return loss
+
+    def _diagnose(self, run: Run) -> None:
+        """Find the draw behind a surrogate that is not finite. Scores inside updates are looked at too."""
+        again = Run(run.inputs, {}, Trace(torch.tensor(0.0), run.draws, {}, run.noise))
+        with torch.no_grad():
+            again.execute(self._value_program)
+        again.check_scores()
 
     def _scalar(self, value: Any) -> Tensor:
         if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
@@ -263,6 +271,8 @@ def _routes(graph: Graph, source: nd.Node, estimators: Mapping[str, Any]) -> set
 
 
 def _check_sizes(graph: Graph, sizes: Mapping[str, int]) -> Mapping[str, int]:
+    if not sizes:
+        return sizes
     plates = {name: node for name, node in _samples(graph._order).items() if node.plate is not None}
     for name, size in sizes.items():
         if name not in plates:

@@ -7,8 +7,7 @@ tensor does not have. Within a surrogate that runs under such a transform, scala
 `index_select`, which has the same meaning and a rule for every transform.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,14 +15,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
-@contextmanager
-def scalar_indexing() -> Iterator[None]:
+def scalar_indexing() -> AbstractContextManager[Any]:
     """Look up scalar indices by `index_select` while a `torch.func` transform is active; else do nothing."""
-    if torch._C._functorch.peek_interpreter_stack() is None:
-        yield
-    else:
-        with _ScalarIndexing():
-            yield
+    return nullcontext() if torch._C._functorch.peek_interpreter_stack() is None else _ScalarIndexing()
 
 
 class _ScalarIndexing(TorchFunctionMode):

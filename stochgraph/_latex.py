@@ -150,10 +150,8 @@ class _Printer:
         return rf"{signs}\log p({self._indexed(sample, time)}" + (rf" \mid {given})" if given else ")")
 
     def _parent(self, node: nd.Node) -> str:
-        if isinstance(node, CompiledUpdate):
-            return self._text(node, 0)
-        named = isinstance(node, (nd.Input, Placeholder, nd.Select))
-        return symbol(node.name) if named and node.name.rstrip("'").isidentifier() else r"\cdot"
+        named = isinstance(node, (nd.Input, Placeholder, nd.Select, CompiledUpdate))
+        return self._text(node, 0) if named else r"\cdot"
 
     def _indexed(self, node: nd.Sample, renamed: dict[str, str] | None = None) -> str:
         letters = [self.index[axis] for axis in node.axes]

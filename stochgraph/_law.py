@@ -8,7 +8,7 @@ rebuilt around the mapped parameters. Either way the draw itself is one batched 
 
 import copy
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -31,6 +31,10 @@ class Law(Protocol):
     """What a sample node needs of its distribution."""
 
     time: bool
+    fixed_support: bool  # known before anything is built
+
+    def event_dims(self, arguments: Any) -> list[int] | None:
+        """The event dimensions of each parent, if batches of them can be passed as they are."""
 
     def draw(self, node: Any, values: Sequence[Any], sizes: dict[Any, int]) -> tuple[Any, Any]:
         """A draw `(*node.axes, ...)`, and whatever `score` can reuse."""
@@ -50,22 +54,31 @@ class DistributionLaw:
     def __init__(self, factory: Callable[..., Distribution]) -> None:
         self.factory = factory
         self.is_class = isinstance(factory, type) and issubclass(factory, Distribution)
+        # A support that depends on parameters is a property, which the class itself holds unevaluated.
+        self.fixed_support = self.is_class and not isinstance(factory.support, property)  # type: ignore[attr-defined]
 
     @property
     def name(self) -> str:
         return getattr(self.factory, "__name__", type(self.factory).__name__).strip("<>")
 
+    def event_dims(self, arguments: Any) -> list[int] | None:
+        declared = getattr(self.factory, "arg_constraints", None) if self.is_class and arguments.flat else None
+        if not isinstance(declared, dict):
+            return None
+        names = [*list(inspect.signature(self.factory).parameters)[: arguments.positional], *arguments.keywords]
+        return [declared[names[i]].event_dim for i in arguments.places] if set(names) <= declared.keys() else None
+
     def draw(self, node: Any, values: Sequence[Any], sizes: dict[Any, int]) -> tuple[Tensor, Distribution]:
-        built = self.build(node.arguments, node.inputs, values, node.parent_axes)
+        built = self.build(node, node.inputs, values, node.parent_axes)
         shape = torch.Size([] if node.plate is None else [sizes[node.plate]])
-        with torch.no_grad():
-            return _plate_last(node, built.sample(shape)), built
+        value = built.sample(shape).detach()
+        return (_plate_last(node, value) if node.front else value), built
 
     def draw_pathwise(
         self, node: Any, values: Sequence[Any], sizes: dict[Any, int], noise: list[Tensor] | None
     ) -> tuple[Tensor, list[Tensor]]:
         """A reparameterised draw, from fresh noise or from recorded noise, and the noise."""
-        built = self.build(node.arguments, node.inputs, values, node.parent_axes, validate=noise is None)
+        built = self.build(node, node.inputs, values, node.parent_axes, validate=noise is None)
         if not built.has_rsample:
             raise SamplingError(_no_path(node, type(built).__name__))
         shape = torch.Size([] if node.plate is None else [sizes[node.plate]])
@@ -74,12 +87,13 @@ class DistributionLaw:
         return _plate_last(node, value), tape.recorded
 
     def score(self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], built: Any = None) -> Tensor:
-        parent_axes = union(*(parent.axes for parent in inputs))
+        parent_axes, front = node.parent_axes, node.front
         if built is None:
-            built = self.build(node.arguments, inputs, values, parent_axes, validate=False)
-        axes = union(parent_axes, node.axes)
-        value = vz.align(value, node.axes, axes)
-        front = axes.index(node.plate) if node.plate is not None else 0
+            parent_axes = union(*(parent.axes for parent in inputs))
+            built = self.build(node, inputs, values, parent_axes, validate=False)
+            axes = union(parent_axes, node.axes)
+            value = vz.align(value, node.axes, axes)
+            front = axes.index(node.plate) if node.plate is not None else 0
         log_prob = built.log_prob(value.movedim(front, 0) if front else value)
         own = len(built.batch_shape) - len(parent_axes)
         if own:
@@ -87,39 +101,29 @@ class DistributionLaw:
         return log_prob.movedim(0, front) if front else log_prob
 
     def outcomes(self, node: Any, values: Sequence[Any]) -> tuple[Tensor, int]:
-        built = self.build(node.arguments, node.inputs, values, node.parent_axes, validate=False)
+        built = self.build(node, node.inputs, values, node.parent_axes, validate=False)
         if not built.has_enumerate_support:
             raise NotImplementedError(f"{type(built).__name__} has no finite support")
         return built.enumerate_support(expand=True), len(built.batch_shape) - len(node.parent_axes)
 
     def build(
-        self, arguments: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes, validate: bool = True
+        self, node: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes, validate: bool = True
     ) -> Distribution:
         """The distribution with batch shape `(*axes, *batch of one draw)`."""
-        dims = self._event_dims() if axes else {}
-        if axes and (not arguments.flat or not set(self._names(arguments)) <= dims.keys()):
-            return self._map(arguments, inputs, values, axes)
         if axes:
-            names = [name for name, leaf in zip(self._names(arguments), arguments.leaves, strict=True) if _is_node(leaf)]
-            values = _pad_batches(values, [node.axes for node in inputs], axes, [dims[name] for name in names])
-        args, kwargs = arguments.fill(values)
+            if node.event_dims is None:
+                return self._map(node.arguments, inputs, values, axes)
+            if len(values) > 1:  # a lone parameter has nothing to be in line with
+                values = _pad_batches(values, [parent.axes for parent in inputs], axes, node.event_dims)
+        args, kwargs = node.arguments.fill(values)
         if not self.is_class:
             with _validation(validate):
                 return self.factory(*args, **kwargs)
-        if not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
-            args = tuple(_as_tensor(v) for v in args)
+        if args and not _hold_tensor((*args, *kwargs.values())):
+            args = [_as_tensor(v) for v in args]
         if not validate:
             kwargs["validate_args"] = False
         return self.factory(*args, **kwargs)
-
-    def _event_dims(self) -> dict[str, int]:
-        """The event dimensions of each parameter, where the class declares them."""
-        declared = getattr(self.factory, "arg_constraints", None) if self.is_class else None
-        return {name: c.event_dim for name, c in declared.items()} if isinstance(declared, dict) else {}
-
-    def _names(self, arguments: Any) -> list[str]:
-        args, kwargs = pytree.tree_unflatten(arguments.leaves, arguments.spec)
-        return [*list(inspect.signature(self.factory).parameters)[: len(args)], *kwargs]
 
     def _map(self, arguments: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes) -> Distribution:
         """Build one draw's distribution under vmap, and the plate's distribution from its mapped parameters."""
@@ -144,6 +148,10 @@ class SamplerLaw:
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
         self.time = sampler.time
+        self.fixed_support = True  # nothing is known to the contrary: no distribution is built
+
+    def event_dims(self, arguments: Any) -> None:
+        return None
 
     @property
     def name(self) -> str:
@@ -249,8 +257,11 @@ def _validation(wanted: bool) -> Iterator[None]:
         Distribution.set_default_validate_args(before)
 
 
-def _is_node(leaf: Any) -> bool:
-    return hasattr(leaf, "infer_axes")
+def _hold_tensor(values: Iterable[Any]) -> bool:
+    for value in values:
+        if isinstance(value, Tensor):
+            return True
+    return False
 
 
 def _as_tensor(value: Any) -> Any:
@@ -259,8 +270,7 @@ def _as_tensor(value: Any) -> Any:
 
 def _plate_last(node: Any, value: Tensor) -> Tensor:
     """Move the plate that torch puts in front to its place among the node's axes."""
-    place = node.axes.index(node.plate) if node.plate is not None else 0
-    return value.movedim(0, place) if place else value
+    return value.movedim(0, node.front) if node.front else value
 
 
 def _aligned(values: Sequence[Any], inputs: Sequence[Any], axes: Axes) -> list[Any]:

@@ -10,6 +10,7 @@ reduction over axes (`Mean`, `Sum`: linear; `Reduce`: anything else), an inner u
 import copy
 import operator
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,18 +50,34 @@ class Arguments:
 
     def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self.leaves, self.spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda x: isinstance(x, Node))
-        self.nodes: tuple[Node, ...] = tuple(leaf for leaf in self.leaves if isinstance(leaf, Node))
-        self.flat = all(isinstance(arg, Node) or not isinstance(arg, (tuple, list, dict)) for arg in args)
+        self.places = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Node)]
+        self.nodes: tuple[Node, ...] = tuple(self.leaves[i] for i in self.places)
+        self.positional = len(args)
+        self.keywords = tuple(kwargs)
+        given = [*args, *kwargs.values()]
+        self.flat = len(given) == len(self.leaves) and all(map(operator.is_, given, self.leaves))
         self.simple = self.flat and not kwargs
 
-    def fill(self, values: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    def fill(self, values: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
         """The call's `(args, kwargs)` with each node replaced by its value."""
-        supply = iter(values)
-        filled = [next(supply) if isinstance(leaf, Node) else leaf for leaf in self.leaves]
+        filled = self.leaves.copy()
+        for place, value in zip(self.places, values, strict=True):
+            filled[place] = value
         if self.simple:
-            return tuple(filled), {}
+            return filled, {}
+        if self.flat:  # nothing is nested: no need of the pytree machinery, which costs more than a small torch call
+            return filled[: self.positional], dict(zip(self.keywords, filled[self.positional :], strict=True))
         args, kwargs = pytree.tree_unflatten(filled, self.spec)
         return args, kwargs
+
+    def bind(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn` with the constants in their places: a function of the nodes' values alone."""
+        bare = self.simple and len(self.places) == len(self.leaves)
+        return fn if bare else partial(self._call, fn)
+
+    def _call(self, fn: Callable[..., Any], *values: Any) -> Any:
+        args, kwargs = self.fill(values)
+        return fn(*args, **kwargs)
 
 
 class Node:
@@ -72,7 +89,14 @@ class Node:
         self.name = name
         self.index = index
         self.inputs: tuple[Node, ...] = tuple(inputs)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Work out all that can be known from the inputs' axes, once, so that no evaluation needs to."""
         self.axes: Axes = self.infer_axes()
+        self.input_axes = [node.axes for node in self.inputs]
+        self._leads = [len(axes) for axes in self.input_axes]
+        self._in_line = all(axes == self.axes or not axes for axes in self.input_axes)
 
     def infer_axes(self) -> Axes:
         """The axes of the value, from the axes of the inputs."""
@@ -84,12 +108,18 @@ class Node:
             return self
         node = copy.copy(self)
         node.inputs = tuple(inputs)
-        node.axes = node.infer_axes()
+        node.prepare()
         return node
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         """The value, from the values of the inputs."""
         raise NotImplementedError
+
+    def broadcast(self, values: list[Any]) -> list[Any]:
+        """The values of the inputs, aligned for an elementwise operation."""
+        if len(values) > 1 and not (self._in_line and vz.same_rank(values, self._leads)):
+            return vz.broadcast(values, self.input_axes, self.axes)
+        return values
 
     def __repr__(self) -> str:
         return f"<{self.kind} {self.name} axes={self.axes}>"
@@ -113,19 +143,14 @@ class Apply(Node):
         self.fn = fn
         self.arguments = arguments
         self.elementwise = arguments.flat and fn in _ELEMENTWISE_FUNCTIONS
+        self._call = arguments.bind(fn)
         super().__init__(name, index, arguments.nodes)
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         if self.elementwise:
-            values = vz.broadcast(values, [node.axes for node in self.inputs], self.axes)
-        elif self.axes:
-            aligned = [vz.align_tree(v, n.axes, self.axes) for v, n in zip(values, self.inputs, strict=True)]
-            return vz.vectorize(self._call, len(self.axes))(*aligned)
-        return self._call(*values)
-
-    def _call(self, *values: Any) -> Any:
-        args, kwargs = self.arguments.fill(values)
-        return self.fn(*args, **kwargs)
+            return self._call(*self.broadcast(values))
+        aligned = [vz.align_tree(v, axes, self.axes) for v, axes in zip(values, self.input_axes, strict=True)]
+        return vz.vectorize(self._call, len(self.axes))(*aligned)
 
 
 class Select(Node):
@@ -138,14 +163,18 @@ class Select(Node):
         self.attribute = attribute
         super().__init__(name, index, [base])
 
+    def prepare(self) -> None:
+        """Also the key with the dimensions of the axes in front. A lone integer stays one: torch is faster with it."""
+        super().prepare()
+        own = self.key if isinstance(self.key, tuple) else (self.key,)
+        lone = isinstance(self.key, int) and not self.axes
+        self._place = self.key if lone else (slice(None),) * len(self.axes) + own
+
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         (value,) = values
         if self.attribute:
             return getattr(value, self.key)
-        if not isinstance(value, Tensor):
-            return value[self.key]
-        key = self.key if isinstance(self.key, tuple) else (self.key,)
-        return value[(slice(None),) * len(self.axes) + key]
+        return value[self._place if isinstance(value, Tensor) else self.key]
 
 
 class Reduction(Node):
@@ -164,21 +193,23 @@ class Reduction(Node):
     def infer_axes(self) -> Axes:
         return without(self.inputs[0].axes, self.over)
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
-        axes = self.inputs[0].axes
-        dims = tuple(i for i, axis in enumerate(axes) if axis in self.over)
-        if isinstance(values[0], Tensor):
-            return self._reduce(values[0], dims)
-        return pytree.tree_map_only(Tensor, lambda leaf: self._reduce(leaf, dims), values[0])
+    def prepare(self) -> None:
+        super().prepare()
+        self._dims = tuple(i for i, axis in enumerate(self.input_axes[0]) if axis in self.over)
 
-    def _reduce(self, value: Tensor, dims: tuple[int, ...]) -> Tensor:
-        if not dims:
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        if isinstance(values[0], Tensor):
+            return self._reduce(values[0])
+        return pytree.tree_map_only(Tensor, self._reduce, values[0])
+
+    def _reduce(self, value: Tensor) -> Tensor:
+        if not self._dims:
             return value
         if self.mean:
-            return (value if value.is_floating_point() else value.to(torch.get_default_dtype())).mean(dims)
+            return (value if value.is_floating_point() else value.to(torch.get_default_dtype())).mean(self._dims)
         if self.discount is not None:
-            value = value * self._powers(value, dims[-1])
-        return value.sum(dims)
+            value = value * self._powers(value, self._dims[-1])
+        return value.sum(self._dims)
 
     def _powers(self, value: Tensor, dim: int) -> Tensor:
         dtype = value.dtype if value.is_floating_point() else torch.get_default_dtype()
@@ -229,21 +260,20 @@ class Sample(Node):
         self.time = time
         self.n = n
         self.pathwise = False
+        self.event_dims = law.event_dims(arguments)
         super().__init__(name, index, arguments.nodes)
-
-    @property
-    def parent_axes(self) -> Axes:
-        """The axes along which the draws have parents of their own."""
-        return union(*(node.axes for node in self.inputs))
-
-    @property
-    def plates(self) -> Axes:
-        """The axes of whole draws: all but the draw's own time axis."""
-        return without(self.axes, [self.time] if self.time else [])
 
     def infer_axes(self) -> Axes:
         own = [axis for axis in (self.plate, self.time) if axis is not None]
-        return union(self.parent_axes, own)
+        return union(*(node.axes for node in self.inputs), own)
+
+    def prepare(self) -> None:
+        """Also `parent_axes`, along which the draws have parents of their own; `plates`, the axes of whole draws: all
+        but the draw's own time axis; and `front`, the place of the draw's own plate among the axes."""
+        super().prepare()
+        self.parent_axes = union(*self.input_axes)
+        self.plates = without(self.axes, [self.time] if self.time else [])
+        self.front = 0 if self.plate is None else self.axes.index(self.plate)
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         return run.draw(self, values)

@@ -37,7 +37,7 @@ class Figures:
     @property
     def mse_per_second(self) -> float:
         """The mean squared error of the average of as many estimates as a second allows: equal-time accuracy."""
-        squared_bias = self.mse - self.variance
+        squared_bias = max(self.mse - self.variance, 0.0)  # both are measured, so their difference may be negative
         return squared_bias + self.variance * self.seconds
 
 

@@ -1,7 +1,7 @@
 """One pass through a compiled program: where draws come from, and what is recorded of them."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -38,15 +38,15 @@ class Run:
     def draw(self, node: nd.Sample, values: list[Any]) -> Any:
         """The value of a sample node: replayed if it is known, drawn otherwise."""
         if node.name not in self.draws:
-            self._draw(node, values)
-        elif node.pathwise:
+            return self._draw(node, values)
+        value = self.draws[node.name]
+        self._note_sizes(node, value)
+        if node.pathwise:
             assert isinstance(node.law, DistributionLaw)
-            self._note_sizes(node, self.draws[node.name])
             return node.law.draw_pathwise(node, values, self.sizes, self.noise[node.name])[0]
-        self._note_sizes(node, self.draws[node.name])
-        return self.draws[node.name]
+        return value
 
-    def _draw(self, node: nd.Sample, values: list[Any]) -> None:
+    def _draw(self, node: nd.Sample, values: list[Any]) -> Any:
         if node.plate is not None:
             self.sizes[node.plate] = self.wanted.get(node.name, node.n or 1)
         try:
@@ -63,6 +63,7 @@ class Run:
                 f"sample {node.name!r} (axes: {describe(node.axes)}) could not be drawn from {node.law.name}: {error}"
             ) from error
         self.draws[node.name] = value
+        return value
 
     def _note_sizes(self, node: nd.Sample, value: Any) -> None:
         if node.plate is not None:
@@ -72,8 +73,8 @@ class Run:
     def score(self, node: nd.Sample, value: Any, inputs: Sequence[nd.Node], values: list[Any]) -> Tensor:
         """The log-probability of each draw, with the distribution that drew it if its parents are the same nodes."""
         drawn_with, built = self.built.get(node.name, ((), None))
-        reusable = built if built is not None and tuple(drawn_with) == tuple(inputs) else None
-        if reusable is not None and moving_support(reusable):
+        reusable = built if drawn_with == inputs else None
+        if reusable is not None and not node.law.fixed_support and moving_support(reusable):
             raise SamplingError(moving_support_message(node))
         return node.law.score(node, value, inputs, values, reusable)
 
@@ -97,15 +98,16 @@ def moving_support_message(node: nd.Sample) -> str:
     )
 
 
-@contextmanager
-def seeded(generator: torch.Generator | None, inputs: Any) -> Iterator[None]:
+def seeded(generator: torch.Generator | None, inputs: Any) -> AbstractContextManager[None]:
     """Let torch's default generators continue `generator`, and hand the state back to it afterwards.
 
     Distributions draw from the default generators only. The default state of the caller is left as it was.
     """
-    if generator is None:
-        yield
-        return
+    return nullcontext() if generator is None else _continuing(generator, inputs)
+
+
+@contextmanager
+def _continuing(generator: torch.Generator, inputs: Any) -> Iterator[None]:
     devices = {leaf.device for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.is_cuda}
     with torch.random.fork_rng(devices=[d.index or 0 for d in devices]):
         if generator.device.type == "cpu":

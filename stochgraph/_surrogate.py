@@ -34,8 +34,12 @@ class Score(nd.Node):
         self.sample = sample
         super().__init__(f"log p({sample.name})", sample.index, [drawn, *parents])
 
+    def prepare(self) -> None:
+        super().prepare()
+        self._parents = self.inputs[1:]
+
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
-        return run.score(self.sample, values[0], self.inputs[1:], values[1:])
+        return run.score(self.sample, values[0], self._parents, values[1:])
 
 
 class Weight(nd.Node):
@@ -61,25 +65,30 @@ class Weight(nd.Node):
         """The sample's own axes that are reduced; axes that only the parents have stay."""
         return without(self.sample.axes, self.aligned)
 
+    def prepare(self) -> None:
+        """Also the dimensions of the score to accumulate, to sum and to average over."""
+        super().prepare()
+        places = list(enumerate(self.input_axes[0]))
+        gone = self.summed
+        self._cumulated = [d for d, axis in places if axis.time and axis in self.aligned]
+        self._gone = tuple(d for d, axis in places if axis in gone)
+        self._averaged = [d for d, axis in places if self.average and axis in gone and not axis.time]
+
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
         recorded = run.log_probs.get(self.sample.name)
         if recorded is None:
             weight = self._reduce(values[0])
             return weight - weight.detach()
-        return self._reduce(values[0] - vz.align(recorded, self.sample.axes, self.inputs[0].axes))
+        return self._reduce(values[0] - vz.align(recorded, self.sample.axes, self.input_axes[0]))
 
     def _reduce(self, value: Tensor) -> Tensor:
-        axes = self.inputs[0].axes
-        for d, axis in enumerate(axes):
-            if axis.time and axis in self.aligned:
-                value = value.cumsum(d)
-        gone = {axis: d for d, axis in enumerate(axes) if axis in self.summed}
-        plates = [d for axis, d in gone.items() if self.average and not axis.time]
+        for d in self._cumulated:
+            value = value.cumsum(d)
         scale = 1.0
-        for d in plates:
+        for d in self._averaged:
             scale /= value.shape[d]
-        value = value.sum(tuple(gone.values())) if gone else value
-        return value * scale if plates else value
+        value = value.sum(self._gone) if self._gone else value
+        return value * scale if self._averaged else value
 
 
 class Box(nd.Node):
@@ -94,13 +103,10 @@ class Box(nd.Node):
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         base, exponent = values
         factor = exponent.exp()
-        axes = [node.axes for node in self.inputs]
         if isinstance(base, Tensor):
-            base, factor = vz.broadcast([base, factor], axes, self.axes)
+            base, factor = self.broadcast([base, factor])
             return base * factor
-        return pytree.tree_map_only(
-            Tensor, lambda leaf: torch.mul(*vz.broadcast([leaf, factor], axes, self.axes)), base
-        )
+        return pytree.tree_map_only(Tensor, lambda leaf: torch.mul(*self.broadcast([leaf, factor])), base)
 
 
 class ScoreTerm(nd.Node):
@@ -113,7 +119,7 @@ class ScoreTerm(nd.Node):
         super().__init__(f"score({base.name})", base.index, [base, scores])
 
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
-        base, scores = vz.broadcast(values, [node.axes for node in self.inputs], self.axes)
+        base, scores = self.broadcast(values)
         return base * scores
 
 
@@ -126,7 +132,7 @@ class Total(nd.Node):
         super().__init__("total", max(left.index, right.index), [left, right])
 
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
-        left, right = vz.broadcast(values, [node.axes for node in self.inputs], self.axes)
+        left, right = self.broadcast(values)
         return left + right
 
 
@@ -168,7 +174,8 @@ class CompiledUpdate(nd.Node):
         first = 1 + self.rate_count
         captured = dict(zip(self.inputs[first:], values[first:], strict=True))
         start = self._copies(run, values[0])
-        grads = gradient(lambda psi: self._total(run, captured, psi), start, detach=self.detach)
+        again = not self.detach and _is_differentiated((start, list(captured.values())))
+        grads = gradient(lambda psi: self._total(run, captured, psi), start, again)
         rates, lead = self._rates(values[1:first])
         return self._step(start, grads, rates, lead)
 
@@ -217,16 +224,23 @@ class CompiledUpdate(nd.Node):
         return leaf + self.update.sign * rate * step
 
 
-def gradient(fn: Callable[[Any], Tensor], start: Any, detach: bool) -> Any:
-    """The gradient of `fn` at `start`, differentiable again unless `detach`.
+def _is_differentiated(tree: Any) -> bool:
+    """Whether a derivative may be taken through the values: inside transforms there is no telling, so yes."""
+    if torch._C._functorch.peek_interpreter_stack() is not None:
+        return True
+    watched = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(tree))
+    return watched and torch.is_grad_enabled()
+
+
+def gradient(fn: Callable[[Any], Tensor], start: Any, again: bool) -> Any:
+    """The gradient of `fn` at `start`; differentiable once more if `again`.
 
     Outside `torch.func` transforms plain reverse mode is several times faster than `torch.func.grad`; inside them only
     the latter works.
     """
     if torch._C._functorch.peek_interpreter_stack() is not None:
         grads = torch.func.grad(fn)(start)
-        return pytree.tree_map(Tensor.detach, grads) if detach else grads
-    again = torch.is_grad_enabled() and not detach
+        return grads if again else pytree.tree_map(Tensor.detach, grads)
     with torch.enable_grad():
         leaves, spec = pytree.tree_flatten(start)
         copies = [x.view_as(x) if x.requires_grad and again else x.detach().requires_grad_() for x in leaves]
@@ -279,6 +293,7 @@ def split(root: nd.Node, psi: nd.Node) -> tuple[list[nd.Node], list[nd.Node]]:
 
 def execute(program: Sequence[nd.Node], run: Any, known: dict[nd.Node, Any]) -> None:
     """Evaluate the nodes of a program in order, adding their values to `known`."""
+    value_of = known.__getitem__
     for node in program:
         if node not in known:
-            known[node] = node.evaluate(run, [known[parent] for parent in node.inputs])
+            known[node] = node.evaluate(run, list(map(value_of, node.inputs)))

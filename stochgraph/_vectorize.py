@@ -19,10 +19,10 @@ def align(value: Tensor, axes: Axes, target: Axes, rank: int = 0) -> Tensor:
         target: the axes wanted; those that `value` lacks become dimensions of size 1.
         rank: the least number of event dimensions wanted; missing ones are inserted in front of the event.
     """
-    event = value.shape[len(axes) :]
-    missing = max(rank - len(event), 0)
+    missing = max(rank - (value.dim() - len(axes)), 0)
     if axes == target and not missing:
         return value
+    event = value.shape[len(axes) :]
     sizes = dict(zip(axes, value.shape[: len(axes)], strict=True))
     return value.reshape([sizes.get(axis, 1) for axis in target] + [1] * missing + list(event))
 
@@ -32,6 +32,18 @@ def align_tree(value: Any, axes: Axes, target: Axes) -> Any:
     if axes == target:
         return value
     return pytree.tree_map_only(Tensor, lambda leaf: align(leaf, axes, target), value)
+
+
+def same_rank(values: list[Any], leads: list[int]) -> bool:
+    """Whether all tensors have as many event dimensions as each other, behind `leads` dimensions for axes."""
+    rank = None
+    for value, lead in zip(values, leads, strict=True):
+        if isinstance(value, Tensor):
+            own = value.dim() - lead
+            if rank is not None and own != rank:
+                return False
+            rank = own
+    return True
 
 
 def broadcast(values: list[Any], axes: list[Axes], target: Axes) -> list[Any]:

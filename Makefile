@@ -1,0 +1,59 @@
+# Everything runs in .venv, which is made on first use and brought up to date when a file it is made from changes.
+#
+#   make demo              the navigation demo
+#   make test              the tests             make test ARGS="-m 'not slow' -x"
+#   make check             lint, format, types
+#   make PYTHON=python3.12 test                  another interpreter; `make clean` first if .venv has one already
+#
+# On Linux the default index has GPU builds of torch; with an index of CPU builds the installation is far smaller:
+#
+#   PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make demo
+
+PYTHON ?= python3
+ARGS ?=
+
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --constraint constraints.txt
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help install demo test check bench notebooks clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+install: $(INSTALLED) ## make .venv and install the package in it, editable
+
+test bench: export MPLBACKEND = Agg
+
+demo: $(INSTALLED) ## run the navigation demo
+	$(BIN)/python -m stochgraph.algorithms.demo $(ARGS)
+
+test: $(INSTALLED) ## run the tests
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(INSTALLED) ## lint, format and types
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+bench: $(INSTALLED) ## run every benchmark
+	set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
+
+notebooks: $(INSTALLED) ## make notebooks/*.ipynb from their text form, and run them
+	set -e; for text in notebooks/*.py; do $(BIN)/jupytext --quiet --update --to ipynb "$$text"; done
+	$(BIN)/jupyter-execute --inplace --kernel_name=python3 notebooks/*.ipynb
+
+clean: ## remove .venv and everything built
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=python3.11 ...")'
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) torch
+	$(PIP) setuptools wheel
+	$(PIP) --no-build-isolation --editable ".[plot,demo,notebook,dev]"
+	touch $@

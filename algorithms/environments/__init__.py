@@ -1,0 +1,1 @@
+"""Environments that the algorithms are run on."""

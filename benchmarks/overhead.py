@@ -1,0 +1,216 @@
+"""What the compiler costs at run time: one estimate, from the library and written by hand.
+
+Every case is one call of `value_and_grad` (sample, surrogate, backward) with the score function, N = 100, against torch
+code for the same estimate as one would write it without the library: distributions with their argument checks left on,
+a draw, its log-probability, a running sum of log-probabilities where costs have several ancestors, one backward pass.
+The two must give the same value and gradient for the same seed before either is timed.
+
+One process, one thread. A round times both sides of every case, in alternating order; a case's ratio is the median of
+its rounds' ratios, so that slow moments of the machine hit both sides of a pair.
+
+Run from the checkout: python benchmarks/overhead.py [--rounds 25] [--only chain]
+"""
+
+import argparse
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from statistics import median
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Bernoulli, Normal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import stochgraph as sg
+
+N = 100
+LENGTHS = (5, 20, 80)
+TOLERANCE = 1e-5  # float32, sums of up to 80 costs
+SPAN = 0.02  # seconds that one measurement of one side takes
+
+Estimate = Callable[[Tensor], tuple[Tensor, Tensor]]
+
+
+class Case(NamedTuple):
+    """One estimate, both ways, and the parameters at which it is made."""
+
+    name: str
+    library: Estimate
+    by_hand: Estimate
+    theta: Tensor
+
+
+def normal() -> Case:
+    """(a) One plate, a cost per draw."""
+
+    @sg.graph
+    def objective(theta: Any) -> Any:
+        x = sg.sample("x", Normal, theta, 1.0, n=N)
+        return sg.mean((x - 2.0) ** 2)
+
+    def by_hand(theta: Tensor) -> tuple[Tensor, Tensor]:
+        theta = theta.detach().requires_grad_()
+        dist = Normal(theta, 1.0)
+        x = dist.sample((N,))
+        cost = (x - 2.0) ** 2
+        surrogate = (cost * dist.log_prob(x)).mean()
+        return cost.mean(), torch.autograd.grad(surrogate, theta)[0]
+
+    return Case("Normal", objective.compile(sg.SF()).value_and_grad, by_hand, torch.tensor(0.3))
+
+
+def two_level() -> Case:
+    """(b) A draw whose parameters are a draw."""
+
+    @sg.graph
+    def objective(theta: Any) -> Any:
+        x = sg.sample("x", Bernoulli, logits=theta[0], n=N)
+        y = sg.sample("y", Bernoulli, logits=theta[1] * x + theta[2])
+        return sg.mean((y - 0.5 * x - 0.2) ** 2)
+
+    def by_hand(theta: Tensor) -> tuple[Tensor, Tensor]:
+        theta = theta.detach().requires_grad_()
+        first = Bernoulli(logits=theta[0])
+        x = first.sample((N,))
+        second = Bernoulli(logits=theta[1] * x + theta[2])
+        y = second.sample()
+        cost = (y - 0.5 * x - 0.2) ** 2
+        surrogate = (cost * (first.log_prob(x) + second.log_prob(y))).mean()
+        return cost.mean(), torch.autograd.grad(surrogate, theta)[0]
+
+    theta = torch.tensor([0.3, -0.8, 0.5])
+    return Case("Bernoulli, two levels", objective.compile(sg.SF()).value_and_grad, by_hand, theta)
+
+
+def chain_of_costs(steps: int) -> Case:
+    """(c) A Markov chain with a cost at every step; each cost meets the scores of its own ancestors only."""
+
+    @sg.graph
+    def objective(theta: Any) -> Any:
+        slope, intercept = theta[0], theta[1]
+        x = sg.sample("x0", Bernoulli, logits=intercept, n=N)
+        total = (x - 0.3) ** 2
+        for t in range(1, steps):
+            x = sg.sample(f"x{t}", Bernoulli, logits=slope * x + intercept)
+            total = total + (x - 0.3) ** 2
+        return sg.mean(total)
+
+    def by_hand(theta: Tensor) -> tuple[Tensor, Tensor]:
+        theta = theta.detach().requires_grad_()
+        slope, intercept = theta[0], theta[1]
+        dist = Bernoulli(logits=intercept)
+        x = dist.sample((N,))
+        log_prob = dist.log_prob(x)
+        total = (x - 0.3) ** 2
+        surrogate = total * log_prob
+        for _ in range(1, steps):
+            dist = Bernoulli(logits=slope * x + intercept)
+            x = dist.sample()
+            log_prob = log_prob + dist.log_prob(x)
+            cost = (x - 0.3) ** 2
+            total = total + cost
+            surrogate = surrogate + cost * log_prob
+        return total.mean(), torch.autograd.grad(surrogate.mean(), theta)[0]
+
+    return Case(
+        f"Bernoulli chain, {steps} costs", objective.compile(sg.SF()).value_and_grad, by_hand, torch.tensor([-0.8, 0.5])
+    )
+
+
+def chain_with_final_cost(steps: int) -> Case:
+    """(c) The same chain with one cost at its end."""
+
+    @sg.graph
+    def objective(theta: Any) -> Any:
+        slope, intercept = theta[0], theta[1]
+        x = sg.sample("x0", Bernoulli, logits=intercept, n=N)
+        for t in range(1, steps):
+            x = sg.sample(f"x{t}", Bernoulli, logits=slope * x + intercept)
+        return sg.mean((x - 0.3) ** 2)
+
+    def by_hand(theta: Tensor) -> tuple[Tensor, Tensor]:
+        theta = theta.detach().requires_grad_()
+        slope, intercept = theta[0], theta[1]
+        dist = Bernoulli(logits=intercept)
+        x = dist.sample((N,))
+        log_prob = dist.log_prob(x)
+        for _ in range(1, steps):
+            dist = Bernoulli(logits=slope * x + intercept)
+            x = dist.sample()
+            log_prob = log_prob + dist.log_prob(x)
+        cost = (x - 0.3) ** 2
+        return cost.mean(), torch.autograd.grad((cost * log_prob).mean(), theta)[0]
+
+    return Case(
+        f"Bernoulli chain of {steps}, final cost", objective.compile(sg.SF()).value_and_grad, by_hand,
+        torch.tensor([-0.8, 0.5]),
+    )
+
+
+def cases() -> list[Case]:
+    """All cases, shortest first."""
+    chains = [chain(steps) for steps in LENGTHS for chain in (chain_of_costs, chain_with_final_cost)]
+    return [normal(), two_level(), *chains]
+
+
+def check(case: Case) -> None:
+    """Both sides must give the same value and gradient on the same draws."""
+    for seed in range(3):
+        torch.manual_seed(seed)
+        value, grad = case.library(case.theta)
+        torch.manual_seed(seed)
+        expected_value, expected_grad = case.by_hand(case.theta)
+        torch.testing.assert_close(value, expected_value, rtol=TOLERANCE, atol=TOLERANCE, msg=f"{case.name}: value")
+        torch.testing.assert_close(grad, expected_grad, rtol=TOLERANCE, atol=TOLERANCE, msg=f"{case.name}: gradient")
+
+
+def measure(estimate: Estimate, theta: Tensor, calls: int) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    for _ in range(calls):
+        estimate(theta)
+    return (time.perf_counter() - start) / calls
+
+
+def calls_in_span(case: Case) -> int:
+    """How many calls of the hand-written side fill a measurement; both sides warm afterwards."""
+    measure(case.library, case.theta, 3)
+    measure(case.by_hand, case.theta, 3)
+    return max(1, round(SPAN / measure(case.by_hand, case.theta, 3)))
+
+
+def compare(chosen: list[Case], rounds: int) -> list[tuple[float, float, float]]:
+    """Per case the medians over rounds: seconds by hand, seconds with the library, ratio pair by pair."""
+    calls = [calls_in_span(case) for case in chosen]
+    pairs: list[list[tuple[float, float]]] = [[] for _ in chosen]
+    for k in range(rounds):
+        for case, count, found in zip(chosen, calls, pairs, strict=True):
+            sides = [case.by_hand, case.library]
+            times = [measure(side, case.theta, count) for side in (sides if k % 2 else sides[::-1])]
+            hand, library = times if k % 2 else times[::-1]
+            found.append((hand, library))
+    return [
+        (median(h for h, _ in found), median(m for _, m in found), median(m / h for h, m in found)) for found in pairs
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser.add_argument("--rounds", type=int, default=25, help="measurements per case and side")
+    parser.add_argument("--only", default="", help="cases whose name contains this")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    chosen = [case for case in cases() if options.only.lower() in case.name.lower()]
+    for case in chosen:
+        check(case)
+    print(f"One estimate with SF, N = {N}; median of {options.rounds} rounds; torch {torch.__version__}, one thread.\n")
+    print("| case | by hand, µs | library, µs | ratio |\n|---|---:|---:|---:|")
+    for case, (hand, library, ratio) in zip(chosen, compare(chosen, options.rounds), strict=True):
+        print(f"| {case.name} | {hand * 1e6:.0f} | {library * 1e6:.0f} | {ratio:.2f} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,361 @@
+"""What stochgraph refuses: the message names the node, its axes and the remedy, and nothing is left behind."""
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Categorical, MultivariateNormal, Normal, Uniform
+
+import stochgraph as sg
+from stochgraph._declare import _current
+from tests import problems
+
+THETA = torch.tensor(0.3)
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind():
+    """No declaration stays open after an error, torch's checks stay on, and a new graph can be declared."""
+    yield
+    assert _current.get() is None
+    assert torch.distributions.Distribution._validate_args
+
+    @sg.graph
+    def objective(theta):
+        return sg.mean(sg.sample("x", Normal, theta, 1.0, n=2))
+
+    objective.compile(sg.SF()).value_and_grad(THETA)
+
+
+def declare(body):
+    return sg.graph(lambda theta: body(theta))
+
+
+def refused(body, message, error=sg.DeclarationError):
+    with pytest.raises(error, match=message):
+        declare(body)
+
+
+# While declaring
+
+
+def test_objective_with_a_plate():
+    refused(lambda t: sg.sample("x", Normal, t, 1.0, n=3), r"objective 'x' .* still has the axes \(x\).*sg.mean")
+
+
+def test_objective_with_a_time_axis():
+    refused(
+        lambda t: sg.mean(sg.sample("D", problems.TwoStateMDP(2), t, n=3).reward),
+        r"still has the axes \(D\.time\).*sg\.sum\(\.\.\., over='D\.time'\)",
+    )
+
+
+def test_mean_over_a_plate_that_the_node_does_not_have():
+    def body(theta):
+        x = sg.sample("x", Normal, theta, 1.0, n=3)
+        return sg.mean(x, over="y")
+
+    refused(body, r"sg.mean of 'x' over 'y': the node does not have this axis \(axes: \(x\)\)")
+
+
+def test_mean_of_a_node_without_plates():
+    refused(lambda t: sg.mean(t), r"sg.mean of 'theta': it has no plate \(axes: none\)")
+
+
+def test_sum_of_a_node_without_time():
+    refused(lambda t: sg.sum(t), r"sg.sum of 'theta': it has no time axis")
+
+
+def test_discount_over_a_plate():
+    def body(theta):
+        return sg.sum(sg.sample("x", Normal, theta, 1.0, n=3), over="x", discount=0.9)
+
+    refused(body, "a discount needs exactly one time axis")
+
+
+def test_two_samples_of_one_name():
+    def body(theta):
+        sg.sample("x", Normal, theta, 1.0)
+        return sg.sample("x", Normal, theta, 2.0)
+
+    refused(body, "two nodes of the name 'x'")
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda t: Normal(t, 1.0),
+        lambda t: Bernoulli(logits=t),
+        lambda t: Categorical(logits=t),
+        lambda t: MultivariateNormal(t, torch.eye(2)),
+        lambda t: Uniform(0.0, t),
+        lambda t: torch.distributions.Independent(Normal(t, 1.0), 1),
+    ],
+)
+def test_distribution_built_inside(build):
+    refused(lambda t: sg.sample("x", build(t)), r"was built inside the declaration.*instead of sg.sample\(name, ")
+
+
+def test_constant_distribution_built_inside():
+    refused(lambda t: sg.sample("x", Normal(0.0, 1.0)) * t, r"sample 'x': the distribution Normal was built inside")
+
+
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        (lambda t: t if t > 0 else -t, r"Python branch .* on it .*torch.where"),
+        (lambda t: sum(t), "iterating over it"),
+        (lambda t: t[0] + len(t), "len"),
+        (lambda t: t * float(t), "float"),
+        (lambda t: t * [1.0, 2.0][t], "float|index"),
+        (lambda t: t and t, "Python branch"),
+    ],
+)
+def test_values_that_do_not_exist_yet(body, what):
+    refused(body, rf"node '\w+' \(axes: none\) has no value while the graph is declared: .*{what}")
+
+
+def test_a_field_is_not_a_function():
+    refused(lambda t: t(1.0), "'theta' is a symbolic node, not a function: use sg.apply")
+
+
+@pytest.mark.parametrize("n", [0, -1, 1.5, "3"])
+def test_impossible_plates(n):
+    refused(lambda t: sg.mean(sg.sample("x", Normal, t, 1.0, n=n)), r"sample 'x': a plate needs n >= 1 draws")
+
+
+def test_what_is_no_distribution():
+    refused(lambda t: sg.sample("x", 3.0, t), "neither a distribution class, a function nor a Sampler")
+
+
+def test_update_of_a_parameter_that_the_objective_ignores():
+    def body(theta):
+        x = sg.sample("x", Normal, 0.0, 1.0, n=3)
+        return sg.ascend(theta, sg.mean(x), 0.1)
+
+    refused(body, r"sg.ascend of 'theta': the inner objective 'mean\(x\)' does not depend on 'theta'")
+
+
+def test_update_with_a_time_axis_left():
+    def body(theta):
+        data = sg.sample("D", problems.TwoStateMDP(2), theta, n=3)
+        return sg.ascend(theta, sg.mean(data.reward), 0.1)
+
+    refused(body, r"inner objective .* still has the time axis 'D.time': sum over it first")
+
+
+def test_objective_that_is_no_node():
+    refused(lambda t: 3.0, "must return a node, the objective; it returned float")
+    refused(lambda t: None, "it returned NoneType")
+
+
+def test_words_outside_a_declaration():
+    with pytest.raises(sg.DeclarationError, match=r"sg.sample was called outside a declaration"):
+        sg.sample("x", Normal, 0.0, 1.0)
+
+
+def test_values_where_nodes_are_wanted():
+    refused(lambda t: sg.mean(3.0), "sg.mean takes a node of the graph, got float")
+    refused(lambda t: sg.ascend(torch.ones(2), t, 0.1), "sg.ascend takes a node of the graph, got Tensor")
+
+
+def test_nodes_of_two_declarations():
+    kept = []
+
+    @sg.graph
+    def first(theta):
+        kept.append(theta)
+        return theta * 1.0
+
+    refused(lambda t: t + kept[0], "belong to different declarations")
+
+
+def test_inputs_that_are_no_plain_parameters():
+    with pytest.raises(sg.DeclarationError, match="'parameters' is not one: pass a pytree instead"):
+        sg.graph(lambda *parameters: parameters[0])
+    with pytest.raises(sg.DeclarationError, match="at least one"):
+        sg.graph(lambda: 0)
+
+
+# While compiling
+
+
+def gaussian(theta):
+    return sg.mean(sg.sample("x", Normal, theta, 1.0, n=3)) ** 2
+
+
+def test_estimator_for_a_node_that_does_not_exist():
+    with pytest.raises(sg.CompileError, match=r"given for 'y', but .* has no such sample node; it has 'x'"):
+        declare(gaussian).compile({"y": sg.SF()})
+
+
+def test_node_without_an_estimator():
+    with pytest.raises(sg.CompileError, match=r"sample 'x' \(axes: \(x\)\) has no estimator"):
+        declare(gaussian).compile({})
+
+
+def test_what_is_no_estimator():
+    with pytest.raises(sg.CompileError, match=r"sample 'x': 'SF' is not an estimator; use sg.SF\(\)"):
+        declare(gaussian).compile("SF")
+
+
+@pytest.mark.parametrize(("words", "message"), [(("box", "cost"), "curvature='box'"), (("log", "all"), "influence='all'")])
+def test_unknown_words_of_an_estimator(words, message):
+    with pytest.raises(ValueError, match=f"{message} is not known: choose one of 'log'|'cost'"):
+        sg.Estimator(*words)
+
+
+def test_unknown_input():
+    with pytest.raises(sg.CompileError, match="wrt='phi': .* has no such input; choose from theta"):
+        declare(gaussian).compile(sg.SF(), wrt="phi")
+
+
+@pytest.mark.parametrize("dist", [Uniform, torch.distributions.Pareto])
+def test_support_that_moves(dist):
+    graph = declare(lambda t: sg.mean(sg.sample("x", dist, t, 1.0, n=3)))
+    with pytest.raises(sg.CompileError, match=rf"sample 'x' \(axes: \(x\)\): the support of {dist.__name__} moves.*use PW"):
+        graph.compile(sg.SF())
+
+
+def test_support_that_moves_behind_a_function():
+    graph = declare(lambda t: sg.mean(sg.sample("x", lambda high: Uniform(0.0, high), t, n=3)))
+    with pytest.raises(sg.SamplingError, match=r"sample 'x' \(axes: \(x\)\): the support of lambda moves"):
+        graph.compile(sg.SF()).value_and_grad(torch.tensor(2.0))
+
+
+def test_pathwise_through_a_moving_support_is_fine():
+    graph = declare(lambda t: sg.mean(sg.sample("x", Uniform, 0.0, t, n=3)))
+    graph.compile(sg.PW()).value_and_grad(torch.tensor(2.0))
+
+
+def test_pathwise_for_a_discrete_draw():
+    graph = declare(lambda t: sg.mean(sg.sample("x", Bernoulli, logits=t, n=3)))
+    with pytest.raises(sg.CompileError, match=r"PW on sample 'x' \(Bernoulli\): the draw has no differentiable path"):
+        graph.compile(sg.PW())
+
+
+def test_pathwise_for_a_discrete_draw_behind_a_function():
+    graph = declare(lambda t: sg.mean(sg.sample("x", lambda p: Bernoulli(logits=p), t, n=3)))
+    with pytest.raises(sg.SamplingError, match=r"PW on sample 'x' \(Bernoulli\): the draw has no differentiable path"):
+        graph.compile(sg.PW()).sample(THETA)
+
+
+@pytest.mark.parametrize("cut", [lambda x: x > 0, torch.floor, torch.sign, sg.stop])
+def test_pathwise_without_a_way_to_the_objective(cut):
+    graph = declare(lambda t: sg.mean(cut(sg.sample("x", Normal, t, 1.0, n=3)) * 1.0))
+    with pytest.raises(sg.CompileError, match=r"PW on sample 'x' \(axes: \(x\)\): .* no differentiable path to the"):
+        graph.compile(sg.PW())
+
+
+def test_pathwise_for_a_sampler():
+    graph = declare(lambda t: sg.mean(sg.sum(sg.sample("D", problems.TwoStateMDP(2), t, n=2).reward)))
+    with pytest.raises(sg.CompileError, match="PW on sample 'D': TwoStateMDP is a Sampler"):
+        graph.compile(sg.PW())
+
+
+def test_linearising_where_there_is_no_mean():
+    with pytest.raises(sg.CompileError, match=r"sample 'x' reaches .* which is not a mean: .* use SF for this node"):
+        problems.extreme().compile(sg.LSF())
+
+
+def test_parameters_that_the_objective_does_not_depend_on():
+    @sg.graph
+    def objective(theta, other):
+        return sg.mean(sg.sample("x", Normal, theta, 1.0, n=3)) + 0.0 * sg.stop(other)
+
+    with pytest.raises(sg.CompileError, match="does not depend on the input 'other'"):
+        objective.compile(sg.SF(), wrt="other")
+
+
+# While running
+
+
+def test_parameters_outside_their_domain():
+    graph = declare(lambda t: sg.mean(sg.sample("x", Normal, t, t, n=3)))
+    with pytest.raises(sg.SamplingError, match=r"sample 'x' \(axes: \(x\)\) could not be drawn from Normal: .*scale"):
+        graph.compile(sg.SF()).sample(torch.tensor(-1.0))
+
+
+@pytest.mark.parametrize("estimator", [sg.SF(), sg.LSF(), sg.MAML()])
+def test_log_probabilities_that_are_not_finite(estimator):
+    class Broken(problems.TwoStateMDP):
+        def log_prob(self, value, *parents):
+            return super().log_prob(value, *parents).where(value.action == 0, torch.nan)
+
+    graph = declare(lambda t: sg.mean(sg.sum(sg.sample("D", Broken(2), t, n=50).reward)))
+    message = r"sample 'D' \(axes: \(D, D.time\)\): the log-probability of draw \(\d+, \d\) is nan; the draw is Path"
+    with pytest.raises(sg.SamplingError, match=message):
+        graph.compile(estimator).sample(problems.MDP_THETA)
+    with pytest.raises(sg.SamplingError, match=message):
+        graph.compile(estimator).value_and_grad(problems.MDP_THETA)
+
+
+def test_log_probabilities_that_are_not_finite_inside_an_update():
+    class Broken(problems.TwoStateMDP):
+        def log_prob(self, value, *parents):
+            return super().log_prob(value, *parents) * torch.nan
+
+    def body(theta):
+        data = sg.sample("D", Broken(2), theta, n=3)
+        return sg.apply(problems.mdp_value, sg.ascend(theta, sg.mean(sg.sum(data.reward)), 0.1))
+
+    with pytest.raises(sg.SamplingError, match=r"sample 'D' .* log-probability of draw"):
+        declare(body).compile(sg.MAML()).value_and_grad(problems.MDP_THETA)
+
+
+def test_a_draw_outside_the_support_of_a_replay():
+    compiled = declare(lambda t: sg.mean(sg.sample("x", torch.distributions.Exponential, t, n=3))).compile(sg.SF())
+    trace = compiled.sample(torch.tensor(1.0))
+    trace.draws["x"][1] = torch.nan
+    with pytest.raises(sg.SamplingError, match=r"'x' .*draw \(1,\) is nan; the draw is nan"):
+        compiled.surrogate(torch.tensor(1.0), trace)
+
+
+def test_something_that_is_no_trace():
+    compiled = declare(gaussian).compile(sg.SF())
+    with pytest.raises(sg.SamplingError, match="last argument must be a trace of this graph; it has no draw of 'x'"):
+        compiled.surrogate(THETA, THETA)
+    with pytest.raises(TypeError, match=r"takes 1 inputs \(theta\), got 2"):
+        compiled.sample(THETA, THETA)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"), [({"y": 3}, "'y' is not a plate of"), ({"x": 0}, "plate 'x' needs at least one draw")]
+)
+def test_impossible_sizes(sizes, message):
+    with pytest.raises(sg.SamplingError, match=message):
+        declare(gaussian).compile(sg.SF()).sample(THETA, sizes=sizes)
+
+
+def test_an_objective_that_is_no_scalar():
+    compiled = declare(lambda t: t * sg.mean(sg.sample("x", Normal, 0.0, 1.0, n=3))).compile(sg.SF())
+    with pytest.raises(sg.SamplingError, match=r"must be a real scalar, got shape \(2,\)"):
+        compiled.sample(torch.ones(2))
+
+
+def test_a_sampler_that_draws_wrong_shapes():
+    class Flat(problems.TwoStateMDP):
+        def draw(self, batch_shape, *parents):
+            return super().draw(torch.Size([2]), *parents)
+
+    graph = declare(lambda t: sg.mean(sg.sum(sg.sample("D", Flat(2), t, n=3).reward)))
+    with pytest.raises(sg.SamplingError, match=r"Flat.draw must return tensors with the leading shape \(3,\)"):
+        graph.compile(sg.SF()).sample(problems.MDP_THETA)
+
+
+def test_a_sampler_that_scores_wrong_shapes():
+    class Summed(problems.TwoStateMDP):
+        def log_prob(self, value, *parents):
+            return super().log_prob(value, *parents).sum()
+
+    graph = declare(lambda t: sg.mean(sg.sum(sg.sample("D", Summed(2), t, n=3).reward)))
+    with pytest.raises(sg.SamplingError, match=r"Summed.log_prob of one draw must have one dimension, the time axis"):
+        graph.compile(sg.SF()).sample(problems.MDP_THETA)
+
+
+def test_step_sizes_of_another_structure():
+    def body(theta):
+        pulls = sg.sample("D", Bernoulli, logits=theta["a"], n=2)
+        return sg.ascend(theta, sg.mean(pulls) * theta["b"], [0.1, 0.2, 0.3])["a"]
+
+    theta = {"a": torch.tensor(0.1), "b": torch.tensor(0.2)}
+    with pytest.raises(ValueError, match="update \"theta'\": lr has 3 leaves, the parameters have 2"):
+        declare(body).compile(sg.SF()).sample(theta)

@@ -1,0 +1,266 @@
+"""Exact proofs by enumeration: bias, variance, second derivatives; and that the truth is the truth."""
+
+import pytest
+import torch
+from torch.distributions import Bernoulli, Categorical, Normal, Poisson
+
+import stochgraph as sg
+from tests import problems
+from tests.problems import F64, GRAPHS
+
+EXACT = 1e-12
+
+
+@pytest.mark.parametrize("name", GRAPHS)
+def test_score_function_is_unbiased(name):
+    make, theta = GRAPHS[name]
+    assert sg.verify(make().compile(sg.SF()), theta).relative_bias < EXACT
+
+
+@pytest.mark.parametrize("name", ["additive", "bandit, 1 step", "bandit, 2 steps", "chain", "fork", "regularized"])
+def test_second_derivatives_are_unbiased(name):
+    make, theta = GRAPHS[name]
+    assert sg.verify(make().compile(sg.SF()), theta, order=2).relative_bias < EXACT
+
+
+@pytest.mark.parametrize("name", ["additive", "bandit, 1 step"])
+def test_third_derivatives_are_unbiased(name):
+    make, theta = GRAPHS[name]
+    assert sg.verify(make().compile(sg.SF()), theta, order=3).relative_bias < EXACT
+
+
+@pytest.mark.slow
+def test_two_steps_under_two_tasks():
+    result = sg.verify(problems.task_bandit(2, n=2).compile(sg.SF()), problems.BANDIT_THETA)
+    assert result.outcomes == 4 * (9 * 9 * 3) ** 2
+    assert result.relative_bias < EXACT
+
+
+# Exact relative biases of two published meta-problems, from an independent enumeration.
+TWO_STEP_BANDIT = {
+    ("log", "none"): 0.22573809654190752,
+    ("log", "scaled"): 0.11286904827095373,
+    ("dice", "none"): 0.005908585079957608,
+    ("dice", "cost"): 0.23209489553714482,
+    ("dice", "scaled"): 0.11360571612450492,
+    ("stop", "none"): 0.1567260476100635,
+    ("stop", "cost"): 0.1281877344176332,
+    ("stop", "scaled"): 0.08544976937730975,
+}
+TWO_STATE_MDP = {
+    "LSF": 0.007365735324108216,
+    "MAML": 0.17129061883970684,
+    "EMAML": 0.08564530941985285,
+    "SGMRLPublished": 0.17624493134061722,
+}
+
+
+@pytest.mark.parametrize("words", TWO_STEP_BANDIT)
+def test_two_step_bandit(words):
+    result = sg.verify(problems.bandit(2).compile(sg.Estimator(*words)), problems.BANDIT_THETA)
+    assert result.relative_bias == pytest.approx(TWO_STEP_BANDIT[words], abs=1e-9)
+
+
+def test_two_step_bandit_truth():
+    truth = [-0.13119407665162616, 0.3230588499346162, -0.19186477328298984]
+    result = sg.verify(problems.bandit(2).compile(sg.LSF()), problems.BANDIT_THETA)
+    assert result.truth.tolist() == pytest.approx(truth, abs=1e-12)
+    assert result.relative_bias == pytest.approx(TWO_STEP_BANDIT["dice", "none"], abs=1e-9)
+
+
+@pytest.mark.parametrize("name", TWO_STATE_MDP)
+def test_two_state_mdp(name):
+    result = sg.verify(problems.mdp().compile(getattr(sg, name)()), problems.MDP_THETA)
+    assert result.relative_bias == pytest.approx(TWO_STATE_MDP[name], abs=1e-9)
+    truth = [0.05258747348163606, -0.05258747348163612, 0.07732422675644716, -0.07732422675644675]
+    assert result.truth.flatten().tolist() == pytest.approx(truth, abs=1e-12)
+
+
+def test_two_state_mdp_with_whole_trajectory_boxes():
+    result = sg.verify(problems.mdp_whole_trajectory().compile(sg.LSF()), problems.MDP_THETA)
+    assert result.relative_bias == pytest.approx(0.00841958186080511, abs=1e-9)
+
+
+def published_sgmrl(transpose):
+    """SG-MRL with the Hessian estimate of Fallah et al. (2021), eqs. 8 and 9, written by hand.
+
+    The estimate is M = mean of (direction * score^T) plus the Hessian; eq. 13 multiplies the gradient at the adapted
+    parameters with I + rate * M. The derivative of the adapted parameters is the transpose of that.
+    """
+
+    def log_prob(theta, data):
+        return theta.log_softmax(-1)[data.state, data.action]
+
+    def surrogate(theta, trace):
+        data = trace.draws["D"]
+        fixed = theta.detach()
+        to_go = problems.discounted_to_go(data.reward)
+
+        def direction(t):
+            return torch.func.grad(lambda s: (log_prob(s, data) * to_go).sum(-1).mean())(t)
+
+        adapted = direction(fixed) * problems.RATE + fixed
+        outer = torch.func.grad(problems.mdp_value)(adapted)
+        whole = log_prob(theta, data).sum(-1)
+        per_path = (log_prob(theta, data) * to_go).sum(-1)
+        each = torch.func.jacrev(lambda t: (log_prob(t, data) * to_go).sum(-1))(fixed)
+        scores = torch.func.jacrev(lambda t: log_prob(t, data).sum(-1))(fixed)
+        if transpose:
+            product = (whole * (each * outer).sum((-1, -2))).mean()
+        else:
+            product = (per_path * (scores * outer).sum((-1, -2))).mean()
+        curvature = (direction(theta) * outer).sum()
+        influence = problems.mdp_value(adapted) * whole.sum()
+        return (theta * outer).sum() + problems.RATE * (product + curvature) + influence
+
+    return surrogate
+
+
+@pytest.mark.parametrize(("transpose", "bias"), [(False, 0.17716485976624682), (True, 0.17688994239899)])
+def test_sgmrl_with_the_printed_hessian(transpose, bias):
+    """A surrogate written by hand can be verified too. Read literally, eq. 8 is not a Jacobian but its transpose."""
+    compiled = problems.mdp().compile(sg.SF())
+    result = sg.verify(compiled, problems.MDP_THETA, surrogate=published_sgmrl(transpose))
+    assert result.relative_bias == pytest.approx(bias, abs=1e-9)
+
+
+def test_printed_hessian_as_a_graph():
+    """Transposed, eq. 8 is the graph whose inner terms are whole trajectories, counted twice."""
+    result = sg.verify(problems.mdp_whole_trajectory().compile(sg.SGMRLPublished()), problems.MDP_THETA)
+    assert result.relative_bias == pytest.approx(0.17688994239899, abs=1e-9)
+
+
+@pytest.mark.parametrize("name", ["additive", "bandit, 2 steps", "MDP, horizon 2", "fork", "regularized", "reused data"])
+def test_truth_against_finite_differences(name):
+    """The expected value itself, without any derivative of the library's: probability times value, summed."""
+    make, theta = GRAPHS[name]
+    compiled = make().compile(sg.SF())
+    truth = sg.verify(compiled, theta).truth.flatten()
+    step = 1e-5
+    for i in range(theta.numel()):
+        shift = torch.zeros(theta.numel(), dtype=F64)
+        shift[i] = step
+        shift = shift.reshape(theta.shape)
+        slope = (expected_value(compiled, theta + shift) - expected_value(compiled, theta - shift)) / (2 * step)
+        assert float(slope) == pytest.approx(float(truth[i]), abs=1e-8)
+
+
+def expected_value(compiled, theta):
+    from stochgraph._verify import _flatten, _Outcomes
+
+    outcomes = _Outcomes(compiled, (theta,), {}, 10**6)
+    outcomes.enumerate()
+    flat, restore = _flatten(compiled, (theta,))
+    probability, _ = outcomes.probabilities(flat, restore)
+    values = torch.vmap(lambda draws: outcomes.evaluate((theta,), draws)[0])(outcomes.draws)
+    return (probability * values).sum()
+
+
+def test_variance_in_closed_form():
+    """One Bernoulli draw: the estimate of d/dlogit E[x] is x (x - p), of variance p q^2 - (p q)^2."""
+
+    @sg.graph
+    def objective(logit):
+        return sg.sample("x", Bernoulli, logits=logit) * 1.0
+
+    logit = torch.tensor(0.3, dtype=F64)
+    p = float(torch.sigmoid(logit))
+    result = sg.verify(objective.compile(sg.SF()), logit)
+    assert float(result.truth) == pytest.approx(p * (1 - p), abs=1e-14)
+    assert float(result.variance) == pytest.approx(p * (1 - p) ** 2 - (p * (1 - p)) ** 2, abs=1e-14)
+    assert result.outcomes == 2
+
+
+def test_shapes_of_results():
+    @sg.graph
+    def objective(parameters, scale):
+        x = sg.sample("x", Bernoulli, logits=parameters["a"])
+        y = sg.sample("y", Bernoulli, logits=parameters["b"][0] * x)
+        return x * y * scale
+
+    inputs = {"a": torch.tensor(0.1, dtype=F64), "b": torch.tensor([0.2], dtype=F64)}, torch.tensor(2.0, dtype=F64)
+    first = sg.verify(objective.compile(sg.SF()), *inputs)
+    assert set(first.truth) == {"a", "b"}
+    assert first.variance["b"].shape == (1,)
+    both = sg.verify(objective.compile(sg.SF(), wrt=("parameters", "scale")), *inputs)
+    assert both.truth[1].shape == ()
+    assert both.relative_bias < EXACT
+    assert sg.verify(objective.compile(sg.SF()), *inputs, order=2).truth.shape == (2, 2)
+
+
+def test_draws_with_dimensions_of_their_own():
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=2)
+        y = sg.sample("y", Categorical, logits=theta + x.sum())
+        return sg.mean((x * theta).sum() * y) ** 2
+
+    result = sg.verify(objective.compile(sg.SF()), torch.tensor([0.2, -0.4], dtype=F64))
+    assert result.outcomes == (4 * 2) ** 2
+    assert result.relative_bias < EXACT
+
+
+@pytest.mark.parametrize(
+    ("dist", "parameter", "message"),
+    [
+        (Poisson, 1.0, "cannot be enumerated exactly: Poisson has no finite support"),
+        (lambda t: Normal(t, 1.0), 0.0, "cannot be enumerated exactly: Normal has no finite support"),
+    ],
+)
+def test_refuses_what_cannot_be_enumerated(dist, parameter, message):
+    @sg.graph
+    def objective(theta):
+        return sg.sample("x", dist, theta) * 1.0
+
+    with pytest.raises(sg.VerificationError, match=message):
+        sg.verify(objective.compile(sg.SF()), torch.tensor(parameter, dtype=F64))
+
+
+def test_refuses_too_many_outcomes_before_it_makes_them():
+    with pytest.raises(sg.VerificationError, match=r"'D1' .*1 \* 3\*\*40 joint outcomes"):
+        sg.verify(problems.bandit(n=40).compile(sg.SF()), problems.BANDIT_THETA)
+
+
+def test_refuses_pathwise_nodes():
+    @sg.graph
+    def objective(theta):
+        return sg.sample("x", Normal, theta, 1.0)
+
+    with pytest.raises(sg.VerificationError, match="'x' is pathwise"):
+        sg.verify(objective.compile(sg.PW()), torch.tensor(0.0))
+
+
+def test_refuses_an_incomplete_enumeration():
+    class Half(problems.TwoStateMDP):
+        def enumerate(self, *parents):
+            return problems.Path(*(field[:3] for field in super().enumerate(*parents)))
+
+    @sg.graph
+    def objective(theta):
+        return sg.sum(sg.sample("D", Half(2), theta).reward)
+
+    with pytest.raises(sg.VerificationError, match=r"sum to 0\.\d+, not 1"):
+        sg.verify(objective.compile(sg.SF()), problems.MDP_THETA)
+
+
+def test_refuses_a_sampler_without_enumeration():
+    class Silent(problems.TwoStateMDP):
+        enumerate = sg.Sampler.enumerate
+
+    @sg.graph
+    def objective(theta):
+        return sg.sum(sg.sample("D", Silent(2), theta).reward)
+
+    with pytest.raises(sg.VerificationError, match="Silent does not enumerate its outcomes"):
+        sg.verify(objective.compile(sg.SF()), problems.MDP_THETA)
+
+
+def test_refuses_order_zero():
+    with pytest.raises(ValueError, match="order must be at least 1"):
+        sg.verify(problems.bandit().compile(sg.SF()), problems.BANDIT_THETA, order=0)
+
+
+def test_prints_its_figures():
+    result = sg.verify(problems.bandit().compile(sg.SF()), problems.BANDIT_THETA)
+    assert "27 outcomes: relative bias" in str(result)
+    assert "| 1 | 27 |" in result._repr_markdown_()
