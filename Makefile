@@ -42,9 +42,8 @@ check: $(INSTALLED) ## lint, format and types
 bench: $(INSTALLED) ## run every benchmark
 	set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
 
-notebooks: $(INSTALLED) ## make notebooks/*.ipynb from their text form, and run them
-	set -e; for text in notebooks/*.py; do $(BIN)/jupytext --quiet --update --to ipynb "$$text"; done
-	$(BIN)/jupyter-execute --inplace --kernel_name=python3 notebooks/*.ipynb
+notebooks: $(INSTALLED) ## run every notebook and keep its results
+	$(BIN)/jupyter execute --inplace --kernel_name=python3 notebooks/*.ipynb
 
 clean: ## remove .venv and everything built
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

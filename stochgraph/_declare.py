@@ -1,7 +1,8 @@
 """The words of a declaration. They build nodes; nothing is sampled or computed.
 
 A declaration is a plain function that runs once on symbols. A `Symbol` is what a user holds in place of a value:
-operators, `torch` functions, attributes, indexing and method calls on it become deterministic nodes.
+operators, `torch` functions, attributes, indexing and method calls on it become deterministic nodes. To a type checker
+the words take and return `Any`: a symbol stands wherever a tensor would.
 """
 
 import inspect
@@ -65,6 +66,18 @@ def current(word: str) -> Declaration:
     return declaration
 
 
+def _operator(name: str, reflected: bool = False) -> Callable[..., Any]:
+    fn = getattr(operator, name)
+
+    def forward(self: "Symbol", *others: Any) -> "Symbol":
+        return _apply(name.strip("_"), fn, (self, *others), {})
+
+    def backward(self: "Symbol", other: Any) -> "Symbol":
+        return _apply(name.strip("_"), fn, (other, self), {})
+
+    return backward if reflected else forward
+
+
 class Symbol:
     """A node as the declaring function holds it: no value yet, only a place in the graph."""
 
@@ -123,6 +136,20 @@ class Symbol:
     def __repr__(self) -> str:
         return f"<{self._node.kind} {self._node.name!r}, axes: {describe(self._node.axes)}>"
 
+    __add__, __radd__ = _operator("add"), _operator("add", reflected=True)
+    __sub__, __rsub__ = _operator("sub"), _operator("sub", reflected=True)
+    __mul__, __rmul__ = _operator("mul"), _operator("mul", reflected=True)
+    __truediv__, __rtruediv__ = _operator("truediv"), _operator("truediv", reflected=True)
+    __floordiv__, __rfloordiv__ = _operator("floordiv"), _operator("floordiv", reflected=True)
+    __mod__, __rmod__ = _operator("mod"), _operator("mod", reflected=True)
+    __pow__, __rpow__ = _operator("pow"), _operator("pow", reflected=True)
+    __matmul__, __rmatmul__ = _operator("matmul"), _operator("matmul", reflected=True)
+    __and__, __rand__ = _operator("and_"), _operator("and_", reflected=True)
+    __or__, __ror__ = _operator("or_"), _operator("or_", reflected=True)
+    __xor__, __rxor__ = _operator("xor"), _operator("xor", reflected=True)
+    __neg__, __pos__, __abs__, __invert__ = (_operator(name) for name in ("neg", "pos", "abs", "invert"))
+    __lt__, __le__, __gt__, __ge__ = (_operator(name) for name in ("lt", "le", "gt", "ge"))
+    __eq__, __ne__ = _operator("eq"), _operator("ne")
     __hash__ = object.__hash__
 
 
@@ -136,28 +163,9 @@ class _Method:
         return getattr(value, self.name)(*args, **kwargs)
 
 
-def _operator(name: str, reflected: bool = False) -> Callable[..., Symbol]:
-    fn = getattr(operator, name)
-
-    def forward(self: Symbol, *others: Any) -> Symbol:
-        return _apply(name.strip("_"), fn, (self, *others), {})
-
-    def backward(self: Symbol, other: Any) -> Symbol:
-        return _apply(name.strip("_"), fn, (other, self), {})
-
-    return backward if reflected else forward
-
-
-for _name in "add sub mul truediv floordiv mod pow matmul and_ or_ xor".split():
-    setattr(Symbol, f"__{_name.strip('_')}__", _operator(_name))
-    setattr(Symbol, f"__r{_name.strip('_')}__", _operator(_name, reflected=True))
-for _name in "neg pos abs invert lt le gt ge eq ne".split():
-    setattr(Symbol, f"__{_name}__", _operator(_name))
-
-
 def sample(
-    name: str, dist: Callable[..., Distribution] | Sampler, *parents: Any, n: int | None = None, **parameters: Any
-) -> Symbol:
+    name: str, dist: Any, *parents: Any, n: int | None = None, **parameters: Any
+) -> Any:
     """A sample node: `name ~ dist(*parents)`.
 
     Args:
@@ -201,7 +209,7 @@ def sample(
     return declaration.add(nd.Sample(name, len(declaration.nodes), law, arguments, plate, time, n))
 
 
-def mean(x: Symbol, over: str | Iterable[str] | None = None) -> Symbol:
+def mean(x: Any, over: str | Iterable[str] | None = None) -> Any:
     """The mean of `x` over plates: `(1/N) sum_i x_i`. A linear operation.
 
     Args:
@@ -215,7 +223,7 @@ def mean(x: Symbol, over: str | Iterable[str] | None = None) -> Symbol:
     return _reduction("mean", x, _choose(x, over, plates, "mean", "plate"), mean=True)
 
 
-def sum(x: Symbol, over: str | Iterable[str] | None = None, discount: float | None = None) -> Symbol:
+def sum(x: Any, over: str | Iterable[str] | None = None, discount: float | None = None) -> Any:
     """The sum of `x` over time: `sum_t discount**t * x_t`. A linear operation.
 
     Args:
@@ -235,7 +243,7 @@ def sum(x: Symbol, over: str | Iterable[str] | None = None, discount: float | No
     return _reduction("sum", x, chosen, mean=False, discount=discount)
 
 
-def reduce(fn: Callable[..., Any], x: Symbol, over: str | Iterable[str] | None = None) -> Symbol:
+def reduce(fn: Callable[..., Any], x: Any, over: str | Iterable[str] | None = None) -> Any:
     """Any function of whole plates: a quantile, a maximum, a log-sum-exp.
 
     `fn` gets the reduced axes as leading dimensions of its argument, outermost first, and no others. The score
@@ -253,7 +261,7 @@ def reduce(fn: Callable[..., Any], x: Symbol, over: str | Iterable[str] | None =
     return declaration.add(nd.Reduce(name, len(declaration.nodes), x._node, chosen, fn))
 
 
-def apply(fn: Callable[..., Any], *nodes: Any, **constants: Any) -> Symbol:
+def apply(fn: Callable[..., Any], *nodes: Any, **constants: Any) -> Any:
     """A deterministic node `fn(*nodes)`. `fn` is written for one draw; plates and time are mapped over it.
 
     Args:
@@ -268,14 +276,14 @@ def apply(fn: Callable[..., Any], *nodes: Any, **constants: Any) -> Symbol:
     return _apply(getattr(fn, "__name__", "apply").strip("_<>"), fn, nodes, constants)
 
 
-def stop(x: Symbol) -> Symbol:
+def stop(x: Any) -> Any:
     """Stop-gradient: the value of `x` is a constant by declaration. How it was drawn is still accounted for."""
     node = _node(x, "stop")
     declaration = x._declaration
     return declaration.add(nd.Stop(declaration.unique(f"stop({node.name})"), len(declaration.nodes), [node]))
 
 
-def ascend(params: Symbol, objective: Symbol, lr: Any) -> Symbol:
+def ascend(params: Any, objective: Any, lr: Any) -> Any:
     """One inner step up the gradient: `params + lr * gradient of objective with respect to params`.
 
     The gradient is that of the objective's own surrogate: the score function of every sample that was drawn from
@@ -293,7 +301,7 @@ def ascend(params: Symbol, objective: Symbol, lr: Any) -> Symbol:
     return _update("ascend", params, objective, lr, +1)
 
 
-def descend(params: Symbol, objective: Symbol, lr: Any) -> Symbol:
+def descend(params: Any, objective: Any, lr: Any) -> Any:
     """One inner step down the gradient: `params - lr * gradient of objective`. See `ascend`."""
     return _update("descend", params, objective, lr, -1)
 

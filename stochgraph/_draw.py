@@ -1,10 +1,9 @@
 """The graph as a picture: plates as boxes, sample nodes round, updates marked.
 
-`_layout` says where things are, in inches; here they get their texts and shapes. The figure is made without pyplot, so
-nothing is shown, registered or left behind. Matplotlib is an extra: it is imported when something is drawn.
+`_layout` says where things are, in inches; here they get their texts and shapes. Matplotlib is an extra: it is imported
+when something is drawn.
 """
 
-import io
 import math
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,9 +15,9 @@ from ._layout import LETTER, ROW, Box, Layout, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
     from ._graph import Graph
+    from ._picture import Picture
 
 ACCENT, INK, PALE = "#b3261e", "#222222", "#7d7d7d"
 LEGEND = 1.9  # inches, to the right of the graph
@@ -53,18 +52,13 @@ LINES = {
 }
 
 
-def draw(graph: "Graph") -> "Figure":
+def draw(graph: "Graph") -> "Picture":
     """The graph as a `matplotlib` figure, as large as it needs to be."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("drawing needs matplotlib: pip install stochgraph[plot]") from error
+    from ._picture import Picture
 
     layout = layout_of(graph)
     width, height = layout.width + LEGEND, max(layout.height, 2.4)
-    figure = Figure(figsize=(width, height), facecolor="white")
-    FigureCanvasAgg(figure)
+    figure = Picture(figsize=(width, height), facecolor="white")
     axes = figure.add_axes((0.0, 0.0, 1.0, 1.0))
     # One unit is one inch, and the graph hangs from the top edge.
     axes.set(xlim=(0.0, width), ylim=(layout.height - height, layout.height))
@@ -76,14 +70,6 @@ def draw(graph: "Graph") -> "Figure":
     _draw_edges(axes, layout)
     _draw_legend(axes, layout)
     return figure
-
-
-def to_png(graph: "Graph") -> bytes:
-    """The picture as a PNG file, for notebooks."""
-    buffer, figure = io.BytesIO(), draw(graph)
-    # A side of more than 2**16 dots is refused.
-    figure.savefig(buffer, format="png", dpi=min(110, 2**15 / max(figure.get_size_inches())))
-    return buffer.getvalue()
 
 
 def layout_of(graph: "Graph") -> Layout:

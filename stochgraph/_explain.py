@@ -75,7 +75,8 @@ class Explanation:
         return f"{verdict}; variance {self.variance} in the size N of a sample's own plate"
 
     def _notes(self) -> list[str]:
-        return [f"{name}: its distribution depends on no differentiated input; nothing to count" for name in self._constant]
+        text = "its distribution depends on no differentiated input; nothing to count"
+        return [f"{name}: {text}" for name in self._constant]
 
     def _repr_markdown_(self) -> str:
         rows = [f"| {name} | {path} | **{word}** | {text} |" for name, path, word, text in self._cells()]

@@ -95,9 +95,7 @@ class Graph:
         return draw(self)
 
     def _repr_png_(self) -> bytes:
-        from ._draw import to_png
-
-        return to_png(self)
+        return self.draw()._repr_png_()
 
     def __repr__(self) -> str:
         lines = [f"Graph {self.name}({', '.join(self.inputs)})"]

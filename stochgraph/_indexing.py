@@ -30,8 +30,9 @@ class _ScalarIndexing(TorchFunctionMode):
 def _getitem(value: Tensor, key: Any) -> Tensor:
     keys = key if isinstance(key, tuple) else (key,)
     scalar = [_is_scalar_index(k) for k in keys]
-    plain = all(s or k is None or k is Ellipsis or isinstance(k, (int, slice)) for s, k in zip(scalar, keys, strict=True))
-    if not any(scalar) or not plain:
+    others = [k for k, is_scalar in zip(keys, scalar, strict=True) if not is_scalar]
+    plain = all(k is None or k is Ellipsis or isinstance(k, (int, slice)) for k in others)
+    if len(others) == len(keys) or not plain:
         return Tensor.__getitem__(value, key)
     kept = Tensor.__getitem__(value, tuple(slice(None) if s else k for s, k in zip(scalar, keys, strict=True)))
     for index, dim in reversed(_places(keys, scalar, value.dim())):

@@ -10,9 +10,15 @@ from ._axes import Axis
 from ._surrogate import Box, CompiledUpdate, Placeholder, ScoreTerm, Total, Weight
 
 _GREEK = frozenset(
-    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi chi psi omega".split()
+    "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi chi psi "
+    "omega".split()
 )
-_INFIX = {operator.add: "{} + {}", operator.sub: "{} - {}", operator.mul: r"{} \, {}", operator.truediv: r"\frac{{{}}}{{{}}}"}
+_INFIX = {
+    operator.add: "{} + {}",
+    operator.sub: "{} - {}",
+    operator.mul: r"{} \, {}",
+    operator.truediv: r"\frac{{{}}}{{{}}}",
+}
 _LETTERS = "ijklmnpqrs"
 
 
@@ -99,7 +105,10 @@ class _Printer:
 
     def _applied(self, node: Any, parts: list[str]) -> str:
         supply = iter(zip(node.inputs, parts, strict=True))
-        shown = [self._argument(*next(supply), node) if isinstance(x, nd.Node) else _constant(x) for x in node.arguments.leaves]
+        shown = [
+            self._argument(*next(supply), node) if isinstance(x, nd.Node) else _constant(x)
+            for x in node.arguments.leaves
+        ]
         if node.fn in _INFIX and len(shown) == 2:
             return _INFIX[node.fn].format(*shown)
         if node.fn is operator.neg:
@@ -146,7 +155,7 @@ class _Printer:
                 signs += rf"\sum_{{s \le {i}}} "
         parents = [p for p in weight.inputs[0].inputs[1:] if not isinstance(p, nd.Sample)]
         given = ", ".join(self._parent(parent) for parent in parents)
-        time = {i: "s" for i in [self.index[sample.time]]} if sample.time and sample.time not in weight.summed else {}
+        time = {self.index[sample.time]: "s"} if sample.time and sample.time not in weight.summed else {}
         return rf"{signs}\log p({self._indexed(sample, time)}" + (rf" \mid {given})" if given else ")")
 
     def _parent(self, node: nd.Node) -> str:

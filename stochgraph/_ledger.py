@@ -141,11 +141,14 @@ class _Walk:
         fn = node.fn if isinstance(node, nd.Apply) and node.arguments.simple else None
         if fn in (operator.add, operator.sub, operator.neg, operator.pos):
             return frozenset()
-        numerator = fn is operator.truediv and position == 0 and isinstance(node.arguments.leaves[0], nd.Node)  # type: ignore[attr-defined]
-        if fn is operator.mul or numerator:
+        if fn is operator.mul or (fn is operator.truediv and _is_numerator(node, position)):
             others = [parent for i, parent in enumerate(node.inputs) if i != position]
             return frozenset().union(*(self.below[parent] for parent in others))
         return self.scored
+
+
+def _is_numerator(node: nd.Node, position: int) -> bool:
+    return position == 0 and isinstance(node, nd.Apply) and isinstance(node.arguments.leaves[0], nd.Node)
 
 
 def _count(weight: Weight, state: _State) -> _Count:
@@ -233,14 +236,15 @@ def _row(node: nd.Node, state: _State, count: int, path: tuple[str, ...], scored
         return None
     small = "O(1/N)" if averaging_plate(node) is not None else "O(1)"
     if node.pathwise:
-        return Row(node.name, "", path, "dropped" if state.cut else _times(state.share, "once"), "pathwise", count, small)
+        through: Counted = "dropped" if state.cut else state.share
+        return Row(node.name, "", path, through, "pathwise", count, small)
     own = [box for box in state.boxes if box.sample == node.name]
     grows = any(box.grows for box in own)
     return Row(node.name, "", path, counted(own), "distribution", count, "O(N)" if grows else small)
 
 
 def _prefixes(order: list[nd.Node], inputs: set[str], pathwise: set[str]) -> dict[str, tuple[str, ...]]:
-    """For every sample and update, the shortest way from a differentiated input to it through values, itself included."""
+    """For every sample and update, the shortest way through values from a differentiated input to it."""
     ways: dict[nd.Node, tuple[str, ...]] = {}
     found: dict[str, tuple[str, ...]] = {}
     for node in order:

@@ -95,8 +95,8 @@ class Node:
         """Work out all that can be known from the inputs' axes, once, so that no evaluation needs to."""
         self.axes: Axes = self.infer_axes()
         self.input_axes = [node.axes for node in self.inputs]
-        self._leads = [len(axes) for axes in self.input_axes]
-        self._in_line = all(axes == self.axes or not axes for axes in self.input_axes)
+        in_line = len(self.inputs) == 2 and all(axes in ((), self.axes) for axes in self.input_axes)
+        self._lead = len(self.input_axes[0]) - len(self.input_axes[1]) if in_line else None
 
     def infer_axes(self) -> Axes:
         """The axes of the value, from the axes of the inputs."""
@@ -117,9 +117,11 @@ class Node:
 
     def broadcast(self, values: list[Any]) -> list[Any]:
         """The values of the inputs, aligned for an elementwise operation."""
-        if len(values) > 1 and not (self._in_line and vz.same_rank(values, self._leads)):
-            return vz.broadcast(values, self.input_axes, self.axes)
-        return values
+        if self._lead is not None:  # two operands in line: broadcasting is torch's own if their events have one rank
+            left, right = values
+            if isinstance(left, Tensor) and isinstance(right, Tensor) and left.dim() - right.dim() == self._lead:
+                return values
+        return values if len(values) == 1 else vz.broadcast(values, self.input_axes, self.axes)
 
     def __repr__(self) -> str:
         return f"<{self.kind} {self.name} axes={self.axes}>"
@@ -206,7 +208,9 @@ class Reduction(Node):
         if not self._dims:
             return value
         if self.mean:
-            return (value if value.is_floating_point() else value.to(torch.get_default_dtype())).mean(self._dims)
+            value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
+            whole = value.dim() == len(self._dims)  # has a derivative of its own, which is cheaper
+            return value.mean() if whole else value.mean(self._dims)
         if self.discount is not None:
             value = value * self._powers(value, self._dims[-1])
         return value.sum(self._dims)

@@ -73,9 +73,9 @@ class Profile:
 
     def plot(self) -> Any:
         """Bias, variance, MSE and time as bars, one colour per estimator: a `matplotlib` figure."""
-        from matplotlib.figure import Figure
+        from ._picture import Picture
 
-        figure = Figure(figsize=(11, 2.8), layout="constrained")
+        figure = Picture(figsize=(11, 2.8), layout="constrained")
         panels = {"bias": "bias", "variance": "variance", "mse": "MSE", "seconds": "seconds per estimate"}
         names = list(self.figures)
         for axes, (attribute, title) in zip(figure.subplots(1, 4), panels.items(), strict=True):

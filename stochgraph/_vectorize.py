@@ -34,18 +34,6 @@ def align_tree(value: Any, axes: Axes, target: Axes) -> Any:
     return pytree.tree_map_only(Tensor, lambda leaf: align(leaf, axes, target), value)
 
 
-def same_rank(values: list[Any], leads: list[int]) -> bool:
-    """Whether all tensors have as many event dimensions as each other, behind `leads` dimensions for axes."""
-    rank = None
-    for value, lead in zip(values, leads, strict=True):
-        if isinstance(value, Tensor):
-            own = value.dim() - lead
-            if rank is not None and own != rank:
-                return False
-            rank = own
-    return True
-
-
 def broadcast(values: list[Any], axes: list[Axes], target: Axes) -> list[Any]:
     """Align tensors for an elementwise operation: axes with axes, event dimensions with event dimensions."""
     tensors = [isinstance(value, Tensor) for value in values]

@@ -113,7 +113,9 @@ def verify(
         raise ValueError(f"order must be at least 1, got {order}")
     pathwise = sorted(compiled._derivation.pathwise)
     if pathwise:
-        raise VerificationError(f"sample {pathwise[0]!r} is pathwise, so continuous: it cannot be enumerated; see profile")
+        raise VerificationError(
+            f"sample {pathwise[0]!r} is pathwise, so continuous: it cannot be enumerated; see sg.profile"
+        )
     outcomes = _Outcomes(compiled, inputs, sizes or {}, max_outcomes)
     outcomes.enumerate()
     flat, restore = _flatten(compiled, inputs)
@@ -262,7 +264,7 @@ def _flatten(compiled: Compiled, inputs: Any) -> tuple[Tensor, Callable[[Tensor]
 
 def _shaper(compiled: Compiled, inputs: Any, order: int) -> Callable[[Tensor], Any]:
     """From derivatives of the vector to the form that `Verification` describes."""
-    flat, restore = _flatten(compiled, inputs)
+    _, restore = _flatten(compiled, inputs)
     names = compiled.graph.inputs
     chosen = [inputs[names.index(name)] for name in compiled.wrt]
     if order == 1:
@@ -278,7 +280,7 @@ def _shaper(compiled: Compiled, inputs: Any, order: int) -> Callable[[Tensor], A
 
 
 def _derivative(fn: Callable[..., Tensor], order: int) -> Callable[..., Tensor]:
-    """The derivative of a scalar function of a vector. Reverse mode throughout: not every torch function has the other."""
+    """The derivative of a scalar function of a vector, in reverse mode: not every torch function has the other."""
     derived = torch.func.grad(fn)
     for _ in range(order - 1):
         derived = torch.func.jacrev(derived)

@@ -231,5 +231,6 @@ def test_nothing_is_shown_or_left_behind() -> None:
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    monkeypatch.delitem(sys.modules, "stochgraph._picture", raising=False)
     with pytest.raises(ImportError, match=r"pip install stochgraph\[plot\]"):
         normal.draw()
