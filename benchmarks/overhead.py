@@ -145,7 +145,9 @@ def chain_with_final_cost(steps: int) -> Case:
         return cost.mean(), torch.autograd.grad((cost * log_prob).mean(), theta)[0]
 
     return Case(
-        f"Bernoulli chain of {steps}, final cost", objective.compile(sg.SF()).value_and_grad, by_hand,
+        f"Bernoulli chain of {steps}, final cost",
+        objective.compile(sg.SF()).value_and_grad,
+        by_hand,
         torch.tensor([-0.8, 0.5]),
     )
 
@@ -198,7 +200,7 @@ def compare(chosen: list[Case], rounds: int) -> list[tuple[float, float, float]]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=25, help="measurements per case and side")
     parser.add_argument("--only", default="", help="cases whose name contains this")
     options = parser.parse_args()

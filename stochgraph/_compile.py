@@ -55,7 +55,9 @@ class Compiled:
         order, objective = graph._order, graph._objective
         self._derivation = Derivation(order, self.rules)
         self._root = self._derivation.surrogate(objective)
-        self._program = schedule([self._root])
+        # A pathwise draw that is used inside an update alone is still drawn outside of it.
+        drawn = [self._derivation.derive(node) for s, node in _samples(order).items() if s in self._derivation.pathwise]
+        self._program = schedule([self._root, *drawn])
         plain = {s: VALUE if not rule.pathwise else Rule(pathwise=True) for s, rule in self.rules.items()}
         value = Derivation(order, plain)
         self._value_root = value.derive(objective)

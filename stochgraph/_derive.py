@@ -351,4 +351,5 @@ def data_of(update: nd.Update, order: list[nd.Node], rules: Mapping[str, Rule]) 
 def _pathwise(node: nd.Sample) -> nd.Sample:
     moved = copy.copy(node)
     moved.pathwise = True
+    moved.declared_axes = node.parent_axes
     return moved

@@ -8,14 +8,14 @@ rebuilt around the mapped parameters. Either way the draw itself is one batched 
 
 import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.distributions import Distribution, Pareto, Uniform, constraints
-from torch.distributions.transforms import Transform
+from torch.distributions.transforms import Transform, _InverseTransform
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -62,14 +62,23 @@ class DistributionLaw:
         return getattr(self.factory, "__name__", type(self.factory).__name__).strip("<>")
 
     def event_dims(self, arguments: Any) -> list[int] | None:
+        """The event dimensions of the parameters given by nodes; `None` if they cannot simply be batched."""
         declared = getattr(self.factory, "arg_constraints", None) if self.is_class and arguments.flat else None
         if not isinstance(declared, dict):
             return None
         names = [*list(inspect.signature(self.factory).parameters)[: arguments.positional], *arguments.keywords]
-        return [declared[names[i]].event_dim for i in arguments.places] if set(names) <= declared.keys() else None
+        if not set(names) <= declared.keys():
+            return None
+        dims = [declared[name].event_dim for name in names]
+        leaves = zip(dims, arguments.leaves, strict=True)
+        constants = [leaf for d, leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > d]
+        # The batch dimensions of a constant would be taken for plates: such a distribution is mapped instead.
+        return None if constants else [dims[i] for i in arguments.places]
 
     def draw(self, node: Any, values: Sequence[Any], sizes: dict[Any, int]) -> tuple[Tensor, Distribution]:
         built = self.build(node, node.inputs, values, node.parent_axes)
+        if node.parent_axes:
+            _refuse_temperatures(node, built)
         shape = torch.Size([] if node.plate is None else [sizes[node.plate]])
         value = built.sample(shape).detach()
         return (_plate_last(node, value) if node.front else value), built
@@ -81,9 +90,12 @@ class DistributionLaw:
         built = self.build(node, node.inputs, values, node.parent_axes, validate=noise is None)
         if not built.has_rsample:
             raise SamplingError(_no_path(node, type(built).__name__))
-        shape = torch.Size([] if node.plate is None else [sizes[node.plate]])
+        _refuse_temperatures(node, built)
+        own = [] if node.plate is None else [sizes[node.plate]]
+        if noise is not None:  # the placeholder of an update may have plates that the draw does not have
+            noise = [_insert_axes(x, len(own), node.declared_axes, node.parent_axes) for x in noise]
         with NoiseTape(node, noise) as tape:
-            value = built.rsample(shape)
+            value = built.rsample(torch.Size(own))
         return _plate_last(node, value), tape.recorded
 
     def score(self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], built: Any = None) -> Tensor:
@@ -119,7 +131,7 @@ class DistributionLaw:
         if not self.is_class:
             with _validation(validate):
                 return self.factory(*args, **kwargs)
-        if args and not _hold_tensor((*args, *kwargs.values())):
+        if args and not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
             args = [_as_tensor(v) for v in args]
         if not validate:
             kwargs["validate_args"] = False
@@ -128,18 +140,22 @@ class DistributionLaw:
     def _map(self, arguments: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes) -> Distribution:
         """Build one draw's distribution under vmap, and the plate's distribution from its mapped parameters."""
         template: list[Distribution] = []
+        varies: list[bool] = []
 
         def parameters(*one: Any) -> list[Tensor]:
             args, kwargs = arguments.fill(one)
             template[:] = [self.factory(*args, **kwargs)]
-            return _collect(template[0])
+            leaves = _collect(template[0])
+            varies[:] = [torch._C._functorch.is_batchedtensor(leaf) for leaf in leaves]
+            return leaves
 
         aligned = [vz.align_tree(v, node.axes, axes) for v, node in zip(values, inputs, strict=True)]
         with _validation(False):
             mapped = vz.vectorize(parameters, len(axes))(*aligned)
         sizes = _sizes(aligned, len(axes))
         mapped = [leaf.expand(*sizes, *leaf.shape[len(axes) :]) for leaf in mapped]
-        return _rebuild(template[0], iter(mapped), torch.Size(sizes), len(template[0].batch_shape))
+        one = template[0]
+        return _rebuild(one, iter(zip(mapped, varies, strict=True)), torch.Size(sizes), len(one.batch_shape) + len(one.event_shape))
 
 
 class SamplerLaw:
@@ -246,6 +262,16 @@ def _no_path(node: Any, dist: str) -> str:
     )
 
 
+def _refuse_temperatures(node: Any, built: Distribution) -> None:
+    """Torch lines the temperatures of a relaxed categorical up with its categories: only one of them is right."""
+    temperature = getattr(built, "temperature", None)
+    if isinstance(temperature, Tensor) and temperature.dim() and built.event_shape:
+        raise SamplingError(
+            f"sample {node.name!r}: {type(built).__name__} takes one temperature for all draws; here it varies with a "
+            "plate. Give it a temperature without plates"
+        )
+
+
 @contextmanager
 def _validation(wanted: bool) -> Iterator[None]:
     """Argument checks of distributions that a user's function builds. They branch on values, which vmap cannot."""
@@ -257,13 +283,6 @@ def _validation(wanted: bool) -> Iterator[None]:
         Distribution.set_default_validate_args(before)
 
 
-def _hold_tensor(values: Iterable[Any]) -> bool:
-    for value in values:
-        if isinstance(value, Tensor):
-            return True
-    return False
-
-
 def _as_tensor(value: Any) -> Any:
     return torch.as_tensor(value) if isinstance(value, float) else value
 
@@ -271,6 +290,14 @@ def _as_tensor(value: Any) -> Any:
 def _plate_last(node: Any, value: Tensor) -> Tensor:
     """Move the plate that torch puts in front to its place among the node's axes."""
     return value.movedim(0, node.front) if node.front else value
+
+
+def _insert_axes(value: Tensor, lead: int, axes: Axes, target: Axes) -> Tensor:
+    """Insert dimensions of size 1 for axes that a tensor `(*lead dimensions, *axes, ...)` lacks."""
+    for d, axis in enumerate(target):
+        if axis not in axes:
+            value = value.unsqueeze(lead + d)
+    return value
 
 
 def _aligned(values: Sequence[Any], inputs: Sequence[Any], axes: Axes) -> list[Any]:
@@ -291,9 +318,21 @@ def _sizes(aligned: Sequence[Any], dims: int) -> list[int]:
     return [max(leaf.shape[d] for leaf in leaves) for d in range(dims)]
 
 
+# Tensors that distributions hold without their batch dimensions, and the event dimensions of each.
+_UNBROADCAST = {
+    "_unbroadcasted_scale_tril": 2,
+    "_unbroadcasted_cov_factor": 2,
+    "_unbroadcasted_cov_diag": 1,
+    "_capacitance_tril": 2,
+    "temperature": 0,
+}
+
+
 def _parts(thing: Any) -> list[tuple[str, Any]]:
-    """The attributes of a distribution or transform that hold parameters."""
-    return [(k, v) for k, v in vars(thing).items() if isinstance(v, (Tensor, Distribution, Transform, list))]
+    """The attributes of a distribution or transform that hold parameters. The cache of an inverse is none of them."""
+    forward = isinstance(thing, Transform) and not isinstance(thing, _InverseTransform)
+    kept = [(name, part) for name, part in vars(thing).items() if not (forward and name == "_inv")]
+    return [(name, part) for name, part in kept if isinstance(part, (Tensor, Distribution, Transform, list))]
 
 
 def _collect(thing: Any) -> list[Tensor]:
@@ -307,22 +346,38 @@ def _collect(thing: Any) -> list[Tensor]:
     raise DeclarationError(f"a distribution holds {type(thing).__name__}, which cannot be mapped; use a Sampler")
 
 
-def _rebuild(thing: Any, leaves: Iterator[Tensor], sizes: torch.Size, batch: int) -> Any:
-    """The same distribution around other tensors, its batch shape extended in front by `sizes`."""
-    if isinstance(thing, Tensor):
-        return next(leaves)
+def _rebuild(thing: Any, leaves: Iterator[tuple[Tensor, bool]], sizes: torch.Size, rank: int) -> Any:
+    """The same distribution around other tensors, its batch shape extended in front by `sizes`.
+
+    `rank` counts the dimensions of one draw: a transform's tensors broadcast against those.
+    """
     if isinstance(thing, list):
-        return [_rebuild(part, leaves, sizes, batch) for part in thing]
+        return [_rebuild(part, leaves, sizes, rank) for part in thing]
     rebuilt = copy.copy(thing)
+    if isinstance(thing, Transform) and not isinstance(thing, _InverseTransform):
+        rebuilt._inv = None
     for name, part in _parts(thing):
-        new = _rebuild(part, leaves, sizes, batch)
-        if isinstance(thing, Transform) and isinstance(new, Tensor):
-            own = new.shape[len(sizes) :]
-            new = new.reshape(*new.shape[: len(sizes)], *[1] * max(batch - len(own), 0), *own)
-        rebuilt.__dict__[name] = new
+        if isinstance(part, Tensor):
+            wanted = rank if isinstance(thing, Transform) else _least_rank(thing, name)
+            leaf, varies = next(leaves)
+            alone = name == "temperature" and not varies  # see _refuse_temperatures
+            rebuilt.__dict__[name] = leaf[(0,) * len(sizes)] if alone else _pad(leaf, len(sizes), wanted)
+        else:
+            rebuilt.__dict__[name] = _rebuild(part, leaves, sizes, rank)
     if isinstance(thing, Distribution):
         rebuilt._batch_shape = sizes + thing._batch_shape
     return rebuilt
+
+
+def _least_rank(dist: Distribution, name: str) -> int:
+    """How many dimensions a parameter of one draw's distribution has once it has all batch dimensions."""
+    return len(dist._batch_shape) + _UNBROADCAST[name] if name in _UNBROADCAST else 0
+
+
+def _pad(value: Tensor, lead: int, rank: int) -> Tensor:
+    """Insert dimensions of size 1 behind the `lead` plates until one draw's part has `rank` dimensions."""
+    own = value.shape[lead:]
+    return value.reshape(*value.shape[:lead], *[1] * max(rank - len(own), 0), *own)
 
 
 def moving_support(dist: Distribution) -> bool:

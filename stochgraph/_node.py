@@ -54,6 +54,8 @@ class Arguments:
         self.nodes: tuple[Node, ...] = tuple(self.leaves[i] for i in self.places)
         self.positional = len(args)
         self.keywords = tuple(kwargs)
+        constants = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        self.constant_dims = max((constant.dim() for constant in constants), default=0)
         given = [*args, *kwargs.values()]
         self.flat = len(given) == len(self.leaves) and all(map(operator.is_, given, self.leaves))
         self.simple = self.flat and not kwargs
@@ -144,7 +146,8 @@ class Apply(Node):
     def __init__(self, name: str, index: int, fn: Callable[..., Any], arguments: Arguments) -> None:
         self.fn = fn
         self.arguments = arguments
-        self.elementwise = arguments.flat and fn in _ELEMENTWISE_FUNCTIONS
+        # Broadcasting would take the dimensions of a constant tensor for plates: vmap tells them apart.
+        self.elementwise = arguments.flat and not arguments.constant_dims and fn in _ELEMENTWISE_FUNCTIONS
         self._call = arguments.bind(fn)
         super().__init__(name, index, arguments.nodes)
 
@@ -264,6 +267,7 @@ class Sample(Node):
         self.time = time
         self.n = n
         self.pathwise = False
+        self.declared_axes: Axes = ()
         self.event_dims = law.event_dims(arguments)
         super().__init__(name, index, arguments.nodes)
 
@@ -272,8 +276,11 @@ class Sample(Node):
         return union(*(node.axes for node in self.inputs), own)
 
     def prepare(self) -> None:
-        """Also `parent_axes`, along which the draws have parents of their own; `plates`, the axes of whole draws: all
-        but the draw's own time axis; and `front`, the place of the draw's own plate among the axes."""
+        """Work out three more.
+
+        `parent_axes`: the axes along which the draws have parents of their own. `plates`: the axes of whole draws, all
+        but the draw's own time axis. `front`: the place of the draw's own plate among the axes.
+        """
         super().prepare()
         self.parent_axes = union(*self.input_axes)
         self.plates = without(self.axes, [self.time] if self.time else [])

@@ -66,7 +66,7 @@ class Run:
         return value
 
     def _note_sizes(self, node: nd.Sample, value: Any) -> None:
-        if node.plate is not None:
+        if node.plate is not None and node.plate not in self.sizes:
             leaf = value if isinstance(value, Tensor) else pytree.tree_leaves(value)[0]
             self.sizes[node.plate] = leaf.shape[node.axes.index(node.plate)]
 

@@ -73,11 +73,12 @@ class Weight(nd.Node):
         self._cumulated = [d for d, axis in places if axis.time and axis in self.aligned]
         self._gone = tuple(d for d, axis in places if axis in gone)
         self._averaged = [d for d, axis in places if self.average and axis in gone and not axis.time]
+        self._reduces = bool(self._cumulated or self._gone)
 
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
         recorded = run.log_probs.get(self.sample.name)
         if recorded is None:
-            weight = self._reduce(values[0])
+            weight = self._reduce(values[0]) if self._reduces else values[0]
             return weight - weight.detach()
         return self._reduce(values[0] - vz.align(recorded, self.sample.axes, self.input_axes[0]))
 
