@@ -1,6 +1,6 @@
 """The demonstration: ledgers, exact biases, and meta-training on two-dimensional navigation.
 
-    python -m stochgraph.algorithms.demo [--iterations 1200] [--seed 0] [--out results/navigation.png]
+python -m stochgraph.algorithms.demo [--iterations 1200] [--seed 0] [--out results/navigation.png]
 """
 
 import argparse
@@ -217,7 +217,9 @@ def main(arguments: list[str] | None = None) -> None:
     if not learners:
         return
     for name, learner in learners.items():
-        print(f"{name}: return {learner.returns['before'][-1]:.2f} before, {learner.returns['after'][-1]:.2f} after adaptation")
+        print(
+            f"{name}: return {learner.returns['before'][-1]:.2f} before, {learner.returns['after'][-1]:.2f} after adaptation"
+        )
     save(figure(learners), options.out)
     print(f"figure: {options.out}")
 

@@ -10,7 +10,7 @@ from torch.utils import _pytree as pytree
 
 from . import _node as nd
 from ._axes import describe
-from ._derive import VALUE, Derivation, Rule, descends_from, moves_with
+from ._derive import VALUE, Derivation, Rule, descends_from
 from ._errors import CompileError, SamplingError
 from ._graph import Graph, scored_samples
 from ._law import MOVING_SUPPORT, DistributionLaw, _no_path
@@ -118,11 +118,11 @@ class Compiled:
             The value of the objective for the draws, and the gradient: a pytree like the differentiated input, or a
             tuple of them if `wrt` names several.
         """
-        named = dict(zip(self.graph.inputs, inputs, strict=False))
-        leaves, spec = pytree.tree_flatten([named.get(name) for name in self.wrt])
+        named = self._named(inputs)
+        leaves, spec = pytree.tree_flatten([named[name] for name in self.wrt])
         leaves = [leaf.detach().requires_grad_() if _floats(leaf) else leaf for leaf in leaves]
         named.update(zip(self.wrt, pytree.tree_unflatten(leaves, spec), strict=True))
-        run = self._run(list(named.values()), sizes)
+        run = self._run(tuple(named.values()), sizes)
         with torch.enable_grad(), seeded(generator, inputs):
             loss = self._surrogate(run)
         wanted = [leaf for leaf in leaves if _floats(leaf)]
@@ -136,11 +136,14 @@ class Compiled:
 
         return explain(self)
 
-    def _run(self, inputs: Any, sizes: Mapping[str, int] | None, trace: Any = None) -> Run:
+    def _named(self, inputs: Any) -> dict[str, Any]:
         names = self.graph.inputs
         if len(inputs) != len(names):
             raise TypeError(f"{self.graph.name} takes {len(names)} inputs ({', '.join(names)}), got {len(inputs)}")
-        return Run(dict(zip(names, inputs, strict=True)), _check_sizes(self.graph, sizes or {}), trace)
+        return dict(zip(names, [_numbers_as_tensors(value) for value in inputs], strict=True))
+
+    def _run(self, inputs: Any, sizes: Mapping[str, int] | None, trace: Any = None) -> Run:
+        return Run(self._named(inputs), _check_sizes(self.graph, sizes or {}), trace)
 
     def _surrogate(self, run: Run) -> Tensor:
         loss = self._scalar(run.execute(self._program)[self._root])
@@ -185,6 +188,10 @@ def _floats(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
+def _numbers_as_tensors(tree: Any) -> Any:
+    return pytree.tree_map(lambda leaf: torch.tensor(leaf) if isinstance(leaf, float) else leaf, tree)
+
+
 def _samples(order: list[nd.Node]) -> dict[str, nd.Sample]:
     return {node.name: node for node in order if isinstance(node, nd.Sample)}
 
@@ -208,7 +215,9 @@ def _assign(graph: Graph, estimators: Any) -> dict[str, Any]:
                 f"it has {', '.join(map(repr, known)) or 'none'}"
             )
         if not isinstance(estimator, (Estimator, Pathwise)):
-            raise CompileError(f"sample {name!r}: {estimator!r} is not an estimator; use sg.SF(), sg.LSF(), sg.PW() ...")
+            raise CompileError(
+                f"sample {name!r}: {estimator!r} is not an estimator; use sg.SF(), sg.LSF(), sg.PW() ..."
+            )
     pathwise = {name: isinstance(estimator, Pathwise) for name, estimator in given.items()}
     needed = scored_samples(graph._order, pathwise)
     for name, node in needed.items():
@@ -264,7 +273,8 @@ def _routes(graph: Graph, source: nd.Node, estimators: Mapping[str, Any]) -> set
             found.add(node)
         # A draw carries the distribution path through anything that comes later, a stop included.
     through = [
-        node for node in found
+        node
+        for node in found
         if isinstance(node, nd.Sample) and node is not source and not isinstance(estimators.get(node.name), Pathwise)
     ]
     for node in through:

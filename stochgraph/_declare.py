@@ -123,7 +123,7 @@ class Symbol:
     def __float__(self) -> float:
         raise self._no_value("float() of it", "the node itself")
 
-    __int__ = __index__ = __float__  # type: ignore[assignment]
+    __int__ = __index__ = __float__
 
     def _no_value(self, what: str, instead: str) -> DeclarationError:
         node = self._node
@@ -163,9 +163,7 @@ class _Method:
         return getattr(value, self.name)(*args, **kwargs)
 
 
-def sample(
-    name: str, dist: Any, *parents: Any, n: int | None = None, **parameters: Any
-) -> Any:
+def sample(name: str, dist: Any, *parents: Any, n: int | None = None, **parameters: Any) -> Any:
     """A sample node: `name ~ dist(*parents)`.
 
     Args:
@@ -459,4 +457,3 @@ def _refuse_distribution_built_inside(nodes: Sequence[nd.Node]) -> None:
             names = ", ".join(repr(node.name) for node in nodes)
             raise DeclarationError(_built_inside(f"node {names}", type(built).__name__ if built is not None else "..."))
         frame = frame.f_back  # type: ignore[assignment]
-

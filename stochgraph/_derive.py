@@ -204,7 +204,9 @@ class Derivation:
         if self._elsewhere(node) and not pending:
             return []
         if isinstance(node, nd.Update):
-            return [(parent, NOTHING) for parent in (node.params, *node.inputs[2:])] if not pending else [(node, NOTHING)]
+            return (
+                [(parent, NOTHING) for parent in (node.params, *node.inputs[2:])] if not pending else [(node, NOTHING)]
+            )
         operands = self._operands(node, pending)
         if pending and operands is None:
             return [(node, NOTHING)]
@@ -274,9 +276,11 @@ class Derivation:
 
     def _update(self, node: nd.Update, parts: list[nd.Node]) -> nd.Node:
         # Inside another update's inner gradient, an update is the function of its parameters that it is: no boxes.
-        rules = self.rules if self.update is None else {
-            s: Rule(boxes_costs=False, pathwise=rule.pathwise) for s, rule in self.rules.items()
-        }
+        rules = (
+            self.rules
+            if self.update is None
+            else {s: Rule(boxes_costs=False, pathwise=rule.pathwise) for s, rule in self.rules.items()}
+        )
         psi = Placeholder(node)
         inner = Derivation(self.order, rules, outer=self, update=node, psi=psi)
         surrogate = inner.inner_surrogate()

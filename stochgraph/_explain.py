@@ -97,7 +97,9 @@ def explain(compiled: Any) -> Explanation:
     constant = tuple(n.name for n in order if isinstance(n, nd.Sample) and n.name not in listed)
     title = f"gradient of E[{compiled.graph.name}] with respect to {', '.join(compiled.wrt)}"
     landmarks = frozenset(n.name for n in order if isinstance(n, (nd.Input, nd.Sample, nd.Update)))
-    return Explanation(rows, bias == "0", bias, variance, latex(compiled), title, constant, landmarks, compiled.graph.name)
+    return Explanation(
+        rows, bias == "0", bias, variance, latex(compiled), title, constant, landmarks, compiled.graph.name
+    )
 
 
 def words(row: Row) -> str:

@@ -36,13 +36,15 @@ class Law(Protocol):
     def event_dims(self, arguments: Any) -> list[int] | None:
         """The event dimensions of each parent, if batches of them can be passed as they are."""
 
-    def draw(self, node: Any, values: Sequence[Any], sizes: dict[Any, int]) -> tuple[Any, Any]:
+    def draw(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Any, Any]:
         """A draw `(*node.axes, ...)`, and whatever `score` can reuse."""
 
-    def score(self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], built: Any = None) -> Tensor:
+    def score(
+        self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, built: Any = None
+    ) -> Tensor:
         """The log-probability of each draw, shape `(*axes of node and inputs)`; `inputs` are the parents' nodes."""
 
-    def outcomes(self, node: Any, values: Sequence[Any]) -> tuple[Any, int]:
+    def outcomes(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Any, int]:
         """All outcomes of every draw, `(outcomes, *parent_axes, *batch, ...)`, and the number of batch dimensions."""
 
 
@@ -75,34 +77,37 @@ class DistributionLaw:
         # The batch dimensions of a constant would be taken for plates: such a distribution is mapped instead.
         return None if constants else [dims[i] for i in arguments.places]
 
-    def draw(self, node: Any, values: Sequence[Any], sizes: dict[Any, int]) -> tuple[Tensor, Distribution]:
-        built = self.build(node, node.inputs, values, node.parent_axes)
+    def draw(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Tensor, Distribution]:
+        built = self.build(node, node.inputs, values, node.parent_axes, run)
         if node.parent_axes:
             _refuse_temperatures(node, built)
-        shape = torch.Size([] if node.plate is None else [sizes[node.plate]])
-        value = built.sample(shape).detach()
+        shape = torch.Size([] if node.plate is None else [run.sizes[node.plate]])
+        value = built.sample(shape)
+        value = value.detach() if value.requires_grad else value  # torch's own distributions hand out constants
         return (_plate_last(node, value) if node.front else value), built
 
     def draw_pathwise(
-        self, node: Any, values: Sequence[Any], sizes: dict[Any, int], noise: list[Tensor] | None
+        self, node: Any, values: Sequence[Any], run: Any, noise: list[Tensor] | None
     ) -> tuple[Tensor, list[Tensor]]:
         """A reparameterised draw, from fresh noise or from recorded noise, and the noise."""
-        built = self.build(node, node.inputs, values, node.parent_axes, validate=noise is None)
+        built = self.build(node, node.inputs, values, node.parent_axes, run, validate=noise is None)
         if not built.has_rsample:
             raise SamplingError(_no_path(node, type(built).__name__))
         _refuse_temperatures(node, built)
-        own = [] if node.plate is None else [sizes[node.plate]]
+        own = [] if node.plate is None else [run.sizes[node.plate]]
         if noise is not None:  # the placeholder of an update may have plates that the draw does not have
             noise = [_insert_axes(x, len(own), node.declared_axes, node.parent_axes) for x in noise]
         with NoiseTape(node, noise) as tape:
             value = built.rsample(torch.Size(own))
         return _plate_last(node, value), tape.recorded
 
-    def score(self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], built: Any = None) -> Tensor:
+    def score(
+        self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, built: Any = None
+    ) -> Tensor:
         parent_axes, front = node.parent_axes, node.front
         if built is None:
             parent_axes = union(*(parent.axes for parent in inputs))
-            built = self.build(node, inputs, values, parent_axes, validate=False)
+            built = self.build(node, inputs, values, parent_axes, run, validate=False)
             axes = union(parent_axes, node.axes)
             value = vz.align(value, node.axes, axes)
             front = axes.index(node.plate) if node.plate is not None else 0
@@ -112,14 +117,14 @@ class DistributionLaw:
             log_prob = log_prob.sum(tuple(range(-own, 0)))
         return log_prob.movedim(0, front) if front else log_prob
 
-    def outcomes(self, node: Any, values: Sequence[Any]) -> tuple[Tensor, int]:
-        built = self.build(node, node.inputs, values, node.parent_axes, validate=False)
+    def outcomes(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Tensor, int]:
+        built = self.build(node, node.inputs, values, node.parent_axes, run, validate=False)
         if not built.has_enumerate_support:
             raise NotImplementedError(f"{type(built).__name__} has no finite support")
         return built.enumerate_support(expand=True), len(built.batch_shape) - len(node.parent_axes)
 
     def build(
-        self, node: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes, validate: bool = True
+        self, node: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes, run: Any, validate: bool = True
     ) -> Distribution:
         """The distribution with batch shape `(*axes, *batch of one draw)`."""
         if axes:
@@ -131,8 +136,9 @@ class DistributionLaw:
         if not self.is_class:
             with _validation(validate):
                 return self.factory(*args, **kwargs)
-        if args and not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
-            args = [_as_tensor(v) for v in args]
+        if not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):  # numbers say nothing of dtype and device
+            args = [run.number(v) for v in args]
+            kwargs = {name: run.number(v) for name, v in kwargs.items()}
         if not validate:
             kwargs["validate_args"] = False
         return self.factory(*args, **kwargs)
@@ -155,7 +161,8 @@ class DistributionLaw:
         sizes = _sizes(aligned, len(axes))
         mapped = [leaf.expand(*sizes, *leaf.shape[len(axes) :]) for leaf in mapped]
         one = template[0]
-        return _rebuild(one, iter(zip(mapped, varies, strict=True)), torch.Size(sizes), len(one.batch_shape) + len(one.event_shape))
+        rank = len(one.batch_shape) + len(one.event_shape)
+        return _rebuild(one, iter(zip(mapped, varies, strict=True)), torch.Size(sizes), rank)
 
 
 class SamplerLaw:
@@ -173,16 +180,18 @@ class SamplerLaw:
     def name(self) -> str:
         return type(self.sampler).__name__
 
-    def draw(self, node: Any, values: Sequence[Any], sizes: dict[Any, int]) -> tuple[Any, None]:
+    def draw(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Any, None]:
         plates = node.plates
         args, kwargs = node.arguments.fill(_aligned(values, node.inputs, plates))
-        shape = torch.Size([sizes[axis] for axis in plates])
+        shape = torch.Size([run.sizes[axis] for axis in plates])
         with torch.no_grad():
             value = self.sampler.draw(shape, *args, **kwargs)
         self._check(node, value, shape)
         return value, None
 
-    def score(self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], built: Any = None) -> Tensor:
+    def score(
+        self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, built: Any = None
+    ) -> Tensor:
         axes = union(node.plates, *(parent.axes for parent in inputs))
         value = vz.align_tree(value, node.plates, axes)
 
@@ -200,7 +209,7 @@ class SamplerLaw:
         full = (*axes, node.time) if self.time else axes
         return scored.permute([full.index(axis) for axis in sorted(full)])
 
-    def outcomes(self, node: Any, values: Sequence[Any]) -> tuple[Any, int]:
+    def outcomes(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Any, int]:
         axes = node.parent_axes
 
         def enumerate_one(*parents: Any) -> Any:
@@ -233,7 +242,8 @@ class NoiseTape(TorchFunctionMode):
 
     _fresh = frozenset({torch.rand, torch.randn, torch.rand_like, torch.randn_like})
     _in_place = frozenset(
-        getattr(Tensor, name) for name in ("normal_", "uniform_", "exponential_", "cauchy_", "log_normal_", "geometric_")
+        getattr(Tensor, name)
+        for name in ("normal_", "uniform_", "exponential_", "cauchy_", "log_normal_", "geometric_")
     )
 
     def __init__(self, node: Any, noise: list[Tensor] | None = None) -> None:
@@ -281,10 +291,6 @@ def _validation(wanted: bool) -> Iterator[None]:
         yield
     finally:
         Distribution.set_default_validate_args(before)
-
-
-def _as_tensor(value: Any) -> Any:
-    return torch.as_tensor(value) if isinstance(value, float) else value
 
 
 def _plate_last(node: Any, value: Tensor) -> Tensor:

@@ -204,24 +204,26 @@ class Reduction(Node):
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         if isinstance(values[0], Tensor):
-            return self._reduce(values[0])
-        return pytree.tree_map_only(Tensor, self._reduce, values[0])
+            return self._reduce(values[0], run)
+        return pytree.tree_map_only(Tensor, lambda leaf: self._reduce(leaf, run), values[0])
 
-    def _reduce(self, value: Tensor) -> Tensor:
+    def _reduce(self, value: Tensor, run: Any) -> Tensor:
         if not self._dims:
             return value
+        if not value.is_floating_point() and (self.mean or self.discount is not None):
+            value = value.to(run.dtype)
         if self.mean:
-            value = value if value.is_floating_point() else value.to(torch.get_default_dtype())
             whole = value.dim() == len(self._dims)  # has a derivative of its own, which is cheaper
             return value.mean() if whole else value.mean(self._dims)
         if self.discount is not None:
-            value = value * self._powers(value, self._dims[-1])
+            value = value * _powers(self.discount, value, self._dims[-1])
         return value.sum(self._dims)
 
-    def _powers(self, value: Tensor, dim: int) -> Tensor:
-        dtype = value.dtype if value.is_floating_point() else torch.get_default_dtype()
-        steps = torch.arange(value.shape[dim], dtype=dtype, device=value.device)
-        return (self.discount**steps).reshape([-1] + [1] * (value.dim() - dim - 1))
+
+def _powers(base: float, value: Tensor, dim: int) -> Tensor:
+    """`base**t` along a dimension of `value`."""
+    steps = torch.arange(value.shape[dim], dtype=value.dtype, device=value.device)
+    return (base**steps).reshape([-1] + [1] * (value.dim() - dim - 1))
 
 
 class Reduce(Node):
@@ -259,7 +261,14 @@ class Sample(Node):
     kind = "sample"
 
     def __init__(
-        self, name: str, index: int, law: Any, arguments: Arguments, plate: Axis | None, time: Axis | None, n: int | None
+        self,
+        name: str,
+        index: int,
+        law: Any,
+        arguments: Arguments,
+        plate: Axis | None,
+        time: Axis | None,
+        n: int | None,
     ) -> None:
         self.law = law
         self.arguments = arguments

@@ -28,6 +28,19 @@ class Run:
         self.log_probs: Mapping[str, Tensor] = trace.log_probs if trace else {}
         self.built: dict[str, tuple[Sequence[nd.Node], Any]] = {}
         self.values: dict[nd.Node, Any] = {}
+        floats = (x for x in pytree.tree_leaves(dict(inputs)) if isinstance(x, Tensor) and x.is_floating_point())
+        self.like = next(floats, None)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the inputs: what numbers and means of integers become."""
+        return torch.get_default_dtype() if self.like is None else self.like.dtype
+
+    def number(self, value: Any) -> Any:
+        """A Python number as a tensor where the inputs are."""
+        if not isinstance(value, float):
+            return value
+        return torch.tensor(value, dtype=self.dtype, device=None if self.like is None else self.like.device)
 
     def execute(self, program: Sequence[nd.Node]) -> dict[nd.Node, Any]:
         """Evaluate a program; the values of its nodes, and of all evaluated before."""
@@ -43,7 +56,7 @@ class Run:
         self._note_sizes(node, value)
         if node.pathwise:
             assert isinstance(node.law, DistributionLaw)
-            return node.law.draw_pathwise(node, values, self.sizes, self.noise[node.name])[0]
+            return node.law.draw_pathwise(node, values, self, self.noise[node.name])[0]
         return value
 
     def _draw(self, node: nd.Sample, values: list[Any]) -> Any:
@@ -52,9 +65,9 @@ class Run:
         try:
             if node.pathwise:
                 assert isinstance(node.law, DistributionLaw)
-                value, self.noise[node.name] = node.law.draw_pathwise(node, values, self.sizes, None)
+                value, self.noise[node.name] = node.law.draw_pathwise(node, values, self, None)
             else:
-                value, built = node.law.draw(node, values, self.sizes)
+                value, built = node.law.draw(node, values, self)
                 self.built[node.name] = (node.inputs, built)
         except (ValueError, RuntimeError) as error:
             if isinstance(error, SamplingError):
@@ -76,19 +89,23 @@ class Run:
         reusable = built if drawn_with == inputs else None
         if reusable is not None and not node.law.fixed_support and moving_support(reusable):
             raise SamplingError(moving_support_message(node))
-        return node.law.score(node, value, inputs, values, reusable)
+        return node.law.score(node, value, inputs, values, self, reusable)
 
     def check_scores(self) -> None:
         """Refuse log-probabilities that are not finite, with the draw that gave them."""
         for node, value in self.values.items():
             if isinstance(node, Score) and not bool(torch.isfinite(value).all()):
-                where = tuple(int(i) for i in torch.nonzero(~torch.isfinite(value))[0])
-                draw = pytree.tree_map_only(Tensor, lambda x, w=where: x[w[: x.dim()]], self.draws[node.sample.name])
-                raise SamplingError(
-                    f"sample {node.sample.name!r} (axes: {describe(node.sample.axes)}): the log-probability of draw "
-                    f"{where} is {float(value[where])}; the draw is {draw}. Check the parameters of "
-                    f"{node.sample.law.name}, and that the draw is in its support"
-                )
+                raise SamplingError(self._not_finite(node.sample, value))
+
+    def _not_finite(self, sample: nd.Sample, log_prob: Tensor) -> str:
+        where = tuple(int(i) for i in torch.nonzero(~torch.isfinite(log_prob))[0])
+        plates = where[: len(sample.plates)]  # a draw is shown whole, with all its time steps
+        draw = pytree.tree_map_only(Tensor, lambda leaf: leaf[plates], self.draws[sample.name])
+        return (
+            f"sample {sample.name!r} (axes: {describe(sample.axes)}): the log-probability of draw {where} is "
+            f"{float(log_prob[where])}; the draw is {draw}. Check the parameters of {sample.law.name}, and that the "
+            "draw is in its support"
+        )
 
 
 def moving_support_message(node: nd.Sample) -> str:

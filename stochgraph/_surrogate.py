@@ -102,12 +102,11 @@ class Box(nd.Node):
         super().__init__(f"box({base.name})", base.index, [base, exponent])
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
-        base, exponent = values
-        factor = exponent.exp()
-        if isinstance(base, Tensor):
-            base, factor = self.broadcast([base, factor])
-            return base * factor
-        return pytree.tree_map_only(Tensor, lambda leaf: torch.mul(*self.broadcast([leaf, factor])), base)
+        if isinstance(values[0], Tensor):
+            base, exponent = self.broadcast(values)
+            return base * exponent.exp()
+        factor = values[1].exp()
+        return pytree.tree_map_only(Tensor, lambda leaf: torch.mul(*self.broadcast([leaf, factor])), values[0])
 
 
 class ScoreTerm(nd.Node):
@@ -156,7 +155,12 @@ class CompiledUpdate(nd.Node):
     kind = "update"
 
     def __init__(
-        self, update: nd.Update, params: nd.Node, rates: Sequence[nd.Node], psi: Placeholder, surrogate: nd.Node,
+        self,
+        update: nd.Update,
+        params: nd.Node,
+        rates: Sequence[nd.Node],
+        psi: Placeholder,
+        surrogate: nd.Node,
         detach: bool,
     ) -> None:
         self.update = update

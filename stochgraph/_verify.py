@@ -133,7 +133,13 @@ def verify(
     shape = _shaper(compiled, inputs, order)
     bias = mean - truth
     return Verification(
-        shape(truth), shape(mean), shape(bias), shape(variance), _relative(bias, truth), len(probability), order,
+        shape(truth),
+        shape(mean),
+        shape(bias),
+        shape(variance),
+        _relative(bias, truth),
+        len(probability),
+        order,
         float(variance.sum()),
     )
 
@@ -194,7 +200,7 @@ class _Outcomes:
         def one(_: Tensor, draws: dict[str, Any]) -> Any:
             run = self._run(self.inputs, draws)
             values = run.execute(program)
-            found, dims = node.law.outcomes(node, [values[parent] for parent in parents])
+            found, dims = node.law.outcomes(node, [values[parent] for parent in parents], run)
             own[:] = [dims]
             return found
 
@@ -309,8 +315,12 @@ def _accumulate(outcomes: _Outcomes, part: Callable[[dict[str, Any]], Tensor]) -
 
 
 def _estimates(
-    surrogate: Callable[..., Tensor], outcomes: _Outcomes, restore: Callable[[Tensor], Any], flat: Tensor,
-    log_probs: dict[str, Tensor], order: int,
+    surrogate: Callable[..., Tensor],
+    outcomes: _Outcomes,
+    restore: Callable[[Tensor], Any],
+    flat: Tensor,
+    log_probs: dict[str, Tensor],
+    order: int,
 ) -> Tensor:
     """The estimate that every outcome gives, `(outcomes, P, ...)`."""
 

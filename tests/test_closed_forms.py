@@ -130,7 +130,9 @@ def test_pathwise_equals_rsample(dist, parents):
 
     @sg.graph
     def objective(parameters):
-        return sg.mean(sg.apply(lambda x: (x**2).sum(), sg.sample("x", dist, *(parameters[i] for i in range(len(parents))), n=3)))
+        return sg.mean(
+            sg.apply(lambda x: (x**2).sum(), sg.sample("x", dist, *(parameters[i] for i in range(len(parents))), n=3))
+        )
 
     values = [torch.tensor(p, dtype=F64) for p in parents]
     compiled = objective.compile(sg.PW())

@@ -216,7 +216,13 @@ def test_latex_renders():
             text = make().compile(estimator).explain().latex
             body = text.removeprefix(r"\begin{aligned}").removesuffix(r"\end{aligned}")
             for line in body.replace("&", "").split(r" \\ "):
-                for missing, known in ((r"\square", r"\Omega"), (r"\Big[", "["), (r"\Big]", "]"), (r"\big", ""), (r"\le ", r"\leq ")):
+                for missing, known in (
+                    (r"\square", r"\Omega"),
+                    (r"\Big[", "["),
+                    (r"\Big]", "]"),
+                    (r"\big", ""),
+                    (r"\le ", r"\leq "),
+                ):
                     line = line.replace(missing, known)
                 parser.parse(f"${line}$")
 
@@ -227,8 +233,13 @@ def test_latex_of_the_two_ways():
         return torch.exp(sg.mean(sg.sample("x", Normal, theta, 1.0, n=3)))
 
     box = r"\square\big("
-    assert rf"{box}\sum_{{i}} \log p(x_{{i}} \mid \theta)\big) \, \big(\exp(" in objective.compile(sg.SF()).explain().latex
-    assert rf"\frac{{1}}{{N_{{i}}}}\sum_{{i}} {box}\log p(x_{{i}} \mid \theta)" in objective.compile(sg.LSF()).explain().latex
+    assert (
+        rf"{box}\sum_{{i}} \log p(x_{{i}} \mid \theta)\big) \, \big(\exp(" in objective.compile(sg.SF()).explain().latex
+    )
+    assert (
+        rf"\frac{{1}}{{N_{{i}}}}\sum_{{i}} {box}\log p(x_{{i}} \mid \theta)"
+        in objective.compile(sg.LSF()).explain().latex
+    )
 
 
 def test_notebook_form():

@@ -197,7 +197,9 @@ def test_what_is_no_estimator():
         declare(gaussian).compile("SF")
 
 
-@pytest.mark.parametrize(("words", "message"), [(("box", "cost"), "curvature='box'"), (("log", "all"), "influence='all'")])
+@pytest.mark.parametrize(
+    ("words", "message"), [(("box", "cost"), "curvature='box'"), (("log", "all"), "influence='all'")]
+)
 def test_unknown_words_of_an_estimator(words, message):
     with pytest.raises(ValueError, match=f"{message} is not known: choose one of 'log'|'cost'"):
         sg.Estimator(*words)
@@ -211,7 +213,9 @@ def test_unknown_input():
 @pytest.mark.parametrize("dist", [Uniform, torch.distributions.Pareto])
 def test_support_that_moves(dist):
     graph = declare(lambda t: sg.mean(sg.sample("x", dist, t, 1.0, n=3)))
-    with pytest.raises(sg.CompileError, match=rf"sample 'x' \(axes: \(x\)\): the support of {dist.__name__} moves.*use PW"):
+    with pytest.raises(
+        sg.CompileError, match=rf"sample 'x' \(axes: \(x\)\): the support of {dist.__name__} moves.*use PW"
+    ):
         graph.compile(sg.SF())
 
 
@@ -357,5 +361,5 @@ def test_step_sizes_of_another_structure():
         return sg.ascend(theta, sg.mean(pulls) * theta["b"], [0.1, 0.2, 0.3])["a"]
 
     theta = {"a": torch.tensor(0.1), "b": torch.tensor(0.2)}
-    with pytest.raises(ValueError, match="update \"theta'\": lr has 3 leaves, the parameters have 2"):
+    with pytest.raises(ValueError, match='update "theta\'": lr has 3 leaves, the parameters have 2'):
         declare(body).compile(sg.SF()).sample(theta)

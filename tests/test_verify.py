@@ -130,7 +130,9 @@ def test_printed_hessian_as_a_graph():
     assert result.relative_bias == pytest.approx(0.17688994239899, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", ["additive", "bandit, 2 steps", "MDP, horizon 2", "fork", "regularized", "reused data"])
+@pytest.mark.parametrize(
+    "name", ["additive", "bandit, 2 steps", "MDP, horizon 2", "fork", "regularized", "reused data"]
+)
 def test_truth_against_finite_differences(name):
     """The expected value itself, without any derivative of the library's: probability times value, summed."""
     make, theta = GRAPHS[name]
