@@ -66,6 +66,7 @@ def bandit(steps: int, n: int) -> sg.Graph:
 
 
 def print_ledgers() -> None:
+    """How each estimator counts the paths of the navigation graph."""
     graph = navigation(steps=1)
     print(f"{graph!r}\n")
     for name, estimator in ESTIMATORS.items():
@@ -73,6 +74,7 @@ def print_ledgers() -> None:
 
 
 def print_biases() -> None:
+    """The exact bias of each estimator on the bandit."""
     theta = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
     cases = [(1, 1), (1, 2), (1, 4), (2, 1), (2, 2)]
     print("Exact relative bias by enumeration: three-armed bandit, N pulls per inner step")
@@ -217,9 +219,8 @@ def main(arguments: list[str] | None = None) -> None:
     if not learners:
         return
     for name, learner in learners.items():
-        print(
-            f"{name}: return {learner.returns['before'][-1]:.2f} before, {learner.returns['after'][-1]:.2f} after adaptation"
-        )
+        before, after = (learner.returns[when][-1] for when in ("before", "after"))
+        print(f"{name}: return {before:.2f} before, {after:.2f} after adaptation")
     save(figure(learners), options.out)
     print(f"figure: {options.out}")
 

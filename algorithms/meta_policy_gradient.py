@@ -19,8 +19,10 @@ def adapted_return(
     discount: float = 1.0,
     reference: Callable[[Tensor], Tensor] | None = None,
 ) -> sg.Graph:
-    r"""Declare :math:`E_{task}\,E_{\tau \sim \pi_{\theta_K}} \sum_t \gamma^t r_t` with
-    :math:`\theta_{k+1} = \theta_k + \eta \nabla J(\theta_k; D_k)`.
+    r"""Declare the return after some inner policy-gradient steps.
+
+    .. math:: E_{task}\, E_{\tau \sim \pi_{\theta_K}} \sum_t \gamma^t r_t, \qquad
+              \theta_k = \theta_{k-1} + \eta \nabla J(\theta_{k-1}; D_k)
 
     Every inner step draws `inner` fresh trajectories `D1`, `D2`, ... per task from the current parameters; the outcome
     is measured on `outer` trajectories `tau` of the adapted ones. Which estimator this becomes is the caller's choice:

@@ -1,5 +1,6 @@
 """Policies as pure functions of a pytree of parameters: one set per task, or one for all."""
 
+import itertools
 import math
 from collections.abc import Sequence
 
@@ -41,7 +42,7 @@ class GaussianMLP:
     ) -> None:
         sizes = [observation, *hidden]
         layers: list[torch.nn.Module] = []
-        for before, after in zip(sizes[:-1], sizes[1:], strict=True):
+        for before, after in itertools.pairwise(sizes):
             layers += [torch.nn.Linear(before, after, device="meta"), torch.nn.Tanh()]
         self.network = torch.nn.Sequential(*layers, torch.nn.Linear(sizes[-1], action, device="meta"))
         self.action = action

@@ -13,7 +13,7 @@ from ._axes import describe
 from ._derive import VALUE, Derivation, Rule, descends_from
 from ._errors import CompileError, SamplingError
 from ._graph import Graph, scored_samples
-from ._law import MOVING_SUPPORT, DistributionLaw, _no_path
+from ._law import DistributionLaw, _no_path
 from ._run import Run, moving_support_message, seeded
 from ._surrogate import schedule
 from ._trace import Trace
@@ -112,7 +112,9 @@ class Compiled:
         """One estimate in one pass: each distribution is built once, drawn from and scored.
 
         Args:
-            *inputs, generator, sizes: as for `sample`.
+            *inputs: the inputs of the graph, pytrees of tensors.
+            generator: source of randomness; default: torch's default generators.
+            sizes: sizes of plates by name, in place of the declared ones.
 
         Returns:
             The value of the objective for the draws, and the gradient: a pytree like the differentiated input, or a
@@ -122,7 +124,7 @@ class Compiled:
         leaves, spec = pytree.tree_flatten([named[name] for name in self.wrt])
         leaves = [leaf.detach().requires_grad_() if _floats(leaf) else leaf for leaf in leaves]
         named.update(zip(self.wrt, pytree.tree_unflatten(leaves, spec), strict=True))
-        run = self._run(tuple(named.values()), sizes)
+        run = Run(named, _check_sizes(self.graph, sizes or {}))
         with torch.enable_grad(), seeded(generator, inputs):
             loss = self._surrogate(run)
         wanted = [leaf for leaf in leaves if _floats(leaf)]
@@ -235,9 +237,8 @@ def _check(graph: Graph, estimators: Mapping[str, Any], wrt: tuple[str, ...]) ->
         node = samples[name]
         if isinstance(estimator, Pathwise):
             _check_pathwise(graph, node, estimators)
-        elif isinstance(node.law, DistributionLaw) and node.law.is_class:
-            if issubclass(node.law.factory, MOVING_SUPPORT):  # type: ignore[arg-type]
-                raise CompileError(moving_support_message(node))
+        elif isinstance(node.law, DistributionLaw) and node.law.has_moving_support:
+            raise CompileError(moving_support_message(node))
     inputs = {node.name: node for node in graph._inputs}
     for name in wrt:
         if graph._objective not in _routes(graph, inputs[name], estimators):

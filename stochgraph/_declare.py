@@ -101,8 +101,10 @@ class Symbol:
         node = self._node
         if not (isinstance(node, nd.Select) and node.attribute):
             raise DeclarationError(f"{node.name!r} is a symbolic node, not a function: use sg.apply(fn, node)")
-        method = nd.ELEMENTWISE.get(node.key) or _Method(node.key)
-        return _apply(node.key, method, (Symbol(node.inputs[0], self._declaration), *args), kwargs)
+        # x.where(condition, other) has its arguments in another order than torch.where.
+        known = {**nd.ELEMENTWISE, **_CANONICAL}.get(node.key) if node.key != "where" and not kwargs else None
+        base = Symbol(node.inputs[0], self._declaration)
+        return _apply(node.key, known or _Method(node.key), (base, *args), kwargs)
 
     @classmethod
     def __torch_function__(
@@ -351,16 +353,33 @@ def _apply(label: str, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any]
         raise DeclarationError(f"{label!r}: its arguments belong to different declarations")
     arguments = nd.Arguments(_to_nodes(tuple(args)), _to_nodes(dict(kwargs)))
     return declaration.add(
-        nd.Apply(declaration.unique(label or "apply"), len(declaration.nodes), _plain(fn), arguments)
+        nd.Apply(declaration.unique(label or "apply"), len(declaration.nodes), fn if kwargs else _plain(fn), arguments)
     )
 
 
+_CANONICAL: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "subtract": operator.sub,
+    "mul": operator.mul,
+    "multiply": operator.mul,
+    "div": operator.truediv,
+    "divide": operator.truediv,
+    "true_divide": operator.truediv,
+    "truediv": operator.truediv,
+    "neg": operator.neg,
+    "negative": operator.neg,
+    "pow": operator.pow,
+}
+
+
 def _plain(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The operator or torch function behind a tensor method that torch dispatched to a symbol."""
+    """The operator or torch function behind a torch function or a tensor method: the same operation, one spelling."""
     name = getattr(fn, "__name__", "").strip("_")
-    if isinstance(fn, type(torch.Tensor.add)) or "Tensor" in getattr(fn, "__qualname__", ""):
-        return nd.ELEMENTWISE.get(name, fn)
-    return {torch.add: operator.add, torch.sub: operator.sub, torch.mul: operator.mul}.get(fn, fn)
+    method = isinstance(fn, type(torch.Tensor.add)) or "Tensor" in getattr(fn, "__qualname__", "")
+    if method or fn is getattr(torch, name, None):
+        return _CANONICAL.get(name) or (nd.ELEMENTWISE.get(name, fn) if method else fn)
+    return fn
 
 
 def _select(symbol: Symbol, key: Any, attribute: bool) -> Symbol:

@@ -248,8 +248,9 @@ class Derivation:
 
     def _build(self, node: nd.Node, pending: Pending, parts: list[nd.Node]) -> nd.Node:
         if self._elsewhere(node) and not pending:
-            assert self.outer is not None and self.update is not None
-            return self.psi if node is self.update.params and self.psi else self.outer.derive(node)
+            assert self.outer is not None
+            is_params = self.update is not None and node is self.update.params
+            return self.psi if is_params and self.psi else self.outer.derive(node)
         if isinstance(node, nd.Update) and not pending:
             return self._update(node, parts)
         if pending and len(parts) == 1 and self._operands(node, pending) is None:

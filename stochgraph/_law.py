@@ -60,6 +60,11 @@ class DistributionLaw:
         self.fixed_support = self.is_class and not isinstance(factory.support, property)  # type: ignore[attr-defined]
 
     @property
+    def has_moving_support(self) -> bool:
+        """Whether the support is known to move with the parameters before anything is drawn."""
+        return self.is_class and issubclass(self.factory, MOVING_SUPPORT)  # type: ignore[arg-type]
+
+    @property
     def name(self) -> str:
         return getattr(self.factory, "__name__", type(self.factory).__name__).strip("<>")
 
@@ -136,7 +141,8 @@ class DistributionLaw:
         if not self.is_class:
             with _validation(validate):
                 return self.factory(*args, **kwargs)
-        if not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):  # numbers say nothing of dtype and device
+        # Numbers say nothing of dtype and device. With axes, at least one parameter is a tensor.
+        if not axes and not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
             args = [run.number(v) for v in args]
             kwargs = {name: run.number(v) for name, v in kwargs.items()}
         if not validate:

@@ -178,8 +178,16 @@ class Select(Node):
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         (value,) = values
         if self.attribute:
-            return getattr(value, self.key)
+            return self._attribute(value)
         return value[self._place if isinstance(value, Tensor) else self.key]
+
+    def _attribute(self, value: Any) -> Any:
+        """A field of a pytree; or what a tensor says of itself, which here means: of one draw."""
+        if not isinstance(value, Tensor) or not self.axes:
+            return getattr(value, self.key)
+        one = getattr(value[(0,) * len(self.axes)], self.key)
+        mapped = vz.vectorize(lambda draw: getattr(draw, self.key), len(self.axes))
+        return mapped(value) if isinstance(one, Tensor) else one
 
 
 class Reduction(Node):

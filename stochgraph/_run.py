@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,8 +29,12 @@ class Run:
         self.log_probs: Mapping[str, Tensor] = trace.log_probs if trace else {}
         self.built: dict[str, tuple[Sequence[nd.Node], Any]] = {}
         self.values: dict[nd.Node, Any] = {}
-        floats = (x for x in pytree.tree_leaves(dict(inputs)) if isinstance(x, Tensor) and x.is_floating_point())
-        self.like = next(floats, None)
+
+    @cached_property
+    def like(self) -> Tensor | None:
+        """A real tensor among the inputs, if there is one."""
+        floats = (x for x in pytree.tree_leaves(dict(self.inputs)) if isinstance(x, Tensor) and x.is_floating_point())
+        return next(floats, None)
 
     @property
     def dtype(self) -> torch.dtype:

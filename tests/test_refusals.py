@@ -206,7 +206,7 @@ def test_unknown_words_of_an_estimator(words, message):
 
 
 def test_unknown_input():
-    with pytest.raises(sg.CompileError, match="wrt='phi': .* has no such input; choose from theta"):
+    with pytest.raises(sg.CompileError, match=r"wrt='phi': .* has no such input; choose from theta"):
         declare(gaussian).compile(sg.SF(), wrt="phi")
 
 
