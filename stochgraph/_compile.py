@@ -13,8 +13,8 @@ from ._axes import describe
 from ._derive import VALUE, Derivation, Rule, descends_from
 from ._errors import CompileError, SamplingError
 from ._graph import Graph, scored_samples
-from ._law import DistributionLaw, _no_path
-from ._run import Run, moving_support_message, seeded
+from ._law import DistributionLaw, _no_path, moving_support_message
+from ._run import Run, seeded
 from ._surrogate import schedule
 from ._trace import Trace
 from .estimators import Estimator, Pathwise
@@ -85,6 +85,7 @@ class Compiled:
         with torch.no_grad(), seeded(generator, inputs):
             values = run.execute(self._value_program)
             run.check_scores()
+        self._check_supports(run)
         log_probs = {name: values[node].detach() for name, node in self._scores.items()}
         return Trace(self._scalar(values[self._value_root]), dict(run.draws), log_probs, dict(run.noise))
 
@@ -152,6 +153,15 @@ class Compiled:
         if torch._C._functorch.peek_interpreter_stack() is None and not math.isfinite(loss.item()):
             self._diagnose(run)
         return loss
+
+    def _check_supports(self, run: Run) -> None:
+        """Score once more with gradients where only a built distribution shows that its support moves."""
+        unknown = [score for score in self._scores.values() if not score.sample.law.fixed_support]
+        if not unknown or torch._C._functorch.peek_interpreter_stack() is not None:
+            return
+        watched = pytree.tree_map(lambda x: x.detach().requires_grad_() if _floats(x) else x, dict(run.inputs))
+        with torch.enable_grad():
+            Run(watched, {}, Trace(torch.tensor(0.0), run.draws, {}, run.noise)).execute(schedule(unknown))
 
     def _diagnose(self, run: Run) -> None:
         """Find the draw behind a surrogate that is not finite. Scores inside updates are looked at too."""

@@ -199,6 +199,7 @@ def sample(name: str, dist: Any, *parents: Any, n: int | None = None, **paramete
         raise DeclarationError(f"sample {name!r}: {dist!r} is neither a distribution class, a function nor a Sampler")
     if name in declaration.names:
         raise DeclarationError(f"two nodes of the name {name!r}: give every sample a name of its own")
+    _check_call(name, dist, parents, parameters)
     if n is not None and (not isinstance(n, int) or n < 1):
         raise DeclarationError(f"sample {name!r}: a plate needs n >= 1 draws, got n={n!r}")
     law: DistributionLaw | SamplerLaw
@@ -457,6 +458,19 @@ def _nodes_in(tree: Any) -> Sequence[nd.Node]:
 
 def _holds_tensors(tree: Any) -> bool:
     return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(tree))
+
+
+def _check_call(name: str, dist: Any, parents: tuple[Any, ...], parameters: dict[str, Any]) -> None:
+    """Refuse parents that the distribution does not take."""
+    called = dist.log_prob if isinstance(dist, Sampler) else dist
+    given = (None, *parents) if isinstance(dist, Sampler) else parents
+    try:
+        inspect.signature(called).bind(*given, **parameters)
+    except TypeError as error:
+        word = type(dist).__name__ if isinstance(dist, Sampler) else getattr(dist, "__name__", repr(dist))
+        raise DeclarationError(f"sample {name!r}: its parents do not fit {word}: {error}") from None
+    except ValueError:  # a builtin without a signature
+        pass
 
 
 def _built_inside(where: str, dist: str) -> str:

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from . import _vectorize as vz
-from ._axes import Axes, union
+from ._axes import Axes, describe, union
 from ._errors import DeclarationError, SamplingError
 from ._sampler import Sampler
 
@@ -113,6 +113,9 @@ class DistributionLaw:
         if built is None:
             parent_axes = union(*(parent.axes for parent in inputs))
             built = self.build(node, inputs, values, parent_axes, run, validate=False)
+        if not self.fixed_support and moving_support(built):
+            raise SamplingError(moving_support_message(node))
+        if parent_axes != node.parent_axes:
             axes = union(parent_axes, node.axes)
             value = vz.align(value, node.axes, axes)
             front = axes.index(node.plate) if node.plate is not None else 0
@@ -271,6 +274,13 @@ class NoiseTape(TorchFunctionMode):
         return noise
 
 
+def moving_support_message(node: Any) -> str:
+    return (
+        f"sample {node.name!r} (axes: {describe(node.axes)}): the support of {node.law.name} moves with the "
+        "parameters, so the score function is biased; use PW for this node, or a distribution with a fixed support"
+    )
+
+
 def _no_path(node: Any, dist: str) -> str:
     return (
         f"PW on sample {node.name!r} ({dist}): the draw has no differentiable path to its parameters, because {dist} "
@@ -393,7 +403,7 @@ def _pad(value: Tensor, lead: int, rank: int) -> Tensor:
 
 
 def moving_support(dist: Distribution) -> bool:
-    """Whether the support of a built distribution has bounds that are being differentiated."""
+    """Whether the support of a built distribution has bounds that are being differentiated. Autograd alone can tell."""
     support: Any = dist.support
     while isinstance(support, constraints.independent):
         support = support.base_constraint

@@ -13,7 +13,7 @@ from . import _node as nd
 from ._axes import Axis, describe
 from ._errors import SamplingError
 from ._indexing import scalar_indexing
-from ._law import DistributionLaw, moving_support
+from ._law import DistributionLaw
 from ._surrogate import Score, execute
 
 
@@ -92,8 +92,6 @@ class Run:
         """The log-probability of each draw, with the distribution that drew it if its parents are the same nodes."""
         drawn_with, built = self.built.get(node.name, ((), None))
         reusable = built if drawn_with == inputs else None
-        if reusable is not None and not node.law.fixed_support and moving_support(reusable):
-            raise SamplingError(moving_support_message(node))
         return node.law.score(node, value, inputs, values, self, reusable)
 
     def check_scores(self) -> None:
@@ -111,13 +109,6 @@ class Run:
             f"{float(log_prob[where])}; the draw is {draw}. Check the parameters of {sample.law.name}, and that the "
             "draw is in its support"
         )
-
-
-def moving_support_message(node: nd.Sample) -> str:
-    return (
-        f"sample {node.name!r} (axes: {describe(node.axes)}): the support of {node.law.name} moves with the "
-        "parameters, so the score function is biased; use PW for this node, or a distribution with a fixed support"
-    )
 
 
 def seeded(generator: torch.Generator | None, inputs: Any) -> AbstractContextManager[None]:

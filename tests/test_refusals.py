@@ -122,6 +122,12 @@ def test_impossible_plates(n):
     refused(lambda t: sg.mean(sg.sample("x", Normal, t, 1.0, n=n)), r"sample 'x': a plate needs n >= 1 draws")
 
 
+def test_parents_that_do_not_fit():
+    refused(lambda t: sg.sample("x", Bernoulli, logitz=t), "sample 'x': its parents do not fit Bernoulli: .*logitz")
+    refused(lambda t: sg.sample("x", lambda a, b: Normal(a, b), t), "sample 'x': its parents do not fit <lambda>")
+    refused(lambda t: sg.sample("D", problems.TwoStateMDP(2), other=t), "sample 'D': its parents do not fit TwoState")
+
+
 def test_what_is_no_distribution():
     refused(lambda t: sg.sample("x", 3.0, t), "neither a distribution class, a function nor a Sampler")
 
@@ -223,6 +229,14 @@ def test_support_that_moves_behind_a_function():
     graph = declare(lambda t: sg.mean(sg.sample("x", lambda high: Uniform(0.0, high), t, n=3)))
     with pytest.raises(sg.SamplingError, match=r"sample 'x' \(axes: \(x\)\): the support of lambda moves"):
         graph.compile(sg.SF()).value_and_grad(torch.tensor(2.0))
+
+    with pytest.raises(sg.SamplingError, match=r"sample 'x' \(axes: \(x\)\): the support of lambda moves"):
+        graph.compile(sg.SF()).sample(torch.tensor(2.0))
+
+
+def test_constant_bounds_behind_a_function_are_fine():
+    graph = declare(lambda t: sg.mean(t * sg.sample("x", lambda _: Uniform(0.0, 2.0), t, n=3)))
+    graph.compile(sg.SF()).value_and_grad(torch.tensor(2.0))
 
 
 def test_pathwise_through_a_moving_support_is_fine():

@@ -76,7 +76,7 @@ class Navigation(sg.Sampler):
     def _walk(self, parameters: Parameters, goal: Tensor, noise: Tensor) -> Trajectory:
         """One trajectory, driven by standard normal noise of shape `(time, 2)`."""
         std = self.policy.std(parameters)
-        position = torch.zeros_like(goal)
+        position = torch.zeros_like(noise[0])
         observations, actions, rewards = [], [], []
         for shock in noise.unbind(0):
             action = self.policy.mean(parameters, position) + std * shock
