@@ -9,26 +9,27 @@ from ._ledger import Row, largest, read_ledger
 
 _WORDS = {
     "once": "counted exactly once",
-    "linearized": "counted once, linearised at the plate's mean: biased, less so the larger the plate",
+    "linearized": "counted once, linearised {}",
     "dropped": "not counted: the estimate ignores this path",
-    "scaled": "counted 1/N times: the plate's scores are averaged, not summed",
+    "scaled": "counted {} times",
     "twice": "counted twice",
 }
 _PATHWISE = "counted once, through the draw itself"
 _VALUE = {"once": "the direction of {} is differentiated", "dropped": "the direction of {} is held constant"}
+_BOX = r"where $\square(L) = e^{L - \mathrm{stop}(L)}$: its value is 1, its derivative that of $L$"
 _LONGEST_ROUTE = 8
 _MOST_ROWS = 4
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Explanation:
     """How a compiled surrogate counts every gradient path. Made by `Compiled.explain`; prints as a table.
 
     Attributes:
         ledger: the rows, one per sample node and kind of path; see `Row`.
         unbiased: every path is counted exactly once, and none is linearised.
-        bias: "0", "O(1/sqrt(N))" (some path linearised) or "O(1)" (some path dropped, scaled or counted twice), in the
-            size N of the inner plates. An upper bound; for the linearised score function enumeration shows O(1/N).
+        bias: "0", "O(1/sqrt(N))" (some path linearised, N the size of the plate at whose mean) or "O(1)" (some path
+            dropped, scaled or counted twice). An upper bound; for the linearised score function enumeration shows O(1/N).
         variance: "O(1/N)", "O(1)" (a sample without a plate) or "O(N)" (the scores of a plate are summed), the
             largest order of any path.
         latex: the estimator as a formula.
@@ -66,9 +67,13 @@ class Explanation:
     def _route(self, row: Row) -> str:
         """The path with its operations left out: input, samples, updates and the objective."""
         names = [name for name in row.path[:-1] if name in self._landmarks]
+        if row.update:  # the path enters the update through its gradient
+            names = [f"gradient → {name}" if name == row.update else name for name in names]
         if len(names) > _LONGEST_ROUTE:
             names = [*names[: _LONGEST_ROUTE // 2], "...", *names[-_LONGEST_ROUTE // 2 + 1 :]]
         return " → ".join([*names, self._objective])
+
+    __repr__ = __str__
 
     def _summary(self) -> str:
         verdict = "unbiased" if self.unbiased else f"biased, {self.bias}"
@@ -82,16 +87,14 @@ class Explanation:
         rows = [f"| {name} | {path} | **{word}** | {text} |" for name, path, word, text in self._cells()]
         notes = [f"\n{note}" for note in self._notes()]
         head = "| sample | path | counted | |\n|---|---|---|---|"
-        return "\n".join([self._title, "", head, *rows, *notes, "", self._summary(), "", f"$${self.latex}$$"])
+        return "\n".join([self._title, "", head, *rows, *notes, "", self._summary(), "", f"$${self.latex}$$", "", _BOX])
 
 
 def explain(compiled: Any) -> Explanation:
     """The explanation of a `Compiled`."""
     order, names = compiled.graph._order, list(compiled.rules)
     rows = tuple(read_ledger(compiled._root, order, names, compiled.wrt))
-    words_found = {row.counted for row in rows}
-    wrong = words_found & {"dropped", "scaled", "twice"}
-    bias = "O(1)" if wrong else "O(1/sqrt(N))" if "linearized" in words_found else "0"
+    bias = max((bias_of(row) for row in rows), key=["0", "O(1/sqrt(N))", "O(1)"].index, default="0")
     variance = largest(row.variance for row in rows)
     listed = {row.sample for row in rows}
     constant = tuple(n.name for n in order if isinstance(n, nd.Sample) and n.name not in listed)
@@ -105,10 +108,24 @@ def explain(compiled: Any) -> Explanation:
 def words(row: Row) -> str:
     """What the row says, in plain words."""
     if row.kind == "value":
-        text = _VALUE[row.counted].format(row.update)
+        text = _VALUE[row.counted].format(row.update) if row.update else "differentiated through values"
+    elif row.kind == "pathwise" and row.counted == "once":
+        text = _PATHWISE
+    elif row.counted == "linearized":
+        over = " and ".join(row.plates)
+        at = f"at the mean over {over}: biased, less so the larger {over}" if over else "in a single draw: biased"
+        text = _WORDS["linearized"].format(at)
     else:
-        text = _PATHWISE if row.kind == "pathwise" and row.counted == "once" else _WORDS[row.counted]
+        text = _WORDS[row.counted].format(row.weight)
     return text + (f" ({row.paths} paths like this)" if row.paths > 1 else "")
+
+
+def bias_of(row: Row) -> str:
+    """The order of the bias that the row's path adds."""
+    if row.counted == "once":
+        return "0"
+    vanishes = (row.counted == "linearized" and row.plates) or row.weight.startswith("1 + 1/")
+    return "O(1/sqrt(N))" if vanishes else "O(1)"
 
 
 def _line(cells: tuple[str, ...], widths: list[int]) -> str:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from . import _node as nd
+from ._axes import Axis
 from ._derive import averaging_plate
 from ._surrogate import Box, CompiledUpdate, Placeholder, ScoreTerm, Total, Weight
 
@@ -30,7 +31,9 @@ class Row:
         update: for a path through values, the update whose direction it goes through; else empty.
         path: names of the nodes on the path, from the differentiated input to the objective.
         counted: how often the surrogate counts the path.
-        kind: "distribution", "pathwise" (the draw is differentiated) or "value" (through an update's direction).
+        kind: "distribution", "pathwise" (the draw is differentiated) or "value" (through values alone).
+        weight: how often, as a number: "1", "0", "2", "1/N(D)" (N the size of plate D), "1 + 1/N(D)".
+        plates: for a linearised path, the plates whose mean it is linearised at.
         paths: how many paths of this kind the row stands for; `path` is the shortest.
         variance: the order of the variance that the path adds, in the size N of the sample's own plate.
     """
@@ -40,6 +43,8 @@ class Row:
     path: tuple[str, ...]
     counted: Counted
     kind: Literal["distribution", "pathwise", "value"]
+    weight: str
+    plates: tuple[str, ...]
     paths: int
     variance: str
 
@@ -50,6 +55,8 @@ class _Count:
 
     sample: str
     how: Counted
+    weight: str
+    plates: tuple[str, ...]  # over which the boxed terms are averaged before anything nonlinear
     grows: bool  # the plate's scores are summed, so the variance grows with the plate
 
 
@@ -59,7 +66,9 @@ class _State:
 
     boxes: tuple[_Count, ...] = ()
     nonlinear: frozenset[str] = frozenset()  # samples in which an operation above is not linear
+    outside: frozenset[Axis] = frozenset()  # the axes of the nearest such operation
     cut: bool = False  # a derivative cannot pass from above
+    stopped: bool = False  # by declaration, not by the estimator
     share: Counted = "once"  # how the distributions crossed so far count what lies above them
     via: tuple[str, ...] = ()
 
@@ -67,7 +76,17 @@ class _State:
 def counted(boxes: Iterable[_Count]) -> Counted:
     """The word for all boxes that one path meets."""
     found = [box.how for box in boxes if box.how != "dropped"]
-    return "dropped" if not found else found[0] if len(found) == 1 else "twice"
+    if len(found) < 2:
+        return found[0] if found else "dropped"
+    return "scaled" if "scaled" in found else "twice"
+
+
+def weight_of(boxes: Iterable[_Count]) -> str:
+    """How often a path is counted, as a number."""
+    found = sorted(box.weight for box in boxes if box.how != "dropped")
+    if found and set(found) == {"1"}:
+        return str(len(found))
+    return " + ".join(sorted(found, key=len)) or "0"
 
 
 def _times(above: Counted, below: Counted) -> Counted:
@@ -100,7 +119,7 @@ class _Walk:
 
     def _links(self, node: nd.Node, state: _State) -> Iterator[tuple[nd.Node, _State]]:
         if isinstance(node, Box):
-            yield node.inputs[0], self._boxed(node.weights, state)
+            yield node.inputs[0], self._boxed(node, state)
         elif isinstance(node, ScoreTerm):
             yield node.inputs[0], state
         elif isinstance(node, CompiledUpdate):
@@ -112,17 +131,25 @@ class _Walk:
             if isinstance(node, nd.Sample):
                 state = replace(state, via=(node.name, *state.via))
             for i, parent in enumerate(node.inputs):
-                cut = state.cut or isinstance(node, nd.Stop)
-                yield parent, replace(state, nonlinear=state.nonlinear | self._bent(node, i), cut=cut)
+                yield parent, self._through(node, i, state)
 
-    def _boxed(self, weights: Iterable[Weight], state: _State) -> _State:
+    def _through(self, node: nd.Node, position: int, state: _State) -> _State:
+        """Through a declared operation, to one of its inputs."""
+        if isinstance(node, nd.Stop):
+            return replace(state, cut=True, stopped=True)
+        bent = self._bent(node, position)
+        outside = frozenset(node.axes) if bent else state.outside
+        return replace(state, nonlinear=state.nonlinear | bent, outside=outside)
+
+    def _boxed(self, node: Box, state: _State) -> _State:
         if state.cut:
             return state
-        found = [_count(weight, state) for weight in weights]
+        found = [_count(weight, node, state) for weight in node.weights]
         return replace(state, boxes=(*state.boxes, *found))
 
     def _into_update(self, node: CompiledUpdate, state: _State) -> Iterator[tuple[nd.Node, _State]]:
-        bent = replace(state, nonlinear=self.scored, via=(node.name, *state.via))
+        outside = frozenset(node.axes)
+        bent = replace(state, nonlinear=self.scored, outside=outside, via=(node.name, *state.via))
         yield node.inputs[0], bent
         for rate in node.inputs[1 : 1 + node.rate_count]:
             yield rate, bent
@@ -132,7 +159,9 @@ class _Walk:
         """Through the distribution of a draw: what lies above it is counted as often as the draw's own path is."""
         own = counted(box for box in state.boxes if box.sample == node.name)
         share = _times(state.share, own if node.name in self.scored else "dropped")
-        return replace(state, nonlinear=self.scored, cut=False, share=share, via=(node.name, *state.via))
+        via = (node.name, *state.via)
+        outside = frozenset(node.axes)
+        return replace(state, nonlinear=self.scored, outside=outside, cut=False, stopped=False, share=share, via=via)
 
     def _bent(self, node: nd.Node, position: int) -> frozenset[str]:
         """The samples in which the node is not linear, seen from one of its inputs."""
@@ -151,15 +180,16 @@ def _is_numerator(node: nd.Node, position: int) -> bool:
     return position == 0 and isinstance(node, nd.Apply) and isinstance(node.arguments.leaves[0], nd.Node)
 
 
-def _count(weight: Weight, state: _State) -> _Count:
+def _count(weight: Weight, box: Box, state: _State) -> _Count:
     """What one box adds to the paths below it."""
     sample = weight.sample
-    plates = [axis for axis in weight.summed if not axis.time]
-    how: Counted = "scaled" if weight.average and plates else "once"
-    if sample.name in state.nonlinear:
-        how = "linearized"
-    grows = averaging_plate(sample) in plates and not weight.average
-    return _Count(sample.name, _times(state.share, how), grows)
+    summed = [axis for axis in weight.summed if not axis.time]
+    scaled = bool(weight.average and summed)
+    how: Counted = "linearized" if sample.name in state.nonlinear else "scaled" if scaled else "once"
+    number = "1/" + " ".join(f"N({axis.name})" for axis in summed) if scaled else "1"
+    averaged = [a.name for a in sample.plates if a in box.inputs[0].axes and a not in state.outside and not a.time]
+    grows = averaging_plate(sample) in summed and not weight.average
+    return _Count(sample.name, _times(state.share, how), number, tuple(averaged), grows)
 
 
 def _children(node: nd.Node) -> tuple[nd.Node, ...]:
@@ -204,7 +234,14 @@ def read_ledger(root: nd.Node, order: list[nd.Node], scored: Iterable[str], inpu
         inputs: the names of the differentiated inputs.
     """
     walk = _Walk(root, scored)
-    prefixes = _prefixes(order, set(inputs), {n.name for n in walk.order if isinstance(n, nd.Sample) and n.pathwise})
+    pathwise = {node.name for node in walk.order if isinstance(node, nd.Sample) and node.pathwise}
+    rows = [row for name in inputs for row in _rows_of(walk, _prefixes(order, name, pathwise))]
+    places = {node.name: node.index for node in order}
+    return sorted(rows, key=lambda r: (r.kind == "value", places.get(r.sample, 0), len(r.path)))
+
+
+def _rows_of(walk: _Walk, prefixes: dict[str, tuple[str, ...]]) -> Iterable[Row]:
+    """The rows of all paths from one input."""
     rows: dict[tuple[object, ...], Row] = {}
     for node in walk.order:
         if node.name not in prefixes:
@@ -212,10 +249,9 @@ def read_ledger(root: nd.Node, order: list[nd.Node], scored: Iterable[str], inpu
         for state, (count, path) in walk.routes[node].items():
             row = _row(node, state, count, (*prefixes[node.name], node.name, *path), walk.scored)
             if row is not None:
-                key = (row.sample, row.update, row.counted, row.kind, state.via, node.name)
+                key = (row.sample, row.update, row.counted, row.kind, row.weight, state.via, node.name)
                 rows[key] = _merge(rows[key], row) if key in rows else row
-    places = {node.name: node.index for node in order}
-    return sorted(rows.values(), key=lambda r: (r.kind == "value", places.get(r.sample, 0), len(r.path)))
+    return rows.values()
 
 
 def _merge(one: Row, other: Row) -> Row:
@@ -229,33 +265,48 @@ def largest(orders: Iterable[str]) -> str:
 
 
 def _row(node: nd.Node, state: _State, count: int, path: tuple[str, ...], scored: frozenset[str]) -> Row | None:
-    if isinstance(node, CompiledUpdate):
-        word: Counted = "dropped" if node.detach or state.cut else "once"
-        return Row("", node.name, path, word, "value", count, "O(1/N)")
+    if isinstance(node, (nd.Input, CompiledUpdate)):
+        return _value_row(node, state, count, path)
     if not isinstance(node, nd.Sample) or node.name not in scored:
         return None
     small = "O(1/N)" if averaging_plate(node) is not None else "O(1)"
     if node.pathwise:
         through: Counted = "dropped" if state.cut else state.share
-        return Row(node.name, "", path, through, "pathwise", count, small)
+        weight = {"dropped": "0", "twice": "2"}.get(through, "1")
+        return Row(node.name, "", path, through, "pathwise", weight, (), count, small)
     own = [box for box in state.boxes if box.sample == node.name]
-    grows = any(box.grows for box in own)
-    return Row(node.name, "", path, counted(own), "distribution", count, "O(N)" if grows else small)
+    word = counted(own)
+    plates = tuple(dict.fromkeys(name for box in own for name in box.plates)) if word == "linearized" else ()
+    order = "O(N)" if any(box.grows for box in own) else small
+    return Row(node.name, "", path, word, "distribution", weight_of(own), plates, count, order)
 
 
-def _prefixes(order: list[nd.Node], inputs: set[str], pathwise: set[str]) -> dict[str, tuple[str, ...]]:
-    """For every sample and update, the shortest way through values from a differentiated input to it."""
+def _value_row(node: nd.Node, state: _State, count: int, path: tuple[str, ...]) -> Row | None:
+    """Through an update's direction, or from an input straight to the objective. A declared stop is no path."""
+    if state.stopped or (isinstance(node, nd.Input) and (state.via or state.cut)):
+        return None
+    update = node.name if isinstance(node, CompiledUpdate) else ""
+    cut = state.cut or (isinstance(node, CompiledUpdate) and node.detach)
+    word: Counted = "dropped" if cut else "once"
+    return Row("", update, path, word, "value", "0" if cut else "1", (), count, "O(1/N)")
+
+
+def _prefixes(order: list[nd.Node], source: str, pathwise: set[str]) -> dict[str, tuple[str, ...]]:
+    """The shortest way through values from an input to every sample and to the direction of every update."""
     ways: dict[nd.Node, tuple[str, ...]] = {}
     found: dict[str, tuple[str, ...]] = {}
     for node in order:
         known = [ways[parent] for parent in node.inputs if parent in ways]
-        if isinstance(node, nd.Input) and node.name in inputs:
-            ways[node] = (node.name,)
+        if isinstance(node, nd.Input) and node.name == source:
+            ways[node] = (source,)
+            found[source] = ()
         elif known:
-            way = (*min(known, key=len), node.name)
-            if isinstance(node, (nd.Sample, nd.Update)):
-                found[node.name] = way
             held = isinstance(node, nd.Sample) and node.name not in pathwise
             if not held and not isinstance(node, nd.Stop):
-                ways[node] = way
-    return {name: way[:-1] for name, way in found.items()}
+                ways[node] = (*min(known, key=len), node.name)
+            # A step size moves an update without having a part in its direction.
+            direction = [ways[parent] for parent in node.inputs[:2] if parent in ways]
+            entries = direction if isinstance(node, nd.Update) else known
+            if entries and isinstance(node, (nd.Sample, nd.Update)):
+                found[node.name] = min(entries, key=len)
+    return found

@@ -119,6 +119,13 @@ def composed(m, s):
     return transformed(td.Normal(0 * m, 1.0), tt.ComposeTransform([tt.AffineTransform(m, s), tt.SigmoidTransform()]))
 
 
+def used_before(m, s):
+    """Torch's transforms remember their inverse once it was asked for."""
+    affine_map = tt.AffineTransform(m, s)
+    assert affine_map.inv is affine_map.inv
+    return transformed(td.Normal(m, 1.0), affine_map)
+
+
 def inverted(m, s):
     return transformed(td.LogNormal(m, s), tt.ExpTransform().inv, tt.AffineTransform(m, s).inv)
 
@@ -174,6 +181,7 @@ CASES = {
     "mixture": Case(mixture, logits, three),
     "mixture of vectors": Case(mixture_of_vectors, weights, pair),
     "affine map": Case(affine, real(0), positive(1)),
+    "affine map, used before": Case(used_before, real(0), positive(1)),
     "affine map by numbers": Case(affine_and_exp, real(0)),
     "affine map of a vector": Case(affine_of_a_vector, pair, spread),
     "affine map of a vector by scalars": Case(affine_of_a_vector_by_scalars, real(0), positive(1)),

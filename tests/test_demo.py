@@ -1,4 +1,4 @@
-"""The demonstration: what it prints and draws, and that neither an interrupt nor a full disk loses or spoils anything."""
+"""The demonstration: what it prints and draws, and that no interrupt and no full disk loses or spoils anything."""
 
 import contextlib
 import io

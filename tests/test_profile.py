@@ -123,6 +123,7 @@ def test_estimates_may_be_pytrees():
     assert found["PW"].mean.shape == found["PW"].standard_error.shape == (3,)
     assert found["PW"].bias == pytest.approx(float((found["PW"].mean - expected).norm()), abs=1e-14)
     assert found["PW"].bias_error == pytest.approx(float(found["PW"].standard_error.norm()), abs=1e-14)
+    assert found["PW"].mse == pytest.approx(found["PW"].variance * 19 / 20 + found["PW"].bias ** 2, rel=1e-12)
 
 
 def test_parameters_without_a_gradient():
