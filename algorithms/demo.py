@@ -4,8 +4,8 @@ python -m stochgraph.algorithms.demo [--iterations 1200] [--seed 0] [--out resul
 """
 
 import argparse
+import importlib
 import os
-import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,11 +111,13 @@ class Learner:
 
     def evaluate(self, iteration: int) -> None:
         """The return before and after adaptation, on fixed held-out tasks and fixed noise."""
-        self.iterations.append(iteration)
+        found = {}
         for when, compiled in (("before", self.before), ("after", self.compiled)):
             held_out = torch.Generator().manual_seed(12345)
-            trace = compiled.sample(self.theta, generator=held_out, sizes={"task": 100})
-            self.returns[when].append(float(trace.value))
+            found[when] = float(compiled.sample(self.theta, generator=held_out, sizes={"task": 100}).value)
+        self.iterations.append(iteration)  # nothing is kept of an evaluation that is interrupted
+        for when, value in found.items():
+            self.returns[when].append(value)
 
 
 def train(iterations: int, seed: int) -> dict[str, Learner]:
@@ -127,19 +129,24 @@ def train(iterations: int, seed: int) -> dict[str, Learner]:
         name: Learner(navigation(steps=1).compile(estimator), before, seed)
         for name, estimator in (("LSF", sg.LSF()), ("SF", sg.SF()))
     }
-    bar = tqdm(range(iterations + 1), unit="step", desc="meta-training", dynamic_ncols=True)
+    bar = tqdm(range(iterations), unit="step", desc="meta-training", dynamic_ncols=True)
     try:
         for iteration in bar:
             if iteration % max(iterations // 40, 1) == 0:
-                for learner in learners.values():
-                    learner.evaluate(iteration)
-                bar.set_postfix_str(_progress(learners))
+                _evaluate(learners, iteration, bar)
             for learner in learners.values():
                 learner.step()
+        _evaluate(learners, iterations, bar)
     except KeyboardInterrupt:
         print("\ninterrupted: showing what has been learned so far")
     bar.close()
     return {name: learner for name, learner in learners.items() if learner.returns["after"]}
+
+
+def _evaluate(learners: dict[str, Learner], iteration: int, bar: Any) -> None:
+    for learner in learners.values():
+        learner.evaluate(iteration)
+    bar.set_postfix_str(_progress(learners))
 
 
 def _progress(learners: dict[str, Learner]) -> str:
@@ -192,14 +199,34 @@ def _paths(axes: Any, trace: sg.Trace, task: int, title: str) -> None:
 def save(picture: Any, path: Path) -> None:
     """Write the picture to a temporary name beside its place, then rename it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(suffix=path.suffix, dir=path.parent)
-    os.close(handle)
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
     try:
         picture.savefig(temporary, dpi=110)
         os.replace(temporary, path)
     except BaseException:
-        os.unlink(temporary)
+        temporary.unlink(missing_ok=True)
         raise
+
+
+def _installed(module: str) -> bool:
+    try:
+        importlib.import_module(module)
+    except ImportError:
+        return False
+    return True
+
+
+def _problem(options: argparse.Namespace) -> str | None:
+    """What would fail later, found before anything runs."""
+    if options.iterations < 1:
+        return "--iterations must be at least 1"
+    if options.out.suffix != ".png":
+        return "--out must end in .png"
+    blocked = next((part for part in options.out.parents if part.exists() and not part.is_dir()), None)
+    if blocked or options.out.is_dir():
+        return f"--out: {blocked or options.out} is {'no' if blocked else 'a'} directory"
+    missing = [name for name in ("matplotlib.figure", "tqdm") if not _installed(name)]
+    return f"{missing[0]} is not installed: pip install 'stochgraph[plot,demo]'" if missing else None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -209,10 +236,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of parameters, tasks and draws (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("results/navigation.png"), help="where the figure goes")
     options = parser.parse_args(arguments)
-    if options.iterations < 1:
-        parser.error("--iterations must be at least 1")
-    if options.out.suffix != ".png":
-        parser.error("--out must end in .png")
+    problem = _problem(options)
+    if problem:
+        parser.error(problem)
     print_ledgers()
     print_biases()
     learners = train(options.iterations, options.seed)
@@ -220,7 +246,10 @@ def main(arguments: list[str] | None = None) -> None:
         return
     for name, learner in learners.items():
         before, after = (learner.returns[when][-1] for when in ("before", "after"))
-        print(f"{name}: return {before:.2f} before, {after:.2f} after adaptation")
+        first = learner.returns["after"][0]
+        print(
+            f"{name}: return {before:.2f} before and {after:.2f} after adaptation ({first:.2f} without meta-training)"
+        )
     save(figure(learners), options.out)
     print(f"figure: {options.out}")
 

@@ -37,7 +37,8 @@ def adapted_return(
         outer: trajectories per task after adaptation.
         discount: the discount per time step.
         reference: a reward that depends on the task alone (that of standing still, say), subtracted from every
-            reward. It moves the objective by a constant and no gradient in expectation, but takes variance away.
+            reward. It takes variance away. Without inner steps it moves no expectation; with them the inner direction
+            keeps its mean, and the objective changes through the direction's variance, by O(inner_rate^2 / inner).
 
     References:
         Finn et al. (2017), eq. 1; Fallah et al. (2021), eq. 6 and, for several steps, eq. 33.

@@ -23,6 +23,7 @@ from ._explain import Explanation as Explanation
 from ._graph import Graph as Graph
 from ._graph import graph as graph
 from ._ledger import Row as Row
+from ._profile import Figures as Figures
 from ._profile import Profile as Profile
 from ._profile import profile as profile
 from ._sampler import Sampler as Sampler
@@ -38,3 +39,40 @@ from .estimators import SF as SF
 from .estimators import Estimator as Estimator
 from .estimators import FirstOrder as FirstOrder
 from .estimators import SGMRLPublished as SGMRLPublished
+
+__all__ = [
+    "EMAML",
+    "LSF",
+    "MAML",
+    "PW",
+    "SF",
+    "CompileError",
+    "Compiled",
+    "DeclarationError",
+    "Estimator",
+    "Explanation",
+    "Figures",
+    "FirstOrder",
+    "Graph",
+    "Profile",
+    "Row",
+    "SGMRLPublished",
+    "Sampler",
+    "SamplingError",
+    "StochgraphError",
+    "Trace",
+    "Verification",
+    "VerificationError",
+    "apply",
+    "ascend",
+    "descend",
+    "graph",
+    "mean",
+    "profile",
+    "reduce",
+    "sample",
+    "stop",
+    "sum",
+    "vectorize",
+    "verify",
+]

@@ -17,7 +17,7 @@ from ._law import DistributionLaw, _no_path, moving_support_message
 from ._run import Run, seeded
 from ._surrogate import schedule
 from ._trace import Trace
-from .estimators import Estimator, Pathwise
+from .estimators import SF, Estimator, Pathwise
 
 # Elementwise functions with a zero derivative wherever they have one.
 _FLAT = frozenset("lt le gt ge eq ne floor ceil round sign trunc argmax argmin and_ or_ xor invert".split())
@@ -49,11 +49,13 @@ class Compiled:
     def __init__(self, graph: Graph, estimators: Any, wrt: str | tuple[str, ...] | None = None) -> None:
         self.graph = graph
         self.wrt = _choose_inputs(graph, wrt)
-        self.estimators = _assign(graph, estimators)
+        given = _given(graph, estimators)
+        self.estimators = _assign(graph, given, self.wrt)
         _check(graph, self.estimators, self.wrt)
         self.rules = {name: rule_of(estimator) for name, estimator in self.estimators.items()}
         order, objective = graph._order, graph._objective
-        self._derivation = Derivation(order, self.rules)
+        constant = {s for s, estimator in given.items() if getattr(estimator, "curvature", None) == "stop"}
+        self._derivation = Derivation(order, self.rules, constant)
         self._root = self._derivation.surrogate(objective)
         # A pathwise draw that is used inside an update alone is still drawn outside of it.
         drawn = [self._derivation.derive(node) for s, node in _samples(order).items() if s in self._derivation.pathwise]
@@ -192,7 +194,6 @@ def rule_of(estimator: Estimator | Pathwise) -> Rule:
         boxes_means=estimator.influence == "mean",
         averages=estimator.influence == "scaled",
         boxes_terms=estimator.curvature == "dice",
-        detaches=estimator.curvature == "stop",
     )
 
 
@@ -216,10 +217,10 @@ def _choose_inputs(graph: Graph, wrt: str | tuple[str, ...] | None) -> tuple[str
     return chosen
 
 
-def _assign(graph: Graph, estimators: Any) -> dict[str, Any]:
-    """The estimator of every sample node that needs one."""
+def _given(graph: Graph, estimators: Any) -> dict[str, Any]:
+    """The estimators as the user gave them, by sample node."""
     known = _samples(graph._order)
-    given = estimators if isinstance(estimators, Mapping) else dict.fromkeys(known, estimators)
+    given = dict(estimators) if isinstance(estimators, Mapping) else dict.fromkeys(known, estimators)
     for name, estimator in given.items():
         if name not in known:
             raise CompileError(
@@ -230,15 +231,27 @@ def _assign(graph: Graph, estimators: Any) -> dict[str, Any]:
             raise CompileError(
                 f"sample {name!r}: {estimator!r} is not an estimator; use sg.SF(), sg.LSF(), sg.PW() ..."
             )
-    pathwise = {name: isinstance(estimator, Pathwise) for name, estimator in given.items()}
-    needed = scored_samples(graph._order, pathwise)
+    return given
+
+
+def _assign(graph: Graph, given: Mapping[str, Any], wrt: tuple[str, ...]) -> dict[str, Any]:
+    """The estimator of every sample node whose distribution depends on an input.
+
+    Nodes that depend on other inputs than the differentiated ones carry no gradient. They are scored all the same, so
+    that a surrogate at other inputs is importance weighted.
+    """
+    pathwise = [name for name, estimator in given.items() if isinstance(estimator, Pathwise)]
+    needed = scored_samples(graph._order, wrt, pathwise)
     for name, node in needed.items():
         if name not in given:
             raise CompileError(
-                f"sample {name!r} (axes: {describe(node.axes)}) has no estimator, and its distribution depends on an "
-                "input: give it one, sg.SF() for instance"
+                f"sample {name!r} (axes: {describe(node.axes)}) has no estimator, and its distribution depends on a "
+                "differentiated input: give it one, sg.SF() for instance"
             )
-    return {name: given[name] for name in known if name in needed}
+    others = scored_samples(graph._order, graph.inputs, [name for name in pathwise if name in needed])
+    weighted = {s: SF() for s, node in others.items() if s not in needed and not node.law.has_moving_support}
+    found = {**weighted, **{name: given[name] for name in needed}}
+    return {name: found[name] for name in _samples(graph._order) if name in found}
 
 
 def _check(graph: Graph, estimators: Mapping[str, Any], wrt: tuple[str, ...]) -> None:

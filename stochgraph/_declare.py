@@ -132,7 +132,7 @@ class Symbol:
         _refuse_distribution_built_inside([node])
         return DeclarationError(
             f"node {node.name!r} (axes: {describe(node.axes)}) has no value while the graph is declared: {what} is "
-            f"impossible. Use {instead}, or sg.apply(fn, node) with the branch inside fn"
+            f"impossible. Use {instead}"
         )
 
     def __repr__(self) -> str:
@@ -193,6 +193,10 @@ def sample(name: str, dist: Any, *parents: Any, n: int | None = None, **paramete
         torch.Size([100])
     """
     declaration = current("sample")
+    if isinstance(dist, type) and issubclass(dist, Sampler):
+        raise DeclarationError(
+            f"sample {name!r}: {dist.__name__} is a Sampler class; pass an instance, {dist.__name__}(...)"
+        )
     if isinstance(dist, Distribution):
         raise DeclarationError(_built_inside(f"sample {name!r}", type(dist).__name__))
     if not callable(dist) and not isinstance(dist, Sampler):
@@ -330,11 +334,15 @@ def declare(fn: Callable[..., Any]) -> tuple[list[nd.Input], nd.Node]:
 
 def _parameters(fn: Callable[..., Any]) -> list[str]:
     parameters = inspect.signature(fn).parameters.values()
-    bad = [p.name for p in parameters if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.KEYWORD_ONLY)]
+    bad = [
+        p.name
+        for p in parameters
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.KEYWORD_ONLY) or p.default is not p.empty
+    ]
     if bad or not parameters:
         raise DeclarationError(
             f"{fn.__name__} needs plain positional inputs, at least one; "
-            + (f"{bad[0]!r} is not one: pass a pytree instead" if bad else "it has none")
+            + (f"{bad[0]!r} is not one: no defaults, no *; pass a pytree instead" if bad else "it has none")
         )
     return [p.name for p in parameters]
 
@@ -484,9 +492,8 @@ def _refuse_distribution_built_inside(nodes: Sequence[nd.Node]) -> None:
     """Constructors of distributions branch on their arguments; say what really went wrong there."""
     frame = sys._getframe(1)
     while frame is not None:
-        module = frame.f_globals.get("__name__", "")
-        if module.startswith("torch.distributions."):
-            built = frame.f_locals.get("self")
+        built = frame.f_locals.get("self")
+        if frame.f_globals.get("__name__", "").startswith("torch.distributions.") and isinstance(built, Distribution):
             names = ", ".join(repr(node.name) for node in nodes)
-            raise DeclarationError(_built_inside(f"node {names}", type(built).__name__ if built is not None else "..."))
+            raise DeclarationError(_built_inside(f"node {names}", type(built).__name__))
         frame = frame.f_back  # type: ignore[assignment]

@@ -14,7 +14,7 @@ The four rules, as they stand in the code:
 
 import copy
 import operator
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,7 +35,6 @@ class Rule:
     boxes_means: bool = False  # box where the sample's plate is averaged, and nowhere later
     averages: bool = False  # the plate's mean log-probability in place of its sum
     boxes_terms: bool = False  # box the terms of an update's inner objective
-    detaches: bool = False  # hold the update's direction constant
     pathwise: bool = False  # differentiate the draw itself
 
 
@@ -132,7 +131,8 @@ def descends_from(order: list[nd.Node], source: nd.Node) -> set[nd.Node]:
 class Derivation:
     """Derives the surrogate of a graph, or of one update's inner objective.
 
-    `rules` has one entry per scored sample. For an inner objective, `update` is the update, `outer` the derivation
+    `rules` has one entry per scored sample; updates that a sample in `constant` feeds have a constant direction. For an
+    inner objective, `update` is the update, `outer` the derivation
     around it, and `psi` stands for the update's parameters.
     """
 
@@ -140,11 +140,13 @@ class Derivation:
         self,
         order: list[nd.Node],
         rules: Mapping[str, Rule],
+        constant: Set[str] = frozenset(),
         outer: "Derivation | None" = None,
         update: nd.Update | None = None,
         psi: nd.Node | None = None,
     ) -> None:
-        self.order, self.rules, self.outer, self.update, self.psi = order, rules, outer, update, psi
+        self.order, self.rules, self.constant = order, rules, constant
+        self.outer, self.update, self.psi = outer, update, psi
         self.root: Derivation = outer.root if outer else self
         self.pathwise = {name for name, rule in rules.items() if rule.pathwise}
         self.samples = {
@@ -277,15 +279,12 @@ class Derivation:
 
     def _update(self, node: nd.Update, parts: list[nd.Node]) -> nd.Node:
         # Inside another update's inner gradient, an update is the function of its parameters that it is: no boxes.
-        rules = (
-            self.rules
-            if self.update is None
-            else {s: Rule(boxes_costs=False, pathwise=rule.pathwise) for s, rule in self.rules.items()}
-        )
+        rules, detach = self.rules, not self.constant.isdisjoint(data_of(node, self.order))
+        if self.update is not None:
+            rules = {s: Rule(boxes_costs=False, pathwise=rule.pathwise) for s, rule in self.rules.items()}
         psi = Placeholder(node)
         inner = Derivation(self.order, rules, outer=self, update=node, psi=psi)
         surrogate = inner.inner_surrogate()
-        detach = any(rules[s].detaches for s in data_of(node, self.order, rules))
         return CompiledUpdate(node, parts[0], parts[1:], psi, surrogate, detach)
 
     def _box(self, node: nd.Node, base: nd.Node, pending: Pending) -> nd.Node:
@@ -310,7 +309,7 @@ class Derivation:
     def _still(self) -> "Derivation":
         """The same inner objective at the parameters themselves instead of at `psi`."""
         if not hasattr(self, "_at_parameters"):
-            self._at_parameters = Derivation(self.order, self.rules, self.outer, self.update, psi=None)
+            self._at_parameters = Derivation(self.order, self.rules, outer=self.outer, update=self.update)
         return self._at_parameters
 
     def _weights(self, node: nd.Node, pending: Pending) -> tuple[Weight, ...]:
@@ -346,9 +345,9 @@ class Derivation:
         return shared[key]
 
 
-def data_of(update: nd.Update, order: list[nd.Node], rules: Mapping[str, Rule]) -> list[str]:
+def data_of(update: nd.Update, order: list[nd.Node]) -> list[str]:
     """The samples that feed an update's objective, other than through its parameters."""
-    samples = {node.name: node for node in order if isinstance(node, nd.Sample) and node.name in rules}
+    samples = {node.name: node for node in order if isinstance(node, nd.Sample)}
     reach = find_reach(order, samples, dict.fromkeys(samples, COST), cut=update.params)
     return list(reach[update.objective])
 

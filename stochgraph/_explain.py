@@ -29,7 +29,8 @@ class Explanation:
         ledger: the rows, one per sample node and kind of path; see `Row`.
         unbiased: every path is counted exactly once, and none is linearised.
         bias: "0", "O(1/sqrt(N))" (some path linearised, N the size of the plate at whose mean) or "O(1)" (some path
-            dropped, scaled or counted twice). An upper bound; for the linearised score function enumeration shows O(1/N).
+            dropped, scaled or counted twice). An upper bound: for the linearised score function enumeration shows
+            O(1/N).
         variance: "O(1/N)", "O(1)" (a sample without a plate) or "O(N)" (the scores of a plate are summed), the
             largest order of any path.
         latex: the estimator as a formula.

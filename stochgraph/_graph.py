@@ -1,6 +1,6 @@
 """The declared graph: nodes, axes, and what can be known of them before anything runs."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Iterable
 from typing import Any
 
 import networkx as nx
@@ -88,6 +88,10 @@ class Graph:
 
         return Compiled(self, estimators, wrt)
 
+    def __call__(self, *inputs: Any) -> Any:
+        """A graph is no function of values: compile it first."""
+        raise TypeError(f"{self.name} is a declared graph: compile it first, {self.name}.compile(sg.SF()).sample(...)")
+
     def draw(self) -> Any:
         """The graph as a `matplotlib` figure: plates as boxes, sample nodes round, updates marked."""
         from ._draw import draw
@@ -109,10 +113,10 @@ class Graph:
         return "\n".join(lines)
 
 
-def scored_samples(order: list[nd.Node], pathwise: Mapping[str, bool] | None = None) -> dict[str, nd.Sample]:
-    """The sample nodes whose distribution depends on an input through values, pathwise draws included."""
-    moved = [name for name, yes in (pathwise or {}).items() if yes]
-    moving = moves_with(order, [node for node in order if isinstance(node, nd.Input)], moved)
+def scored_samples(order: list[nd.Node], inputs: Container[str], pathwise: Iterable[str]) -> dict[str, nd.Sample]:
+    """The sample nodes whose distribution depends on one of the inputs through values, pathwise draws included."""
+    sources = [node for node in order if isinstance(node, nd.Input) and node.name in inputs]
+    moving = moves_with(order, sources, pathwise)
     return {
         node.name: node
         for node in order

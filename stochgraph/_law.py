@@ -181,6 +181,7 @@ class SamplerLaw:
         self.sampler = sampler
         self.time = sampler.time
         self.fixed_support = True  # nothing is known to the contrary: no distribution is built
+        self.has_moving_support = False
 
     def event_dims(self, arguments: Any) -> None:
         return None

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,9 +21,11 @@ class Figures:
         standard_error: of each coordinate of the mean, shape `(P,)`.
         variance: summed over coordinates.
         bias: Euclidean norm of `mean - truth`; NaN without a truth.
-        bias_error: the standard error of that distance (it is above zero by about as much for an unbiased estimator).
+        bias_error: the standard error of `mean - truth`, a norm too; that of the truth is counted in where it was
+            measured. An unbiased estimator shows a bias of about this size.
         mse: mean squared distance from the truth; NaN without one.
         seconds: median seconds per estimate.
+        unbiased: whether the ledger says so.
     """
 
     mean: Tensor
@@ -33,15 +35,19 @@ class Figures:
     bias_error: float
     mse: float
     seconds: float
+    unbiased: bool
 
     @property
     def mse_per_second(self) -> float:
-        """The mean squared error of the average of as many estimates as a second allows: equal-time accuracy."""
-        squared_bias = max(self.mse - self.variance, 0.0)  # both are measured, so their difference may be negative
+        """The mean squared error of the average of as many estimates as a second allows: equal-time accuracy.
+
+        The variance shrinks with the number of estimates, the squared bias stays; it is 0 if the ledger says so.
+        """
+        squared_bias = 0.0 if self.unbiased else max(self.mse - self.variance, 0.0)  # a difference of measurements
         return squared_bias + self.variance * self.seconds
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Profile:
     """The result of `profile`: figures by estimator name, as a mapping, a table or a plot.
 
@@ -68,7 +74,8 @@ class Profile:
             f"{f.mse_per_second:.3g} |"
             for name, f in self.figures.items()
         ]
-        note = f"\n{self.repeats} estimates each; bias and MSE against {self.reference}."
+        note = f"\n{self.repeats} estimates each; bias and MSE against {self.reference}. "
+        note += "±: the standard error of the bias. MSE at one second: of the mean of all estimates that fit into one."
         return "\n".join([head, "|---|" + "---|" * 6, *rows, note])
 
     def plot(self) -> Any:
@@ -87,7 +94,7 @@ class Profile:
                 axes.set_yscale("log")
         return figure
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return self.to_markdown()
 
     def _repr_markdown_(self) -> str:
@@ -126,6 +133,8 @@ def profile(
         >>> p["PW"].variance > 0
         True
     """
+    if not isinstance(compiled, Mapping) or not all(isinstance(one, Compiled) for one in compiled.values()):
+        raise TypeError('profile takes compiled graphs by name: sg.profile({"SF": graph.compile(sg.SF())}, theta)')
     if not compiled or repeats < 2:
         raise ValueError(f"profile needs at least one estimator and two repeats, got {len(compiled)} and {repeats}")
     estimates: dict[str, list[Tensor]] = {name: [] for name in compiled}
@@ -139,35 +148,53 @@ def profile(
             seconds[name].append(time.perf_counter() - start)
             estimates[name].append(_vector(grads))
     stacked = {name: torch.stack(found).double().cpu() for name, found in estimates.items()}
-    reference, known = _reference(compiled, stacked, truth)
+    reference = _reference(compiled, stacked, truth)
     figures = {
-        name: _figures(found, known, torch.tensor(seconds[name]).median().item()) for name, found in stacked.items()
+        name: _figures(found, reference, torch.tensor(seconds[name]).median().item(), name, compiled[name])
+        for name, found in stacked.items()
     }
-    return Profile(figures, known, reference, repeats)
+    return Profile(figures, reference.value, reference.words, repeats)
 
 
 def _vector(tree: Any) -> Tensor:
     return torch.cat([leaf.reshape(-1) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)])
 
 
-def _reference(
-    compiled: Mapping[str, Compiled], estimates: Mapping[str, Tensor], truth: Any
-) -> tuple[str, Tensor | None]:
+def _given(truth: Any, size: int) -> Tensor:
+    leaves = [leaf for leaf in pytree.tree_leaves(truth) if leaf is not None]  # integers have no gradient
+    found = torch.cat([torch.as_tensor(leaf, dtype=torch.float64).cpu().reshape(-1) for leaf in leaves])
+    if len(found) != size:
+        raise ValueError(f"profile: the truth has {len(found)} numbers, the estimates have {size}")
+    return found
+
+
+class _Reference(NamedTuple):
+    """What bias and MSE refer to, and how well it is known."""
+
+    words: str
+    name: str
+    value: Tensor | None
+    variance: Tensor | float
+
+
+def _reference(compiled: Mapping[str, Compiled], estimates: Mapping[str, Tensor], truth: Any) -> _Reference:
     if truth is not None:
-        return "the given truth", _vector(pytree.tree_map(torch.as_tensor, truth)).double().cpu()
+        return _Reference("the given truth", "", _given(truth, next(iter(estimates.values())).shape[1]), 0.0)
     unbiased = [name for name, one in compiled.items() if one.explain().unbiased]
     if not unbiased:
-        return "nothing: no estimator is unbiased and no truth was given", None
+        return _Reference("nothing: no estimator is unbiased and no truth was given", "", None, 0.0)
     best = min(unbiased, key=lambda name: float(estimates[name].var(0).sum()))
-    return f"the mean of {best}, which is unbiased", estimates[best].mean(0)
+    found = estimates[best]
+    return _Reference(f"the mean of {best}, which is unbiased", best, found.mean(0), found.var(0) / len(found))
 
 
-def _figures(estimates: Tensor, truth: Tensor | None, seconds: float) -> Figures:
+def _figures(estimates: Tensor, reference: _Reference, seconds: float, name: str, compiled: Compiled) -> Figures:
     mean, variance = estimates.mean(0), estimates.var(0)
-    error = (variance / len(estimates)).sqrt()
-    if truth is None:
-        bias = mse = float("nan")
-    else:
-        bias = float((mean - truth).norm())
-        mse = float(((estimates - truth) ** 2).sum(1).mean())
-    return Figures(mean, error, float(variance.sum()), bias, float(error.norm()), mse, seconds)
+    own = variance / len(estimates)
+    error = own if name == reference.name else own + reference.variance
+    bias = mse = float("nan")
+    if reference.value is not None:
+        bias = float((mean - reference.value).norm())
+        mse = float(((estimates - reference.value) ** 2).sum(1).mean())
+    unbiased = compiled.explain().unbiased
+    return Figures(mean, own.sqrt(), float(variance.sum()), bias, float(error.sum().sqrt()), mse, seconds, unbiased)

@@ -6,7 +6,9 @@ from torch import Tensor
 
 
 class Trace(NamedTuple):
-    """The draws of one pass through a graph. A pytree: map over it, move it, save it with `torch.save`, replay it.
+    """The draws of one pass through a graph. A pytree: map over it, move it, save it, replay it.
+
+    `torch.save` writes it; `torch.load(file, weights_only=False)` reads it back, being more than bare tensors.
 
     Attributes:
         value: the value of the objective for these draws, a scalar.

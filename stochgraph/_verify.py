@@ -109,6 +109,8 @@ def verify(
         >>> sg.verify(objective.compile(sg.LSF()), logit).relative_bias > 0.01
         True
     """
+    if not isinstance(compiled, Compiled):
+        raise TypeError(f"verify takes a compiled graph, graph.compile(sg.SF()), got {type(compiled).__name__}")
     if order < 1:
         raise ValueError(f"order must be at least 1, got {order}")
     pathwise = sorted(compiled._derivation.pathwise)

@@ -171,7 +171,7 @@ def test_the_table(of_the_square):
         assert cells[0] == name
         expected = [figures.bias, figures.bias_error, figures.variance, figures.mse, 1e3 * figures.seconds]
         assert [float(cell) for cell in cells[1:6]] == pytest.approx(expected, rel=0.05)
-    assert lines[-1] == "600 estimates each; bias and MSE against the given truth."
+    assert lines[-1].startswith("600 estimates each; bias and MSE against the given truth. ±: the standard error")
     assert str(of_the_square) == of_the_square._repr_markdown_() == of_the_square.to_markdown()
 
 
@@ -191,7 +191,7 @@ def test_the_plot(of_the_square):
 
 def test_the_plot_is_logarithmic_where_bars_would_vanish():
     def figures(variance, bias):
-        return Figures(torch.zeros(1), torch.zeros(1), variance, bias, 0.1, variance + bias**2, 1e-3)
+        return Figures(torch.zeros(1), torch.zeros(1), variance, bias, 0.1, variance + bias**2, 1e-3, bias == 0)
 
     made = sg.Profile({"SF": figures(40.0, 0.0), "LSF": figures(1.0, 0.5)}, torch.zeros(1), "the given truth", 9)
     scales = [axes.get_yscale() for axes in made.plot().axes]

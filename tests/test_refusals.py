@@ -122,6 +122,10 @@ def test_impossible_plates(n):
     refused(lambda t: sg.mean(sg.sample("x", Normal, t, 1.0, n=n)), r"sample 'x': a plate needs n >= 1 draws")
 
 
+def test_a_sampler_class_in_place_of_a_sampler():
+    refused(lambda t: sg.sample("D", problems.TwoStateMDP, t), "'D': TwoStateMDP is a Sampler class; pass an instance")
+
+
 def test_parents_that_do_not_fit():
     refused(lambda t: sg.sample("x", Bernoulli, logitz=t), "sample 'x': its parents do not fit Bernoulli: .*logitz")
     refused(lambda t: sg.sample("x", lambda a, b: Normal(a, b), t), "sample 'x': its parents do not fit <lambda>")
@@ -175,8 +179,12 @@ def test_nodes_of_two_declarations():
 
 
 def test_inputs_that_are_no_plain_parameters():
-    with pytest.raises(sg.DeclarationError, match="'parameters' is not one: pass a pytree instead"):
+    with pytest.raises(
+        sg.DeclarationError, match="'parameters' is not one: no defaults, no \\*; pass a pytree instead"
+    ):
         sg.graph(lambda *parameters: parameters[0])
+    with pytest.raises(sg.DeclarationError, match="'k' is not one: no defaults"):
+        sg.graph(lambda theta, k=3.0: theta * k)
     with pytest.raises(sg.DeclarationError, match="at least one"):
         sg.graph(lambda: 0)
 
@@ -325,6 +333,16 @@ def test_a_draw_outside_the_support_of_a_replay():
     trace.draws["x"][1] = torch.nan
     with pytest.raises(sg.SamplingError, match=r"'x' .*draw \(1,\) is nan; the draw is nan"):
         compiled.surrogate(torch.tensor(1.0), trace)
+
+
+def test_graphs_in_place_of_compiled_ones():
+    graph = declare(gaussian)
+    with pytest.raises(TypeError, match="is a declared graph: compile it first"):
+        graph(THETA)
+    with pytest.raises(TypeError, match="verify takes a compiled graph"):
+        sg.verify(graph, THETA)
+    with pytest.raises(TypeError, match="profile takes compiled graphs by name"):
+        sg.profile(graph.compile(sg.SF()), THETA)
 
 
 def test_something_that_is_no_trace():

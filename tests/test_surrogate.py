@@ -233,6 +233,45 @@ def test_a_supervised_update_is_plain_maml():
         assert float(grad) == pytest.approx(float(2 * (adapted - y.mean()) * jacobian), abs=1e-12)
 
 
+def test_first_order_without_distribution_paths():
+    """Supervised data carry no score, but an estimator given to them still says how the update is differentiated."""
+
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Normal, torch.tensor(1.0, dtype=F64), 1.0, n=5)
+        return sg.descend(theta, sg.mean((theta - x) ** 2), 0.1) ** 2
+
+    theta = torch.tensor(0.3, dtype=F64)
+    trace = objective.compile(sg.SF()).sample(theta, generator=seed())
+    adapted = theta - 0.2 * (theta - trace.draws["x"].mean())
+    for estimator, jacobian in ((sg.MAML(), 0.8), (sg.FirstOrder(), 1.0), ({"x": sg.FirstOrder()}, 1.0)):
+        compiled = objective.compile(estimator)
+        grad = torch.func.grad(compiled.surrogate)(theta, trace)
+        assert float(grad) == pytest.approx(float(2 * adapted * jacobian), abs=1e-12)
+        assert compiled.explain().unbiased == (jacobian == 0.8)
+
+
+def test_samples_that_depend_on_data_alone_need_no_estimator():
+    """They carry no gradient, but a surrogate at other data is weighted for them."""
+
+    @sg.graph
+    def objective(theta, data):
+        i = sg.sample("i", Bernoulli, probs=data[0], n=4)
+        z = sg.sample("z", Normal, theta * i, 1.0)
+        return sg.mean(z**2)
+
+    theta, data = torch.tensor(0.5, dtype=F64), torch.tensor([0.25], dtype=F64)
+    for estimators in (sg.PW(), {"z": sg.PW()}, {"z": sg.PW(), "i": sg.SF()}):
+        compiled = objective.compile(estimators)
+        trace = compiled.sample(theta, data, generator=seed())
+        i, z = trace.draws["i"], trace.draws["z"]
+        grad = torch.func.grad(compiled.surrogate)(theta, data, trace)
+        assert float(grad) == pytest.approx(float((2 * z * i).mean()), abs=1e-12)
+        ratio = i * 0.5 / 0.25 + (1 - i) * 0.5 / 0.75
+        moved = compiled.surrogate(theta, torch.tensor([0.5], dtype=F64), trace)
+        assert float(moved) == pytest.approx(float((ratio * z**2).mean()), abs=1e-12)
+
+
 def test_dtype_is_that_of_the_inputs():
     for dtype in (torch.float32, torch.float64):
         value, grad = problems.additive().compile(sg.SF()).value_and_grad(torch.tensor([0.4, 0.7], dtype=dtype))
