@@ -247,9 +247,7 @@ def main(arguments: list[str] | None = None) -> None:
     for name, learner in learners.items():
         before, after = (learner.returns[when][-1] for when in ("before", "after"))
         first = learner.returns["after"][0]
-        print(
-            f"{name}: return {before:.2f} before and {after:.2f} after adaptation ({first:.2f} without meta-training)"
-        )
+        print(f"{name}: return {before:.2f} before, {after:.2f} after adaptation; {first:.2f} without meta-training")
     save(figure(learners), options.out)
     print(f"figure: {options.out}")
 

@@ -76,7 +76,11 @@ def test_a_whole_run(tmp_path):
     assert biases["E-MAML as implemented"][0] < 1e-12 < 0.01 < biases["E-MAML as implemented"][1]
 
     for name in ("LSF", "SF"):
-        assert re.search(rf"^{name}: return -?\d+\.\d\d before, -?\d+\.\d\d after adaptation$", printed, re.MULTILINE)
+        assert re.search(
+            rf"^{name}: return -?\d+\.\d\d before, -?\d+\.\d\d after adaptation; -?\d+\.\d\d without meta-training$",
+            printed,
+            re.MULTILINE,
+        )
     assert printed.endswith(f"figure: {path}\n")
 
 
@@ -128,7 +132,7 @@ def test_an_interrupt_ends_the_training_and_shows_what_there_is(quiet, monkeypat
     interrupt(monkeypatch, demo.Learner, method, after)
     printed = run("--iterations", 50, "--out", tmp_path / "figure.png")
     assert "interrupted: showing what has been learned so far" in printed
-    assert len(re.findall(r"after adaptation$", printed, re.MULTILINE)) == 2
+    assert len(re.findall(r"after adaptation; -?\d+\.\d\d without meta-training$", printed, re.MULTILINE)) == 2
     assert (tmp_path / "figure.png").read_bytes().startswith(PNG)
     assert len(list(tmp_path.iterdir())) == 1
 

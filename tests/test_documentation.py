@@ -122,9 +122,10 @@ def blocks(text: str) -> list[tuple[int, str]]:
     return [(text.count("\n", 0, fence.start(1)), fence[1]) for fence in fences]
 
 
-def test_readme_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not README.exists():
-        pytest.skip("there is no README yet")
+def test_readme_runs_from_top_to_bottom(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It runs, and prints the ledger and the exact biases that it shows."""
     found = blocks(README.read_text())
     assert found, "the README has no Python block"
     monkeypatch.chdir(tmp_path)
@@ -132,6 +133,12 @@ def test_readme_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.Monk
     namespace: dict[str, Any] = {"__name__": "readme"}
     for line, code in found:
         exec(compile("\n" * line + code, str(README), "exec"), namespace)
+    printed = capsys.readouterr().out
+    shown = re.search(r"^```text\n(.*?)^```", README.read_text(), flags=re.MULTILINE | re.DOTALL)
+    assert shown is not None
+    assert shown[1] in printed
+    small, smaller, large = (float(x) for x in re.findall(r"relative bias (\S+),", printed))
+    assert max(small, smaller) < 1e-14 < 0.08 < large < 0.09
 
 
 def test_blocks_are_found_with_their_lines() -> None:
