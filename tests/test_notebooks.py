@@ -24,5 +24,15 @@ def test_notebook_is_committed_with_its_results(path):
     assert not any(output.output_type == "error" for cell in cells for output in cell.outputs)
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_figure_is_shown(path):
+    cells = [cell for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code"]
+    drawn = [
+        output for cell in cells for output in cell.outputs if " Axes>" in output.get("data", {}).get("text/plain", "")
+    ]
+    assert drawn
+    assert all("image/png" in output["data"] for output in drawn)
+
+
 def test_there_is_a_notebook():
     assert NOTEBOOKS
