@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NoReturn
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -19,6 +20,7 @@ from ._surrogate import schedule
 from ._trace import Trace
 from .estimators import SF, Estimator, Pathwise
 
+_NUMBERS = (float, np.floating, np.ndarray)  # Python's own float stands for torch's default dtype
 # Elementwise functions with a zero derivative wherever they have one.
 _FLAT = frozenset("lt le gt ge eq ne floor ceil round sign trunc argmax argmin and_ or_ xor invert".split())
 
@@ -89,7 +91,7 @@ class Compiled:
             run.check_scores()
         self._check_supports(run)
         log_probs = {name: values[node].detach() for name, node in self._scores.items()}
-        return Trace(self._scalar(values[self._value_root]), dict(run.draws), log_probs, dict(run.noise))
+        return Trace(self._scalar(values[self._value_root], run), dict(run.draws), log_probs, dict(run.noise))
 
     def surrogate(self, *inputs_and_trace: Any) -> Tensor:
         """The scalar whose gradient with respect to the inputs is the estimate: `surrogate(*inputs, trace)`.
@@ -126,11 +128,13 @@ class Compiled:
         named = self._named(inputs)
         leaves, spec = pytree.tree_flatten([named[name] for name in self.wrt])
         leaves = [leaf.detach().requires_grad_() if _floats(leaf) else leaf for leaf in leaves]
+        wanted = [leaf for leaf in leaves if _floats(leaf)]
+        if not wanted:
+            raise TypeError(f"{self.graph.name}: no leaf of the input {self.wrt[0]!r} is a floating-point tensor")
         named.update(zip(self.wrt, pytree.tree_unflatten(leaves, spec), strict=True))
         run = Run(named, _check_sizes(self.graph, sizes or {}))
         with torch.enable_grad(), seeded(generator, inputs):
             loss = self._surrogate(run)
-        wanted = [leaf for leaf in leaves if _floats(leaf)]
         grads = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
         result = pytree.tree_unflatten([next(grads) if _floats(leaf) else None for leaf in leaves], spec)
         return loss.detach(), result[0] if len(result) == 1 else tuple(result)
@@ -151,7 +155,7 @@ class Compiled:
         return Run(self._named(inputs), _check_sizes(self.graph, sizes or {}), trace)
 
     def _surrogate(self, run: Run) -> Tensor:
-        loss = self._scalar(run.execute(self._program)[self._root])
+        loss = self._scalar(run.execute(self._program)[self._root], run)
         if torch._C._functorch.peek_interpreter_stack() is None and not math.isfinite(loss.item()):
             self._diagnose(run)
         return loss
@@ -172,7 +176,9 @@ class Compiled:
             again.execute(self._value_program)
         again.check_scores()
 
-    def _scalar(self, value: Any) -> Tensor:
+    def _scalar(self, value: Any, run: Run) -> Tensor:
+        if isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex():
+            value = value.to(run.dtype)
         if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
             got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise SamplingError(
@@ -202,7 +208,7 @@ def _floats(leaf: Any) -> bool:
 
 
 def _numbers_as_tensors(tree: Any) -> Any:
-    return pytree.tree_map(lambda leaf: torch.tensor(leaf) if isinstance(leaf, float) else leaf, tree)
+    return pytree.tree_map(lambda leaf: torch.as_tensor(leaf) if isinstance(leaf, _NUMBERS) else leaf, tree)
 
 
 def _samples(order: list[nd.Node]) -> dict[str, nd.Sample]:
@@ -235,22 +241,25 @@ def _given(graph: Graph, estimators: Any) -> dict[str, Any]:
 
 
 def _assign(graph: Graph, given: Mapping[str, Any], wrt: tuple[str, ...]) -> dict[str, Any]:
-    """The estimator of every sample node whose distribution depends on an input.
+    """The estimator of every sample node that is scored.
 
     Nodes that depend on other inputs than the differentiated ones carry no gradient. They are scored all the same, so
-    that a surrogate at other inputs is importance weighted.
+    that a surrogate at other inputs is importance weighted. Nodes drawn from the parameters of an update are scored
+    because the update's direction is made of their scores.
     """
     pathwise = [name for name, estimator in given.items() if isinstance(estimator, Pathwise)]
-    needed = scored_samples(graph._order, wrt, pathwise)
+    needed = scored_samples(graph._order, [node for node in graph._inputs if node.name in wrt], pathwise)
     for name, node in needed.items():
         if name not in given:
             raise CompileError(
                 f"sample {name!r} (axes: {describe(node.axes)}) has no estimator, and its distribution depends on a "
                 "differentiated input: give it one, sg.SF() for instance"
             )
-    others = scored_samples(graph._order, graph.inputs, [name for name in pathwise if name in needed])
-    weighted = {s: SF() for s, node in others.items() if s not in needed and not node.law.has_moving_support}
-    found = {**weighted, **{name: given[name] for name in needed}}
+    others = scored_samples(graph._order, graph._inputs, [name for name in pathwise if name in needed])
+    weighted = {s: SF() for s, node in others.items() if not node.law.has_moving_support}
+    starts = [node.params for node in graph._order if isinstance(node, nd.Update)]
+    inner = {s: given.get(s, SF()) for s in scored_samples(graph._order, starts, pathwise)}
+    found = {**weighted, **inner, **{name: given[name] for name in needed}}
     return {name: found[name] for name in _samples(graph._order) if name in found}
 
 
@@ -313,7 +322,7 @@ def _check_sizes(graph: Graph, sizes: Mapping[str, int]) -> Mapping[str, int]:
     for name, size in sizes.items():
         if name not in plates:
             _refuse_size(f"{name!r} is not a plate of {graph.name}; its plates are {', '.join(map(repr, plates))}")
-        if not isinstance(size, int) or size < 1:
+        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
             _refuse_size(f"plate {name!r} needs at least one draw, got {size!r}")
     return sizes
 

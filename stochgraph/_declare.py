@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
 import torch
 from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
@@ -31,6 +32,7 @@ class Declaration:
     def __init__(self) -> None:
         self.nodes: list[nd.Node] = []
         self.names: set[str] = set()
+        self.selected: dict[tuple[nd.Node, str, bool], Symbol] = {}
         self.positions = 0
 
     def unique(self, stem: str) -> str:
@@ -93,7 +95,8 @@ class Symbol:
         return _select(self, name, attribute=True)
 
     def __getitem__(self, key: Any) -> "Symbol":
-        if _nodes_in(key) or _holds_tensors(key):
+        parts = key if isinstance(key, tuple) else (key,)
+        if _nodes_in(key) or _holds_tensors(key) or any(isinstance(part, (list, np.ndarray)) for part in parts):
             return apply(operator.getitem, self, key)
         return _select(self, key, attribute=False)
 
@@ -101,6 +104,7 @@ class Symbol:
         node = self._node
         if not (isinstance(node, nd.Select) and node.attribute):
             raise DeclarationError(f"{node.name!r} is a symbolic node, not a function: use sg.apply(fn, node)")
+        _refuse_in_place(str(node.key), node.inputs[0])
         # x.where(condition, other) has its arguments in another order than torch.where.
         known = {**nd.ELEMENTWISE, **_CANONICAL}.get(node.key) if node.key != "where" and not kwargs else None
         base = Symbol(node.inputs[0], self._declaration)
@@ -111,7 +115,11 @@ class Symbol:
         cls, fn: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         _refuse_distribution_built_inside(_nodes_in((args, kwargs)))
+        _refuse_in_place(getattr(fn, "__name__", ""), _nodes_in((args, kwargs))[0])
         return _apply(getattr(fn, "__name__", "apply").strip("_"), fn, args, kwargs or {})
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        _refuse_in_place("__setitem__", self._node)
 
     def __bool__(self) -> bool:
         raise self._no_value("a Python branch (if, while, and, or) on it", "torch.where")
@@ -203,6 +211,7 @@ def sample(name: str, dist: Any, *parents: Any, n: int | None = None, **paramete
         raise DeclarationError(f"sample {name!r}: {dist!r} is neither a distribution class, a function nor a Sampler")
     if name in declaration.names:
         raise DeclarationError(f"two nodes of the name {name!r}: give every sample a name of its own")
+    _refuse_captured(dist, f"sample {name!r}")
     _check_call(name, dist, parents, parameters)
     if n is not None and (not isinstance(n, int) or n < 1):
         raise DeclarationError(f"sample {name!r}: a plate needs n >= 1 draws, got n={n!r}")
@@ -357,7 +366,8 @@ def _apply(label: str, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any]
     symbols = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Symbol)]
     if not symbols:
         raise DeclarationError(f"sg.apply of {label!r}: no argument is a node, so there is nothing to declare")
-    declaration = symbols[0]._declaration
+    declaration = current(label)
+    _refuse_captured(fn, f"sg.apply of {label!r}")
     if any(symbol._declaration is not declaration for symbol in symbols):
         raise DeclarationError(f"{label!r}: its arguments belong to different declarations")
     arguments = nd.Arguments(_to_nodes(tuple(args)), _to_nodes(dict(kwargs)))
@@ -393,8 +403,14 @@ def _plain(fn: Callable[..., Any]) -> Callable[..., Any]:
 
 def _select(symbol: Symbol, key: Any, attribute: bool) -> Symbol:
     node, declaration = symbol._node, symbol._declaration
+    known = declaration.selected.get((node, repr(key), attribute))
+    if known is not None:  # the same field is the same node, so that it can be updated and read in one graph
+        return known
     name = declaration.unique(f"{node.name}.{key}" if attribute else f"{node.name}[{key!r}]")
-    return declaration.add(nd.Select(name, len(declaration.nodes), node, key, attribute))
+    declaration.selected[node, repr(key), attribute] = declaration.add(
+        nd.Select(name, len(declaration.nodes), node, key, attribute)
+    )
+    return declaration.selected[node, repr(key), attribute]
 
 
 def _reduction(word: str, x: Symbol, over: Axes, mean: bool, discount: float | None = None) -> Symbol:
@@ -437,10 +453,42 @@ def _update(word: str, params: Symbol, objective: Symbol, lr: Any, sign: int) ->
             f"sg.{word} of {start.name!r}: the inner objective {goal.name!r} does not depend on {start.name!r}, "
             "neither through values nor through a distribution; its gradient would be zero"
         )
+    _refuse_mixed_copies(word, start, goal)
     rate = nd.Arguments((_to_nodes(lr),), {})
     declaration = params._declaration
     name = declaration.unique(start.name + "'")
     return declaration.add(nd.Update(name, len(declaration.nodes), start, goal, rate, sign))
+
+
+def _refuse_mixed_copies(word: str, start: nd.Node, goal: nd.Node) -> None:
+    """Each plate that is left gets its own copy of the parameters: nothing that depends on them may mix its draws."""
+    copied = set(goal.axes) - set(start.axes)
+    for node in _between(start, goal):
+        mixed = copied & set(getattr(node, "over", ()))
+        if mixed:
+            raise DeclarationError(
+                f"sg.{word} of {start.name!r}: the inner objective {goal.name!r} keeps the plate {min(mixed).name!r}, "
+                f"so each of its draws gets its own copy of {start.name!r}; but {node.name!r} reduces that plate of "
+                "something that depends on the copies. Reduce the plate in the whole objective, or compute "
+                f"{node.name!r} from parameters that are not updated, sg.apply(torch.clone, params)"
+            )
+
+
+def _between(start: nd.Node, goal: nd.Node) -> list[nd.Node]:
+    """The nodes on a way from `start` to `goal`, `start` itself left out."""
+    order: list[nd.Node] = []
+    seen, stack = {goal}, [goal]
+    while stack:
+        node = stack.pop()
+        order.append(node)
+        fresh = [parent for parent in node.inputs if parent not in seen]
+        seen.update(fresh)
+        stack.extend(fresh)
+    below = {start}
+    for node in sorted(order, key=lambda n: n.index):
+        if any(parent in below for parent in node.inputs):
+            below.add(node)
+    return sorted(below - {start}, key=lambda n: n.index)
 
 
 def _depends(node: nd.Node, source: nd.Node) -> bool:
@@ -457,7 +505,14 @@ def _depends(node: nd.Node, source: nd.Node) -> bool:
 
 
 def _to_nodes(tree: Any) -> Any:
-    return pytree.tree_map(lambda leaf: leaf._node if isinstance(leaf, Symbol) else leaf, tree)
+    return pytree.tree_map(_to_node, tree)
+
+
+def _to_node(leaf: Any) -> Any:
+    """A symbol's node; a constant as it is, arrays as tensors."""
+    if isinstance(leaf, np.ndarray):
+        return torch.as_tensor(leaf)
+    return leaf._node if isinstance(leaf, Symbol) else leaf
 
 
 def _nodes_in(tree: Any) -> Sequence[nd.Node]:
@@ -479,6 +534,26 @@ def _check_call(name: str, dist: Any, parents: tuple[Any, ...], parameters: dict
         raise DeclarationError(f"sample {name!r}: its parents do not fit {word}: {error}") from None
     except ValueError:  # a builtin without a signature
         pass
+
+
+def _refuse_in_place(name: str, node: nd.Node) -> None:
+    if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
+        raise DeclarationError(
+            f"node {node.name!r}: {name} works in place, but values of nodes must not change. Use the form without the "
+            "underscore, or build the tensor with torch.stack or torch.where inside sg.apply"
+        )
+
+
+def _refuse_captured(fn: Any, where: str) -> None:
+    """A node inside a function's closure would reach it without its value."""
+    for cell in getattr(fn, "__closure__", None) or ():
+        try:
+            content = cell.cell_contents
+        except ValueError:  # not bound yet
+            continue
+        if isinstance(content, Symbol):
+            name = content._node.name
+            raise DeclarationError(f"{where}: the function captures the node {name!r}; pass it as an argument")
 
 
 def _built_inside(where: str, dist: str) -> str:

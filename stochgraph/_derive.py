@@ -167,6 +167,7 @@ class Derivation:
         moving = moves_with(self.order, [update.params], self.pathwise)
         inner = {s: node for s, node in self.samples.items() if any(p in moving for p in node.inputs)}
         data = {s: node for s, node in self.samples.items() if s not in inner}
+        self.moved = moving
         self.region = descends_from(self.order, update.params)
         self.reach = {
             True: find_reach(self.order, inner, dict.fromkeys(inner, COST), cut=update.params),
@@ -205,17 +206,27 @@ class Derivation:
     def _needs(self, node: nd.Node, pending: Pending) -> list[tuple[nd.Node, Pending]]:
         if self._elsewhere(node) and not pending:
             return []
+        stuck = self._stuck(node, pending)
+        if stuck:
+            return [(node, pending - stuck)]
         if isinstance(node, nd.Update):
-            return (
-                [(parent, NOTHING) for parent in (node.params, *node.inputs[2:])] if not pending else [(node, NOTHING)]
-            )
-        operands = self._operands(node, pending)
-        if pending and operands is None:
-            return [(node, NOTHING)]
-        return [
-            (parent, self._reaches(parent, pending | self._averaged(node)) if i in (operands or ()) else NOTHING)
-            for i, parent in enumerate(node.inputs)
-        ]
+            return [(parent, NOTHING) for parent in (node.params, *node.inputs[2:])]
+        moving = self._moving_on(node, pending)
+        return [(parent, self._reaches(parent, moving[i])) for i, parent in enumerate(node.inputs)]
+
+    def _stuck(self, node: nd.Node, pending: Pending) -> Pending:
+        """The pending boxes that stay at the node, which is not linear in what they score."""
+        nonlinear = {inner for inner in self.reach if self._operands(node, pending, inner) is None}
+        return frozenset((s, inner) for s, inner in pending if inner in nonlinear)
+
+    def _moving_on(self, node: nd.Node, pending: Pending) -> list[Pending]:
+        """What each input of a node receives: the boxes that move through it, and at a mean those that belong there."""
+        received = [NOTHING] * len(node.inputs)
+        for inner in self.reach:
+            chosen = frozenset((s, i) for s, i in pending if i is inner)
+            for position in self._operands(node, pending, inner) or ():
+                received[position] |= chosen
+        return [found | self._averaged(node) for found in received]
 
     def _elsewhere(self, node: nd.Node) -> bool:
         """Whether the enclosing derivation, or the placeholder, provides the node."""
@@ -224,19 +235,21 @@ class Derivation:
         held = isinstance(node, nd.Sample) and node.name not in self.pathwise
         return held or node is self.update.params or node not in self.region
 
-    def _operands(self, node: nd.Node, pending: Pending) -> list[int] | None:
-        operands: set[int] | None = None
-        for inner in self.reach:
-            names = [s for s, i in pending if i is inner]
-            found = linear_operands(node, names, self.reach[inner])
-            if found is None:
-                return None
-            operands = set(found) if operands is None else operands | set(found)
-        names = [s for s, _ in pending]
-        if operands is not None and node.inputs and isinstance(node, nd.Apply) and node.fn is operator.mul:
-            touched = [i for i in operands if self._reaches(node.inputs[i], pending)]
-            return touched if len(touched) <= 1 else None
-        return sorted(operands or ())
+    def _operands(self, node: nd.Node, pending: Pending, inner: bool) -> list[int] | None:
+        """The inputs to which pending boxes of one kind may move.
+
+        The kinds are asked apart: where an update's own scores stand decides its direction, and that must not depend on
+        what else is boxed.
+        """
+        names = [s for s, i in pending if i is inner]
+        operands = linear_operands(node, names, self.reach[inner])
+        if operands is None or not inner or not names:
+            return operands
+        # A factor that moves with `psi` would multiply a score term, whose value is no use: its derivative would be
+        # lost.
+        scaling = isinstance(node, nd.Apply) and node.fn in (operator.mul, operator.truediv)
+        others = [parent for i, parent in enumerate(node.inputs) if i not in operands]
+        return None if scaling and any(parent in self.moved for parent in others) else operands
 
     def _averaged(self, node: nd.Node) -> Pending:
         """The samples whose box belongs below this mean."""
@@ -253,11 +266,10 @@ class Derivation:
             assert self.outer is not None
             is_params = self.update is not None and node is self.update.params
             return self.psi if is_params and self.psi else self.outer.derive(node)
-        if isinstance(node, nd.Update) and not pending:
-            return self._update(node, parts)
-        if pending and len(parts) == 1 and self._operands(node, pending) is None:
-            return self._box(node, parts[0], pending)
-        return self._own(node).with_inputs(parts)
+        stuck = self._stuck(node, pending)
+        if stuck:
+            return self._box(node, parts[0], stuck, pending - stuck)
+        return self._update(node, parts) if isinstance(node, nd.Update) else self._own(node).with_inputs(parts)
 
     def _own(self, node: nd.Node) -> nd.Node:
         if isinstance(node, nd.Sample) and node.name in self.pathwise:
@@ -287,7 +299,7 @@ class Derivation:
         surrogate = inner.inner_surrogate()
         return CompiledUpdate(node, parts[0], parts[1:], psi, surrogate, detach)
 
-    def _box(self, node: nd.Node, base: nd.Node, pending: Pending) -> nd.Node:
+    def _box(self, node: nd.Node, base: nd.Node, pending: Pending, inside: Pending) -> nd.Node:
         """Box a term: importance weights and linearised scores as factors, the update's own scores as a score term."""
         factors = frozenset((s, i) for s, i in pending if not i or self.rules[s].boxes_terms)
         scored = pending - factors
@@ -295,7 +307,7 @@ class Derivation:
         if not scored:
             return term
         still = self._still()
-        fixed = still._boxed(node, still.derive(node), factors)
+        fixed = still._boxed(node, still.derive(node, inside), factors)
         weights = self._weights(node, scored)
         score_term = ScoreTerm(fixed, self._total(weights), weights)
         return Total(term, score_term) if self._moves(term) else score_term

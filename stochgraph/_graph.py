@@ -1,6 +1,6 @@
 """The declared graph: nodes, axes, and what can be known of them before anything runs."""
 
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import networkx as nx
@@ -113,9 +113,10 @@ class Graph:
         return "\n".join(lines)
 
 
-def scored_samples(order: list[nd.Node], inputs: Container[str], pathwise: Iterable[str]) -> dict[str, nd.Sample]:
-    """The sample nodes whose distribution depends on one of the inputs through values, pathwise draws included."""
-    sources = [node for node in order if isinstance(node, nd.Input) and node.name in inputs]
+def scored_samples(
+    order: list[nd.Node], sources: Iterable[nd.Node], pathwise: Iterable[str] = ()
+) -> dict[str, nd.Sample]:
+    """The sample nodes whose distribution depends on one of the sources through values, pathwise draws included."""
     moving = moves_with(order, sources, pathwise)
     return {
         node.name: node

@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Pareto, Uniform, constraints
+from torch.distributions import Distribution, Independent, Pareto, TransformedDistribution, Uniform, constraints
 from torch.distributions.transforms import Transform, _InverseTransform
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
@@ -404,8 +404,23 @@ def _pad(value: Tensor, lead: int, rank: int) -> Tensor:
 
 
 def moving_support(dist: Distribution) -> bool:
-    """Whether the support of a built distribution has bounds that are being differentiated. Autograd alone can tell."""
-    support: Any = dist.support
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return any(isinstance(bound, Tensor) and bound.requires_grad for bound in vars(support).values())
+    """Whether the support of a built distribution moves with what is being differentiated. Autograd alone can tell."""
+    if not isinstance(type(dist).support, property):  # the same for all parameters
+        return False
+    if isinstance(dist, Independent):
+        return moving_support(dist.base_dist)
+    if isinstance(dist, TransformedDistribution):
+        return moving_support(dist.base_dist) or _moves_a_bound(dist)
+    return any(isinstance(bound, Tensor) and bound.requires_grad for bound in vars(dist.support).values())
+
+
+def _moves_a_bound(dist: TransformedDistribution) -> bool:
+    """Whether a transform with differentiated parameters acts on a set that has bounds."""
+    domain: Any = dist.base_dist.support
+    for transform in dist.transforms:
+        while isinstance(domain, constraints.independent):
+            domain = domain.base_constraint
+        if domain is not constraints.real and any(x.requires_grad for x in _collect(transform)):
+            return True
+        domain = transform.codomain
+    return False

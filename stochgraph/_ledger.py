@@ -57,6 +57,7 @@ class _Count:
     how: Counted
     weight: str
     plates: tuple[str, ...]  # over which the boxed terms are averaged before anything nonlinear
+    aligned: frozenset[Axis]  # the axes along which the box scores each draw's own term alone
     grows: bool  # the plate's scores are summed, so the variance grows with the plate
 
 
@@ -137,6 +138,10 @@ class _Walk:
         """Through a declared operation, to one of its inputs."""
         if isinstance(node, nd.Stop):
             return replace(state, cut=True, stopped=True)
+        if isinstance(node, (nd.Reduction, nd.Reduce)):
+            # A box that scores each draw's own term does not cover what other draws do to the term through a mean.
+            covering = tuple(box for box in state.boxes if box.aligned.isdisjoint(node.over))
+            state = replace(state, boxes=covering)
         bent = self._bent(node, position)
         outside = frozenset(node.axes) if bent else state.outside
         return replace(state, nonlinear=state.nonlinear | bent, outside=outside)
@@ -189,7 +194,7 @@ def _count(weight: Weight, box: Box, state: _State) -> _Count:
     number = "1/" + " ".join(f"N({axis.name})" for axis in summed) if scaled else "1"
     averaged = [a.name for a in sample.plates if a in box.inputs[0].axes and a not in state.outside and not a.time]
     grows = averaging_plate(sample) in summed and not weight.average
-    return _Count(sample.name, _times(state.share, how), number, tuple(averaged), grows)
+    return _Count(sample.name, _times(state.share, how), number, tuple(averaged), frozenset(weight.aligned), grows)
 
 
 def _children(node: nd.Node) -> tuple[nd.Node, ...]:

@@ -42,6 +42,10 @@ _FUNCTIONAL = [
     torch.nn.functional.elu,
     torch.special.expit,
 ]
+# The compiler takes these for what they are in the real numbers. On booleans torch's + is an `or`, and small integers
+# wrap around, so both are counted in whole numbers.
+_ARITHMETIC = frozenset([operator.add, operator.sub, operator.mul, operator.neg, operator.pos])
+_SMALL = frozenset([torch.bool, torch.uint8, torch.int8, torch.int16])
 _ELEMENTWISE_FUNCTIONS = frozenset([*ELEMENTWISE.values(), *_OPERATORS, *_FUNCTIONAL])
 
 
@@ -148,10 +152,13 @@ class Apply(Node):
         self.arguments = arguments
         # Broadcasting would take the dimensions of a constant tensor for plates: vmap tells them apart.
         self.elementwise = arguments.flat and not arguments.constant_dims and fn in _ELEMENTWISE_FUNCTIONS
+        self.arithmetic = fn in _ARITHMETIC
         self._call = arguments.bind(fn)
         super().__init__(name, index, arguments.nodes)
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
+        if self.arithmetic:
+            values = [v.long() if isinstance(v, Tensor) and v.dtype in _SMALL else v for v in values]
         if self.elementwise:
             return self._call(*self.broadcast(values))
         aligned = [vz.align_tree(v, axes, self.axes) for v, axes in zip(values, self.input_axes, strict=True)]

@@ -81,12 +81,14 @@ class Run:
                 f"sample {node.name!r} (axes: {describe(node.axes)}) could not be drawn from {node.law.name}: {error}"
             ) from error
         self.draws[node.name] = value
+        self._note_sizes(node, value)
         return value
 
     def _note_sizes(self, node: nd.Sample, value: Any) -> None:
-        if node.plate is not None and node.plate not in self.sizes:
-            leaf = value if isinstance(value, Tensor) else pytree.tree_leaves(value)[0]
-            self.sizes[node.plate] = leaf.shape[node.axes.index(node.plate)]
+        for axis in (node.plate, node.time):
+            if axis is not None and axis not in self.sizes:
+                leaf = value if isinstance(value, Tensor) else pytree.tree_leaves(value)[0]
+                self.sizes[axis] = leaf.shape[node.axes.index(axis)]
 
     def score(self, node: nd.Sample, value: Any, inputs: Sequence[nd.Node], values: list[Any]) -> Tensor:
         """The log-probability of each draw, with the distribution that drew it if its parents are the same nodes."""

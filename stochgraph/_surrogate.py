@@ -24,6 +24,8 @@ from . import _node as nd
 from . import _vectorize as vz
 from ._axes import Axes, union, without
 
+_FROM_NODE = object()  # marks a step size that a node gives
+
 
 class Score(nd.Node):
     """The log-probability of a draw under given parents; inputs are the draw and the parents."""
@@ -181,8 +183,7 @@ class CompiledUpdate(nd.Node):
         start = self._copies(run, values[0])
         again = not self.detach and _is_differentiated((start, list(captured.values())))
         grads = gradient(lambda psi: self._total(run, captured, psi), start, again)
-        rates, lead = self._rates(values[1:first])
-        return self._step(start, grads, rates, lead)
+        return self._step(run, start, grads, values[1:first])
 
     def _copies(self, run: Any, params: Any) -> Any:
         """One copy of the parameters for every remaining plate."""
@@ -199,33 +200,37 @@ class CompiledUpdate(nd.Node):
         execute(self.program, run, known)
         return known[self.surrogate].sum()
 
-    def _rates(self, values: Sequence[Any]) -> tuple[Any, int]:
-        """The step sizes, and how many of their leading dimensions are plates."""
+    def _rates(self, values: Sequence[Any], spec: pytree.TreeSpec) -> list[tuple[Any, bool]]:
+        """The step size of every leaf of the parameters, and whether it has the plates in front."""
         nodes = self.inputs[1 : 1 + self.rate_count]
-        varies = any(node.axes for node in nodes)
-        if varies:
-            values = [vz.align_tree(v, node.axes, self.axes) for v, node in zip(values, nodes, strict=True)]
-        (rates,), _ = self.update.lr.fill(values)
-        return rates, len(self.axes) if varies else 0
+        aligned = [vz.align_tree(v, node.axes, self.axes) for v, node in zip(values, nodes, strict=True)]
+        marked = [pytree.tree_map(lambda _: _FROM_NODE, value) for value in values]
+        rates, marks = (self._by_leaf(self.update.lr.fill(filled)[0][0], spec) for filled in (aligned, marked))
+        return [(rate, mark is _FROM_NODE) for rate, mark in zip(rates, marks, strict=True)]
 
-    def _step(self, start: Any, grads: Any, rates: Any, lead: int) -> Any:
-        leaves, spec = pytree.tree_flatten(start)
-        steps = pytree.tree_leaves(grads)
-        flat = pytree.tree_leaves(rates)
-        flat = flat * len(leaves) if len(flat) == 1 else flat
-        if len(flat) != len(leaves):
+    def _by_leaf(self, rates: Any, spec: pytree.TreeSpec) -> list[Any]:
+        """One step size for all leaves, or one for each, matched by structure and names."""
+        if pytree.tree_structure(rates).is_leaf():
+            return [rates] * spec.num_leaves
+        try:
+            return spec.flatten_up_to(rates)
+        except ValueError as error:
             raise ValueError(
-                f"update {self.update.name!r}: lr has {len(flat)} leaves, the parameters have {len(leaves)}: give one "
-                "step size, or one for each"
-            )
-        moved = [self._move(p, g, r, lead) for p, g, r in zip(leaves, steps, flat, strict=True)]
-        return pytree.tree_unflatten(moved, spec)
+                f"update {self.update.name!r}: lr is neither one step size nor a pytree like the parameters: {error}"
+            ) from None
 
-    def _move(self, leaf: Tensor, step: Tensor, rate: Any, lead: int) -> Tensor:
-        if isinstance(rate, Tensor) and lead:
-            event = leaf.dim() - len(self.psi.axes)
-            rate = vz.align(rate, self.axes, self.axes, event)
+    def _step(self, run: Any, start: Any, grads: Any, rates: Sequence[Any]) -> Any:
+        leaves, spec = pytree.tree_flatten(start)
+        found = zip(leaves, pytree.tree_leaves(grads), self._rates(rates, spec), strict=True)
+        sizes = [run.sizes[axis] for axis in self.axes]
+        return pytree.tree_unflatten([self._move(leaf, step, *rate, sizes) for leaf, step, rate in found], spec)
+
+    def _move(self, leaf: Tensor, step: Tensor, rate: Any, plates: bool, sizes: list[int]) -> Tensor:
+        if self.axes != self.psi.axes:
             leaf, step = (vz.align(t, self.psi.axes, self.axes) for t in (leaf, step))
+            leaf = leaf.expand(*sizes, *leaf.shape[len(sizes) :])
+        if plates and isinstance(rate, Tensor):
+            rate = vz.align(rate, self.axes, self.axes, leaf.dim() - len(self.axes))
         return leaf + self.update.sign * rate * step
 
 

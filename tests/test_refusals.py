@@ -393,5 +393,5 @@ def test_step_sizes_of_another_structure():
         return sg.ascend(theta, sg.mean(pulls) * theta["b"], [0.1, 0.2, 0.3])["a"]
 
     theta = {"a": torch.tensor(0.1), "b": torch.tensor(0.2)}
-    with pytest.raises(ValueError, match='update "theta\'": lr has 3 leaves, the parameters have 2'):
+    with pytest.raises(ValueError, match="lr is neither one step size nor a pytree like the parameters"):
         declare(body).compile(sg.SF()).sample(theta)
