@@ -19,6 +19,7 @@ from torch.utils import _pytree as pytree
 
 from . import _node as nd
 from ._axes import Axes, Axis, describe, union
+from ._derive import between
 from ._errors import DeclarationError
 from ._law import DistributionLaw, SamplerLaw
 from ._sampler import Sampler
@@ -463,7 +464,7 @@ def _update(word: str, params: Symbol, objective: Symbol, lr: Any, sign: int) ->
 def _refuse_mixed_copies(word: str, start: nd.Node, goal: nd.Node) -> None:
     """Each plate that is left gets its own copy of the parameters: nothing that depends on them may mix its draws."""
     copied = set(goal.axes) - set(start.axes)
-    for node in _between(start, goal):
+    for node in between(start, goal):
         mixed = copied & set(getattr(node, "over", ()))
         if mixed:
             raise DeclarationError(
@@ -472,23 +473,6 @@ def _refuse_mixed_copies(word: str, start: nd.Node, goal: nd.Node) -> None:
                 "something that depends on the copies. Reduce the plate in the whole objective, or compute "
                 f"{node.name!r} from parameters that are not updated, sg.apply(torch.clone, params)"
             )
-
-
-def _between(start: nd.Node, goal: nd.Node) -> list[nd.Node]:
-    """The nodes on a way from `start` to `goal`, `start` itself left out."""
-    order: list[nd.Node] = []
-    seen, stack = {goal}, [goal]
-    while stack:
-        node = stack.pop()
-        order.append(node)
-        fresh = [parent for parent in node.inputs if parent not in seen]
-        seen.update(fresh)
-        stack.extend(fresh)
-    below = {start}
-    for node in sorted(order, key=lambda n: n.index):
-        if any(parent in below for parent in node.inputs):
-            below.add(node)
-    return sorted(below - {start}, key=lambda n: n.index)
 
 
 def _depends(node: nd.Node, source: nd.Node) -> bool:

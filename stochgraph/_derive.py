@@ -128,6 +128,23 @@ def descends_from(order: list[nd.Node], source: nd.Node) -> set[nd.Node]:
     return found
 
 
+def between(start: nd.Node, goal: nd.Node) -> list[nd.Node]:
+    """The nodes on a way from `start` to `goal`, `start` itself left out."""
+    order: list[nd.Node] = []
+    seen, stack = {goal}, [goal]
+    while stack:
+        node = stack.pop()
+        order.append(node)
+        fresh = [parent for parent in node.inputs if parent not in seen]
+        seen.update(fresh)
+        stack.extend(fresh)
+    below = {start}
+    for node in sorted(order, key=lambda n: n.index):
+        if any(parent in below for parent in node.inputs):
+            below.add(node)
+    return sorted(below - {start}, key=lambda n: n.index)
+
+
 class Derivation:
     """Derives the surrogate of a graph, or of one update's inner objective.
 

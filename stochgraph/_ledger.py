@@ -13,7 +13,7 @@ from typing import Literal
 
 from . import _node as nd
 from ._axes import Axis
-from ._derive import averaging_plate
+from ._derive import averaging_plate, between
 from ._surrogate import Box, CompiledUpdate, Placeholder, ScoreTerm, Total, Weight
 
 Counted = Literal["once", "linearized", "dropped", "scaled", "twice"]
@@ -296,22 +296,28 @@ def _value_row(node: nd.Node, state: _State, count: int, path: tuple[str, ...]) 
     return Row("", update, path, word, "value", "0" if cut else "1", (), count, "O(1/N)")
 
 
+def _makes_direction(update: nd.Update) -> list[nd.Node]:
+    """What an update's direction is computed from: parameters, objective, and the parents of the draws it scores."""
+    scored = [node for node in between(update.params, update.objective) if isinstance(node, nd.Sample)]
+    return [update.params, update.objective, *(parent for node in scored for parent in node.inputs)]
+
+
 def _prefixes(order: list[nd.Node], source: str, pathwise: set[str]) -> dict[str, tuple[str, ...]]:
     """The shortest way through values from an input to every sample and to the direction of every update."""
     ways: dict[nd.Node, tuple[str, ...]] = {}
     found: dict[str, tuple[str, ...]] = {}
     for node in order:
-        known = [ways[parent] for parent in node.inputs if parent in ways]
         if isinstance(node, nd.Input) and node.name == source:
             ways[node] = (source,)
             found[source] = ()
-        elif known:
-            held = isinstance(node, nd.Sample) and node.name not in pathwise
-            if not held and not isinstance(node, nd.Stop):
-                ways[node] = (*min(known, key=len), node.name)
-            # A step size moves an update without having a part in its direction.
-            direction = [ways[parent] for parent in node.inputs[:2] if parent in ways]
-            entries = direction if isinstance(node, nd.Update) else known
-            if entries and isinstance(node, (nd.Sample, nd.Update)):
-                found[node.name] = min(entries, key=len)
+            continue
+        # A step size moves an update without having a part in its direction.
+        entries = _makes_direction(node) if isinstance(node, nd.Update) else node.inputs
+        arriving = [ways[parent] for parent in entries if parent in ways]
+        if arriving and isinstance(node, (nd.Sample, nd.Update)):
+            found[node.name] = min(arriving, key=len)
+        known = [ways[parent] for parent in node.inputs if parent in ways] + arriving
+        held = isinstance(node, nd.Sample) and node.name not in pathwise
+        if known and not held and not isinstance(node, nd.Stop):
+            ways[node] = (*min(known, key=len), node.name)
     return found

@@ -298,3 +298,19 @@ def test_inputs_without_a_gradient():
     compiled = sg.graph(lambda t: sg.mean(sg.sample("x", Normal, t * 1.0, 1.0, n=3))).compile(sg.SF())
     with pytest.raises(TypeError, match="no leaf of the input 't' is a floating-point tensor"):
         compiled.value_and_grad(torch.tensor(1))
+
+
+def test_a_constant_direction_that_depends_on_the_input_through_a_score():
+    """The update's parameters are a draw; its direction moves with theta through the distribution of its data."""
+
+    @sg.graph
+    def objective(theta):
+        start = sg.sample("start", Bernoulli, logits=theta)
+        x = sg.sample("x", lambda p, t: Bernoulli(logits=p * t), start, theta, n=2)
+        return sg.ascend(start, sg.mean(x), 1.0) ** 2
+
+    compiled = objective.compile(sg.FirstOrder("cost"))
+    assert sg.verify(compiled, THETA).relative_bias > 1e-3
+    assert not compiled.explain().unbiased
+    assert sg.verify(objective.compile(sg.SF()), THETA).relative_bias < 1e-12
+    assert objective.compile(sg.SF()).explain().unbiased
