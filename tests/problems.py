@@ -55,8 +55,8 @@ def bandit(steps: int = 1, n: int = 2, m: int = 1) -> sg.Graph:
     return objective
 
 
-def task_bandit(steps: int = 1, n: int = 2) -> sg.Graph:
-    """The same under a plate of two tasks."""
+def task_bandit(steps: int = 1, n: int = 2, exact: bool = False) -> sg.Graph:
+    """The same under a plate of two tasks; the outcome is one more pull, or its exact mean."""
 
     @sg.graph
     def objective(theta):
@@ -65,6 +65,8 @@ def task_bandit(steps: int = 1, n: int = 2) -> sg.Graph:
             pulls = sg.sample(f"D{k}", lambda logits, _: Categorical(logits=logits), theta, task, n=n)
             reward = sg.apply(lambda a, i: TASK_REWARD[i, a], pulls, task)
             theta = sg.ascend(theta, sg.mean(reward, over=f"D{k}"), 0.7)
+        if exact:
+            return sg.mean(sg.apply(lambda t, i: (t.softmax(-1) * TASK_REWARD[i]).sum(), theta, task))
         last = sg.sample("tau", Categorical, logits=theta)
         return sg.mean(sg.apply(lambda a, i: TASK_REWARD[i, a], last, task))
 

@@ -36,6 +36,14 @@ def test_two_steps_under_two_tasks():
     assert result.relative_bias < EXACT
 
 
+@pytest.mark.slow
+def test_three_steps_under_two_tasks():
+    compiled = problems.task_bandit(3, n=2, exact=True).compile(sg.SF())
+    result = sg.verify(compiled, problems.BANDIT_THETA, max_outcomes=3_000_000)
+    assert result.outcomes == 4 * 9**6
+    assert result.relative_bias < EXACT
+
+
 # Exact relative biases of two published meta-problems, from an independent enumeration.
 TWO_STEP_BANDIT = {
     ("log", "none"): 0.22573809654190752,
