@@ -1,177 +1,22 @@
 """The words of a declaration. They build nodes; nothing is sampled or computed.
 
-A declaration is a plain function that runs once on symbols. A `Symbol` is what a user holds in place of a value:
-operators, `torch` functions, attributes, indexing and method calls on it become deterministic nodes. To a type checker
-the words take and return `Any`: a symbol stands wherever a tensor would.
+A declaration is a plain function that runs once on symbols. To a type checker the words take and return `Any`: a symbol
+stands wherever a tensor would.
 """
 
 import inspect
-import operator
-import sys
-from collections.abc import Callable, Iterable, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable
 from typing import Any
 
-import numpy as np
-import torch
 from torch.distributions import Distribution
-from torch.utils import _pytree as pytree
 
 from . import _node as nd
-from ._axes import Axes, Axis, describe, union
+from ._axes import Axes, describe, union
 from ._derive import between
 from ._errors import DeclarationError
 from ._law import DistributionLaw, SamplerLaw
 from ._sampler import Sampler
-
-_current: ContextVar["Declaration | None"] = ContextVar("declaration", default=None)
-
-
-class Declaration:
-    """The nodes declared so far, with unique names."""
-
-    def __init__(self) -> None:
-        self.nodes: list[nd.Node] = []
-        self.names: set[str] = set()
-        self.selected: dict[tuple[nd.Node, str, bool], Symbol] = {}
-        self.positions = 0
-
-    def unique(self, stem: str) -> str:
-        """`stem`, or `stem_2`, `stem_3`... if it is taken."""
-        name, count = stem, 1
-        while name in self.names:
-            count += 1
-            name = f"{stem}_{count}"
-        return name
-
-    def axis(self, name: str, time: bool = False) -> Axis:
-        self.positions += 1
-        return Axis(self.positions, name, time)
-
-    def add(self, node: nd.Node) -> "Symbol":
-        self.nodes.append(node)
-        self.names.add(node.name)
-        return Symbol(node, self)
-
-    def __enter__(self) -> "Declaration":
-        self._token = _current.set(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        _current.reset(self._token)
-
-
-def current(word: str) -> Declaration:
-    """The declaration being made; `word` is what the user called."""
-    declaration = _current.get()
-    if declaration is None:
-        raise DeclarationError(f"sg.{word} was called outside a declaration: call it in a function under @sg.graph")
-    return declaration
-
-
-def _operator(name: str, reflected: bool = False) -> Callable[..., Any]:
-    fn = getattr(operator, name)
-
-    def forward(self: "Symbol", *others: Any) -> "Symbol":
-        return _apply(name.strip("_"), fn, (self, *others), {})
-
-    def backward(self: "Symbol", other: Any) -> "Symbol":
-        return _apply(name.strip("_"), fn, (other, self), {})
-
-    return backward if reflected else forward
-
-
-class Symbol:
-    """A node as the declaring function holds it: no value yet, only a place in the graph."""
-
-    __slots__ = ("_declaration", "_node")
-
-    def __init__(self, node: nd.Node, declaration: Declaration) -> None:
-        self._node = node
-        self._declaration = declaration
-
-    def __getattr__(self, name: str) -> "Symbol":
-        if name.startswith("__") and name.endswith("__"):
-            raise AttributeError(name)
-        return _select(self, name, attribute=True)
-
-    def __getitem__(self, key: Any) -> "Symbol":
-        parts = key if isinstance(key, tuple) else (key,)
-        if _nodes_in(key) or _holds_tensors(key) or any(isinstance(part, (list, np.ndarray)) for part in parts):
-            return apply(operator.getitem, self, key)
-        return _select(self, key, attribute=False)
-
-    def __call__(self, *args: Any, **kwargs: Any) -> "Symbol":
-        node = self._node
-        if not (isinstance(node, nd.Select) and node.attribute):
-            raise DeclarationError(f"{node.name!r} is a symbolic node, not a function: use sg.apply(fn, node)")
-        _refuse_in_place(str(node.key), node.inputs[0])
-        # x.where(condition, other) has its arguments in another order than torch.where.
-        known = {**nd.ELEMENTWISE, **_CANONICAL}.get(node.key) if node.key != "where" and not kwargs else None
-        base = Symbol(node.inputs[0], self._declaration)
-        return _apply(node.key, known or _Method(node.key), (base, *args), kwargs)
-
-    @classmethod
-    def __torch_function__(
-        cls, fn: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        _refuse_distribution_built_inside(_nodes_in((args, kwargs)))
-        _refuse_in_place(getattr(fn, "__name__", ""), _nodes_in((args, kwargs))[0])
-        return _apply(getattr(fn, "__name__", "apply").strip("_"), fn, args, kwargs or {})
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        _refuse_in_place("__setitem__", self._node)
-
-    def __bool__(self) -> bool:
-        raise self._no_value("a Python branch (if, while, and, or) on it", "torch.where")
-
-    def __iter__(self) -> Any:
-        raise self._no_value("iterating over it", "indexing: x[0], x[1]")
-
-    def __len__(self) -> int:
-        raise self._no_value("len() of it", "a constant")
-
-    def __float__(self) -> float:
-        raise self._no_value("float() of it", "the node itself")
-
-    __int__ = __index__ = __float__
-
-    def _no_value(self, what: str, instead: str) -> DeclarationError:
-        node = self._node
-        _refuse_distribution_built_inside([node])
-        return DeclarationError(
-            f"node {node.name!r} (axes: {describe(node.axes)}) has no value while the graph is declared: {what} is "
-            f"impossible. Use {instead}"
-        )
-
-    def __repr__(self) -> str:
-        return f"<{self._node.kind} {self._node.name!r}, axes: {describe(self._node.axes)}>"
-
-    __add__, __radd__ = _operator("add"), _operator("add", reflected=True)
-    __sub__, __rsub__ = _operator("sub"), _operator("sub", reflected=True)
-    __mul__, __rmul__ = _operator("mul"), _operator("mul", reflected=True)
-    __truediv__, __rtruediv__ = _operator("truediv"), _operator("truediv", reflected=True)
-    __floordiv__, __rfloordiv__ = _operator("floordiv"), _operator("floordiv", reflected=True)
-    __mod__, __rmod__ = _operator("mod"), _operator("mod", reflected=True)
-    __pow__, __rpow__ = _operator("pow"), _operator("pow", reflected=True)
-    __matmul__, __rmatmul__ = _operator("matmul"), _operator("matmul", reflected=True)
-    __and__, __rand__ = _operator("and_"), _operator("and_", reflected=True)
-    __or__, __ror__ = _operator("or_"), _operator("or_", reflected=True)
-    __xor__, __rxor__ = _operator("xor"), _operator("xor", reflected=True)
-    __neg__, __pos__, __abs__, __invert__ = (_operator(name) for name in ("neg", "pos", "abs", "invert"))
-    __lt__, __le__, __gt__, __ge__ = (_operator(name) for name in ("lt", "le", "gt", "ge"))
-    __eq__, __ne__ = _operator("eq"), _operator("ne")
-    __hash__ = object.__hash__
-
-
-class _Method:
-    """A tensor method as a function of its tensor."""
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, value: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(value, self.name)(*args, **kwargs)
+from ._symbol import Declaration, Symbol, built_inside, current, declare_apply, refuse_captured, to_nodes
 
 
 def sample(name: str, dist: Any, *parents: Any, n: int | None = None, **parameters: Any) -> Any:
@@ -207,12 +52,12 @@ def sample(name: str, dist: Any, *parents: Any, n: int | None = None, **paramete
             f"sample {name!r}: {dist.__name__} is a Sampler class; pass an instance, {dist.__name__}(...)"
         )
     if isinstance(dist, Distribution):
-        raise DeclarationError(_built_inside(f"sample {name!r}", type(dist).__name__))
+        raise DeclarationError(built_inside(f"sample {name!r}", type(dist).__name__))
     if not callable(dist) and not isinstance(dist, Sampler):
         raise DeclarationError(f"sample {name!r}: {dist!r} is neither a distribution class, a function nor a Sampler")
     if name in declaration.names:
         raise DeclarationError(f"two nodes of the name {name!r}: give every sample a name of its own")
-    _refuse_captured(dist, f"sample {name!r}")
+    refuse_captured(dist, f"sample {name!r}")
     _check_call(name, dist, parents, parameters)
     if n is not None and (not isinstance(n, int) or n < 1):
         raise DeclarationError(f"sample {name!r}: a plate needs n >= 1 draws, got n={n!r}")
@@ -220,7 +65,7 @@ def sample(name: str, dist: Any, *parents: Any, n: int | None = None, **paramete
     law = SamplerLaw(dist) if isinstance(dist, Sampler) else DistributionLaw(dist)
     plate = None if n is None else declaration.axis(name)
     time = declaration.axis(f"{name}.time", time=True) if law.time else None
-    arguments = nd.Arguments(_to_nodes(parents), _to_nodes(parameters))
+    arguments = nd.Arguments(to_nodes(parents), to_nodes(parameters))
     return declaration.add(nd.Sample(name, len(declaration.nodes), law, arguments, plate, time, n))
 
 
@@ -288,7 +133,7 @@ def apply(fn: Callable[..., Any], *nodes: Any, **constants: Any) -> Any:
         `sg.apply(torch.clone, theta)` gives a copy of parameters on which nothing drawn from `theta` depends. An
         inner update of the copy descends a loss at fixed data, however the data were drawn.
     """
-    return _apply(getattr(fn, "__name__", "apply").strip("_<>"), fn, nodes, constants)
+    return declare_apply(getattr(fn, "__name__", "apply").strip("_<>"), fn, nodes, constants)
 
 
 def stop(x: Any) -> Any:
@@ -363,57 +208,6 @@ def _node(x: Any, word: str) -> nd.Node:
     return x._node
 
 
-def _apply(label: str, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Symbol:
-    symbols = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Symbol)]
-    if not symbols:
-        raise DeclarationError(f"sg.apply of {label!r}: no argument is a node, so there is nothing to declare")
-    declaration = current(label)
-    _refuse_captured(fn, f"sg.apply of {label!r}")
-    if any(symbol._declaration is not declaration for symbol in symbols):
-        raise DeclarationError(f"{label!r}: its arguments belong to different declarations")
-    arguments = nd.Arguments(_to_nodes(tuple(args)), _to_nodes(dict(kwargs)))
-    return declaration.add(
-        nd.Apply(declaration.unique(label or "apply"), len(declaration.nodes), fn if kwargs else _plain(fn), arguments)
-    )
-
-
-_CANONICAL: dict[str, Callable[..., Any]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "subtract": operator.sub,
-    "mul": operator.mul,
-    "multiply": operator.mul,
-    "div": operator.truediv,
-    "divide": operator.truediv,
-    "true_divide": operator.truediv,
-    "truediv": operator.truediv,
-    "neg": operator.neg,
-    "negative": operator.neg,
-    "pow": operator.pow,
-}
-
-
-def _plain(fn: Callable[..., Any]) -> Callable[..., Any]:
-    """The operator or torch function behind a torch function or a tensor method: the same operation, one spelling."""
-    name = getattr(fn, "__name__", "").strip("_")
-    method = isinstance(fn, type(torch.Tensor.add)) or "Tensor" in getattr(fn, "__qualname__", "")
-    if method or fn is getattr(torch, name, None):
-        return _CANONICAL.get(name) or (nd.ELEMENTWISE.get(name, fn) if method else fn)
-    return fn
-
-
-def _select(symbol: Symbol, key: Any, attribute: bool) -> Symbol:
-    node, declaration = symbol._node, symbol._declaration
-    known = declaration.selected.get((node, repr(key), attribute))
-    if known is not None:  # the same field is the same node, so that it can be updated and read in one graph
-        return known
-    name = declaration.unique(f"{node.name}.{key}" if attribute else f"{node.name}[{key!r}]")
-    declaration.selected[node, repr(key), attribute] = declaration.add(
-        nd.Select(name, len(declaration.nodes), node, key, attribute)
-    )
-    return declaration.selected[node, repr(key), attribute]
-
-
 def _reduction(word: str, x: Symbol, over: Axes, mean: bool, discount: float | None = None) -> Symbol:
     declaration = x._declaration
     name = declaration.unique(f"{word}({x._node.name})")
@@ -455,7 +249,7 @@ def _update(word: str, params: Symbol, objective: Symbol, lr: Any, sign: int) ->
             "neither through values nor through a distribution; its gradient would be zero"
         )
     _refuse_mixed_copies(word, start, goal)
-    rate = nd.Arguments((_to_nodes(lr),), {})
+    rate = nd.Arguments((to_nodes(lr),), {})
     declaration = params._declaration
     name = declaration.unique(start.name + "'")
     return declaration.add(nd.Update(name, len(declaration.nodes), start, goal, rate, sign))
@@ -488,25 +282,6 @@ def _depends(node: nd.Node, source: nd.Node) -> bool:
     return False
 
 
-def _to_nodes(tree: Any) -> Any:
-    return pytree.tree_map(_to_node, tree)
-
-
-def _to_node(leaf: Any) -> Any:
-    """A symbol's node; a constant as it is, arrays as tensors."""
-    if isinstance(leaf, np.ndarray):
-        return torch.as_tensor(leaf)
-    return leaf._node if isinstance(leaf, Symbol) else leaf
-
-
-def _nodes_in(tree: Any) -> Sequence[nd.Node]:
-    return [leaf._node for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Symbol)]
-
-
-def _holds_tensors(tree: Any) -> bool:
-    return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(tree))
-
-
 def _check_call(name: str, dist: Any, parents: tuple[Any, ...], parameters: dict[str, Any]) -> None:
     """Refuse parents that the distribution does not take."""
     called = dist.log_prob if isinstance(dist, Sampler) else dist
@@ -518,41 +293,3 @@ def _check_call(name: str, dist: Any, parents: tuple[Any, ...], parameters: dict
         raise DeclarationError(f"sample {name!r}: its parents do not fit {word}: {error}") from None
     except ValueError:  # a builtin without a signature
         pass
-
-
-def _refuse_in_place(name: str, node: nd.Node) -> None:
-    if name == "__setitem__" or (name.endswith("_") and not name.endswith("__")):
-        raise DeclarationError(
-            f"node {node.name!r}: {name} works in place, but values of nodes must not change. Use the form without the "
-            "underscore, or build the tensor with torch.stack or torch.where inside sg.apply"
-        )
-
-
-def _refuse_captured(fn: Any, where: str) -> None:
-    """A node inside a function's closure would reach it without its value."""
-    for cell in getattr(fn, "__closure__", None) or ():
-        try:
-            content = cell.cell_contents
-        except ValueError:  # not bound yet
-            continue
-        if isinstance(content, Symbol):
-            name = content._node.name
-            raise DeclarationError(f"{where}: the function captures the node {name!r}; pass it as an argument")
-
-
-def _built_inside(where: str, dist: str) -> str:
-    return (
-        f"{where}: the distribution {dist} was built inside the declaration. Pass the class and its parents: "
-        f"sg.sample(name, {dist}, ...) instead of sg.sample(name, {dist}(...))"
-    )
-
-
-def _refuse_distribution_built_inside(nodes: Sequence[nd.Node]) -> None:
-    """Constructors of distributions branch on their arguments; say what really went wrong there."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        built = frame.f_locals.get("self")
-        if frame.f_globals.get("__name__", "").startswith("torch.distributions.") and isinstance(built, Distribution):
-            names = ", ".join(repr(node.name) for node in nodes)
-            raise DeclarationError(_built_inside(f"node {names}", type(built).__name__))
-        frame = frame.f_back  # type: ignore[assignment]

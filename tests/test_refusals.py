@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Bernoulli, Categorical, MultivariateNormal, Normal, Uniform
 
 import stochgraph as sg
-from stochgraph._declare import _current
+from stochgraph._symbol import _current
 from tests import problems
 
 THETA = torch.tensor(0.3)

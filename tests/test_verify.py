@@ -155,6 +155,34 @@ def test_truth_against_finite_differences(name):
         assert float(slope) == pytest.approx(float(truth[i]), abs=1e-8)
 
 
+INNER_OBJECTIVES = {
+    "cost times parameter": lambda x, y, t: sg.mean(x * t[0] - 2.0 * y),
+    "cost over parameter": lambda x, y, t: sg.mean(x + y) / (1.0 + t[1] ** 2),
+    "parameter times cost plus constant": lambda x, y, t: t[2] * (sg.mean(x * y) + 3.0),
+    "function of means": lambda x, y, t: torch.exp(sg.mean(x) * t[0]) * sg.mean(y),
+    "centred": lambda x, y, t: sg.mean((x - sg.mean(x)) ** 2) * t[1] + sg.mean(y),
+    "maximum": lambda x, y, t: sg.reduce(lambda v: v.max(0).values, x + y * t[0]),
+    "stopped": lambda x, y, t: sg.mean(sg.stop(x * t[0]) * y * t[1]),
+}
+
+
+@pytest.mark.parametrize("name", INNER_OBJECTIVES)
+def test_the_mean_direction_of_an_update_is_the_gradient(name):
+    """E[ascend(theta, J, 1)] = theta + gradient of E[J], both by enumeration, the latter without any update."""
+    theta, weights = problems.LATENT_THETA, torch.tensor([1.0, -2.3, 0.7], dtype=F64)
+
+    def inner(t):
+        x = sg.sample("x", Bernoulli, logits=t[0], n=2)
+        y = sg.sample("y", Bernoulli, logits=t[1] * x + t[2])
+        return INNER_OBJECTIVES[name](x, y, t)
+
+    objective = sg.graph(lambda t: inner(t) * 1.0).compile(sg.SF())
+    update = sg.graph(lambda t: (sg.ascend(t, inner(t), 1.0) * weights).sum()).compile(sg.SF())
+    gradient = sg.verify(objective, theta).truth
+    assert float(expected_value(update, theta)) == pytest.approx(float((theta + gradient) @ weights), abs=1e-12)
+    assert sg.verify(update, theta).relative_bias < EXACT
+
+
 def expected_value(compiled, theta):
     from stochgraph._verify import _flatten, _Outcomes
 
