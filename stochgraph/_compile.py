@@ -11,9 +11,10 @@ from torch.utils import _pytree as pytree
 
 from . import _node as nd
 from ._axes import describe
-from ._derive import VALUE, Derivation, Rule, descends_from
+from ._derive import Derivation, Rule, descends_from, samples_in, value_rules
 from ._errors import CompileError, SamplingError
 from ._graph import Graph, scored_samples
+from ._indexing import in_transform
 from ._law import DistributionLaw, _no_path, moving_support_message
 from ._run import Run, seeded
 from ._surrogate import schedule
@@ -60,14 +61,16 @@ class Compiled:
         self._derivation = Derivation(order, self.rules, constant)
         self._root = self._derivation.surrogate(objective)
         # A pathwise draw that is used inside an update alone is still drawn outside of it.
-        drawn = [self._derivation.derive(node) for s, node in _samples(order).items() if s in self._derivation.pathwise]
+        drawn = [
+            self._derivation.derive(node) for s, node in samples_in(order).items() if s in self._derivation.pathwise
+        ]
         self._program = schedule([self._root, *drawn])
-        plain = {s: VALUE if not rule.pathwise else Rule(pathwise=True) for s, rule in self.rules.items()}
-        value = Derivation(order, plain)
+        value = Derivation(order, value_rules(self.rules))
         self._value_root = value.derive(objective)
         self._scores = {name: value.score(node) for name, node in value.samples.items()}
-        self._draws = {name: value.derive(node) for name, node in _samples(order).items()}
+        self._draws = {name: value.derive(node) for name, node in samples_in(order).items()}
         self._value_program = schedule([self._value_root, *self._scores.values(), *self._draws.values()])
+        self._support_program = schedule(s for s in self._scores.values() if not s.sample.law.fixed_support)
 
     def sample(
         self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
@@ -156,22 +159,21 @@ class Compiled:
 
     def _surrogate(self, run: Run) -> Tensor:
         loss = self._scalar(run.execute(self._program)[self._root], run)
-        if torch._C._functorch.peek_interpreter_stack() is None and not math.isfinite(loss.item()):
+        if not in_transform() and not math.isfinite(loss.item()):
             self._diagnose(run)
         return loss
 
     def _check_supports(self, run: Run) -> None:
         """Score once more with gradients where only a built distribution shows that its support moves."""
-        unknown = [score for score in self._scores.values() if not score.sample.law.fixed_support]
-        if not unknown or torch._C._functorch.peek_interpreter_stack() is not None:
+        if not self._support_program or in_transform():
             return
         watched = pytree.tree_map(lambda x: x.detach().requires_grad_() if _floats(x) else x, dict(run.inputs))
         with torch.enable_grad():
-            Run(watched, {}, Trace(torch.tensor(0.0), run.draws, {}, run.noise)).execute(schedule(unknown))
+            run.again(watched).execute(self._support_program)
 
     def _diagnose(self, run: Run) -> None:
         """Find the draw behind a surrogate that is not finite. Scores inside updates are looked at too."""
-        again = Run(run.inputs, {}, Trace(torch.tensor(0.0), run.draws, {}, run.noise))
+        again = run.again(run.inputs)
         with torch.no_grad():
             again.execute(self._value_program)
         again.check_scores()
@@ -211,10 +213,6 @@ def _numbers_as_tensors(tree: Any) -> Any:
     return pytree.tree_map(lambda leaf: torch.as_tensor(leaf) if isinstance(leaf, _NUMBERS) else leaf, tree)
 
 
-def _samples(order: list[nd.Node]) -> dict[str, nd.Sample]:
-    return {node.name: node for node in order if isinstance(node, nd.Sample)}
-
-
 def _choose_inputs(graph: Graph, wrt: str | tuple[str, ...] | None) -> tuple[str, ...]:
     chosen = (graph.inputs[0],) if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
     for name in chosen:
@@ -225,7 +223,7 @@ def _choose_inputs(graph: Graph, wrt: str | tuple[str, ...] | None) -> tuple[str
 
 def _given(graph: Graph, estimators: Any) -> dict[str, Any]:
     """The estimators as the user gave them, by sample node."""
-    known = _samples(graph._order)
+    known = samples_in(graph._order)
     given = dict(estimators) if isinstance(estimators, Mapping) else dict.fromkeys(known, estimators)
     for name, estimator in given.items():
         if name not in known:
@@ -260,11 +258,11 @@ def _assign(graph: Graph, given: Mapping[str, Any], wrt: tuple[str, ...]) -> dic
     starts = [node.params for node in graph._order if isinstance(node, nd.Update)]
     inner = {s: given.get(s, SF()) for s in scored_samples(graph._order, starts, pathwise)}
     found = {**weighted, **inner, **{name: given[name] for name in needed}}
-    return {name: found[name] for name in _samples(graph._order) if name in found}
+    return {name: found[name] for name in samples_in(graph._order) if name in found}
 
 
 def _check(graph: Graph, estimators: Mapping[str, Any], wrt: tuple[str, ...]) -> None:
-    samples = _samples(graph._order)
+    samples = samples_in(graph._order)
     for name, estimator in estimators.items():
         node = samples[name]
         if isinstance(estimator, Pathwise):
@@ -304,7 +302,7 @@ def _routes(graph: Graph, source: nd.Node, estimators: Mapping[str, Any]) -> set
         cut = flat or isinstance(node, nd.Stop)
         if not cut and any(parent in found for parent in node.inputs):
             found.add(node)
-        # A draw carries the distribution path through anything that comes later, a stop included.
+    # A draw carries the distribution path through anything that comes later, a stop included.
     through = [
         node
         for node in found
@@ -318,7 +316,7 @@ def _routes(graph: Graph, source: nd.Node, estimators: Mapping[str, Any]) -> set
 def _check_sizes(graph: Graph, sizes: Mapping[str, int]) -> Mapping[str, int]:
     if not sizes:
         return sizes
-    plates = {name: node for name, node in _samples(graph._order).items() if node.plate is not None}
+    plates = {name: node for name, node in samples_in(graph._order).items() if node.plate is not None}
     for name, size in sizes.items():
         if name not in plates:
             _refuse_size(f"{name!r} is not a plate of {graph.name}; its plates are {', '.join(map(repr, plates))}")

@@ -46,6 +46,16 @@ Pending = frozenset[tuple[str, bool]]  # (sample, whether its score is taken at 
 NOTHING: Pending = frozenset()
 
 
+def value_rules(rules: Mapping[str, Rule]) -> dict[str, Rule]:
+    """The rules under which nothing is boxed: every node has the value that the declaration gives it."""
+    return {name: Rule(boxes_costs=False, pathwise=rule.pathwise) for name, rule in rules.items()}
+
+
+def samples_in(order: Iterable[nd.Node]) -> dict[str, nd.Sample]:
+    """The sample nodes by name."""
+    return {node.name: node for node in order if isinstance(node, nd.Sample)}
+
+
 def averaging_plate(sample: nd.Sample) -> Axis | None:
     """The innermost plate of a sample: averaging it averages its draws."""
     plates = [axis for axis in sample.plates if not axis.time]
@@ -149,8 +159,8 @@ class Derivation:
     """Derives the surrogate of a graph, or of one update's inner objective.
 
     `rules` has one entry per scored sample; updates that a sample in `constant` feeds have a constant direction. For an
-    inner objective, `update` is the update, `outer` the derivation
-    around it, and `psi` stands for the update's parameters.
+    inner objective, `update` is the update, `outer` the derivation around it, and `psi` stands for the update's
+    parameters.
     """
 
     def __init__(
@@ -166,11 +176,8 @@ class Derivation:
         self.outer, self.update, self.psi = outer, update, psi
         self.root: Derivation = outer.root if outer else self
         self.pathwise = {name for name, rule in rules.items() if rule.pathwise}
-        self.samples = {
-            node.name: node
-            for node in order
-            if isinstance(node, nd.Sample) and node.name in rules and node.name not in self.pathwise
-        }
+        scored = rules.keys() - self.pathwise
+        self.samples = {name: node for name, node in samples_in(order).items() if name in scored}
         self.memo: dict[tuple[nd.Node, Pending], nd.Node] = {}
         self.moving: dict[nd.Node, bool] = {psi: isinstance(psi, Placeholder)} if psi else {}
         if update is None:
@@ -310,7 +317,7 @@ class Derivation:
         # Inside another update's inner gradient, an update is the function of its parameters that it is: no boxes.
         rules, detach = self.rules, not self.constant.isdisjoint(data_of(node, self.order))
         if self.update is not None:
-            rules = {s: Rule(boxes_costs=False, pathwise=rule.pathwise) for s, rule in self.rules.items()}
+            rules = value_rules(self.rules)
         psi = Placeholder(node)
         inner = Derivation(self.order, rules, outer=self, update=node, psi=psi)
         surrogate = inner.inner_surrogate()
@@ -376,7 +383,7 @@ class Derivation:
 
 def data_of(update: nd.Update, order: list[nd.Node]) -> list[str]:
     """The samples that feed an update's objective, other than through its parameters."""
-    samples = {node.name: node for node in order if isinstance(node, nd.Sample)}
+    samples = samples_in(order)
     reach = find_reach(order, samples, dict.fromkeys(samples, COST), cut=update.params)
     return list(reach[update.objective])
 

@@ -7,7 +7,7 @@ import networkx as nx
 
 from . import _node as nd
 from ._declare import declare
-from ._derive import moves_with
+from ._derive import moves_with, samples_in
 from ._surrogate import schedule
 
 
@@ -53,7 +53,7 @@ class Graph:
     @property
     def samples(self) -> tuple[str, ...]:
         """The names of the sample nodes that the objective depends on, in order of declaration."""
-        return tuple(node.name for node in self._order if isinstance(node, nd.Sample))
+        return tuple(samples_in(self._order))
 
     @property
     def networkx(self) -> nx.DiGraph:
@@ -118,11 +118,7 @@ def scored_samples(
 ) -> dict[str, nd.Sample]:
     """The sample nodes whose distribution depends on one of the sources through values, pathwise draws included."""
     moving = moves_with(order, sources, pathwise)
-    return {
-        node.name: node
-        for node in order
-        if isinstance(node, nd.Sample) and any(parent in moving for parent in node.inputs)
-    }
+    return {name: node for name, node in samples_in(order).items() if any(parent in moving for parent in node.inputs)}
 
 
 def sample_label(node: nd.Sample) -> str:

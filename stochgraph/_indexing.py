@@ -15,9 +15,14 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 
+def in_transform() -> bool:
+    """Whether a `torch.func` transform is active: values may then be wrapped, and cannot be looked at."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
+
+
 def scalar_indexing() -> AbstractContextManager[Any]:
     """Look up scalar indices by `index_select` while a `torch.func` transform is active; else do nothing."""
-    return nullcontext() if torch._C._functorch.peek_interpreter_stack() is None else _ScalarIndexing()
+    return nullcontext() if not in_transform() else _ScalarIndexing()
 
 
 class _ScalarIndexing(TorchFunctionMode):

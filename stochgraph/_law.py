@@ -377,8 +377,6 @@ def _rebuild(thing: Any, leaves: Iterator[tuple[Tensor, bool]], sizes: torch.Siz
     if isinstance(thing, list):
         return [_rebuild(part, leaves, sizes, rank) for part in thing]
     rebuilt = copy.copy(thing)
-    if isinstance(thing, Transform) and not isinstance(thing, _InverseTransform):
-        rebuilt._inv = None
     for name, part in _parts(thing):
         if isinstance(part, Tensor):
             wanted = rank if isinstance(thing, Transform) else _least_rank(thing, name)

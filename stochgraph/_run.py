@@ -15,6 +15,7 @@ from ._errors import SamplingError
 from ._indexing import scalar_indexing
 from ._law import DistributionLaw
 from ._surrogate import Score, execute
+from ._trace import Trace
 
 
 class Run:
@@ -46,6 +47,10 @@ class Run:
         if not isinstance(value, float):
             return value
         return torch.tensor(value, dtype=self.dtype, device=None if self.like is None else self.like.device)
+
+    def again(self, inputs: Mapping[str, Any]) -> "Run":
+        """A pass with the same draws at other inputs."""
+        return Run(inputs, {}, Trace(torch.tensor(0.0), self.draws, {}, self.noise))
 
     def execute(self, program: Sequence[nd.Node]) -> dict[nd.Node, Any]:
         """Evaluate a program; the values of its nodes, and of all evaluated before."""

@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from . import _node as nd
 from . import _vectorize as vz
 from ._axes import Axes, union, without
+from ._indexing import in_transform
 
 _FROM_NODE = object()  # marks a step size that a node gives
 
@@ -236,7 +237,7 @@ class CompiledUpdate(nd.Node):
 
 def _is_differentiated(tree: Any) -> bool:
     """Whether a derivative may be taken through the values: inside transforms there is no telling, so yes."""
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if in_transform():
         return True
     watched = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(tree))
     return watched and torch.is_grad_enabled()
@@ -248,7 +249,7 @@ def gradient(fn: Callable[[Any], Tensor], start: Any, again: bool) -> Any:
     Outside `torch.func` transforms plain reverse mode is several times faster than `torch.func.grad`; inside them only
     the latter works.
     """
-    if torch._C._functorch.peek_interpreter_stack() is not None:
+    if in_transform():
         grads = torch.func.grad(fn)(start)
         return grads if again else pytree.tree_map(Tensor.detach, grads)
     with torch.enable_grad():
