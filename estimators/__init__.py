@@ -2,6 +2,10 @@
 
 from ._base import Estimator as Estimator
 from ._base import Pathwise as Pathwise
+from ._expansions import LVC as LVC
+from ._expansions import LoadedDiCE as LoadedDiCE
+from ._expansions import Taylor as Taylor
+from ._leave_one_out import LOO as LOO
 from ._linearized import LSF as LSF
 from ._meta import EMAML as EMAML
 from ._meta import MAML as MAML

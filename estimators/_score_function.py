@@ -1,24 +1,40 @@
 """The score function: every distribution path counted exactly once."""
 
-from ._base import Estimator
+from ._base import Baseline, Estimator
 
 
-def SF() -> Estimator:
+def SF(baseline: Baseline | None = None) -> Estimator:
     r"""The score function, debiased through updates: unbiased.
 
-    .. math:: \nabla_\theta E[f] = E\big[\nabla f + f \, \textstyle\sum_i \nabla_\theta \log p(x_i; \theta)\big]
+    .. math:: \nabla_\theta E[f] = E\big[\nabla f + (f - b) \, \textstyle\sum_i \nabla_\theta \log p(x_i; \theta)\big]
 
     Every cost is multiplied with the scores of the draws that it depends on, the draws of inner updates included; the
     directions of updates are differentiated at fixed samples. Linear operations are free: behind a mean over a plate
     each term meets its own draw's score only. Where the plate's mean goes through a nonlinear operation or an update,
     the variance grows as :math:`\Theta(N)`.
 
+    Args:
+        baseline: what the costs of a draw are compared with. It never depends on the draw that it is for, so the
+            estimate stays unbiased, and its zero-mean term is boxed with the draw's strict ancestors only, so second
+            derivatives stay right.
+
+            - `"loo"`: the mean cost of the other draws of the innermost plate.
+            - `"mean"`: the mean cost of all other draws, over every plate on which the draws have costs of their own.
+            - `"linear"`: for trajectories with a field `observation`: returns-to-go predicted at each step from
+              features of the observation and the time, by least squares on the other trajectories of the plate.
+            - a function of the trace: one number, or a tensor with one number for each draw (and time step) that has a
+              cost of its own. It is handed a trace whose `value` is not known yet (NaN). It must not use the draw
+              that a number is for; at a time step it may use all that was drawn before that step's own action.
+
     References:
-        Williams (1992); Tang (2022), eq. 8; Rothfuss et al. (2019), E-MAML as derived.
+        Williams (1992); Tang (2022), eq. 8; Rothfuss et al. (2019), E-MAML as derived. Baselines: Mao et al. (2019),
+        eq. 7, and Liu et al. (2019), TMAML, eq. 12, for any order of derivatives; Duan et al. (2016) for the features.
 
     Example:
         >>> import stochgraph as sg
         >>> sg.SF()
         Estimator(curvature='log', influence='cost')
+        >>> sg.SF(baseline="loo")
+        Estimator(curvature='log', influence='cost', baseline='loo')
     """
-    return Estimator("log", "cost")
+    return Estimator("log", "cost", baseline=baseline)

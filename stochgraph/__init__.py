@@ -32,17 +32,23 @@ from ._vectorize import vectorize as vectorize
 from ._verify import Verification as Verification
 from ._verify import verify as verify
 from .estimators import EMAML as EMAML
+from .estimators import LOO as LOO
 from .estimators import LSF as LSF
+from .estimators import LVC as LVC
 from .estimators import MAML as MAML
 from .estimators import PW as PW
 from .estimators import SF as SF
 from .estimators import Estimator as Estimator
 from .estimators import FirstOrder as FirstOrder
+from .estimators import LoadedDiCE as LoadedDiCE
 from .estimators import SGMRLPublished as SGMRLPublished
+from .estimators import Taylor as Taylor
 
 __all__ = [
     "EMAML",
+    "LOO",
     "LSF",
+    "LVC",
     "MAML",
     "PW",
     "SF",
@@ -54,12 +60,14 @@ __all__ = [
     "Figures",
     "FirstOrder",
     "Graph",
+    "LoadedDiCE",
     "Profile",
     "Row",
     "SGMRLPublished",
     "Sampler",
     "SamplingError",
     "StochgraphError",
+    "Taylor",
     "Trace",
     "Verification",
     "VerificationError",

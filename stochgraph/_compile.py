@@ -11,11 +11,14 @@ from torch.utils import _pytree as pytree
 
 from . import _node as nd
 from ._axes import describe
-from ._derive import Derivation, Rule, descends_from, samples_in, value_rules
+from ._baselines import baseline_control, compare_with_others
+from ._curvature import curvature_of
+from ._derive import Control, Derivation, Rule, descends_from, samples_in, value_rules
 from ._errors import CompileError, SamplingError
 from ._graph import Graph, scored_samples
 from ._indexing import in_transform
 from ._law import DistributionLaw, _no_path, moving_support_message
+from ._leave_one_out import leave_one_out
 from ._run import Run, seeded
 from ._surrogate import schedule
 from ._trace import Trace
@@ -198,11 +201,26 @@ def rule_of(estimator: Estimator | Pathwise) -> Rule:
     if isinstance(estimator, Pathwise):
         return Rule(pathwise=True)
     return Rule(
-        boxes_costs=estimator.influence in ("cost", "scaled"),
+        boxes_costs=estimator.influence in ("cost", "scaled", "leave-one-out"),
         boxes_means=estimator.influence == "mean",
         averages=estimator.influence == "scaled",
-        boxes_terms=estimator.curvature == "dice",
+        boxes_terms=estimator.curvature not in ("log", "stop"),
+        curvature=curvature_of(estimator.curvature, estimator.decay),
+        control=_control_of(estimator),
+        term_control=_baseline_of(estimator) if estimator.curvature == "loaded" else None,
+        compares_terms=estimator.control_variate,
     )
+
+
+def _control_of(estimator: Estimator) -> Control | None:
+    """What makes the control variates of an estimator's boxes behind the plate's mean, or at it."""
+    if estimator.influence == "leave-one-out":
+        return leave_one_out
+    return compare_with_others if estimator.control_variate else _baseline_of(estimator)
+
+
+def _baseline_of(estimator: Estimator) -> Control | None:
+    return None if estimator.baseline is None else baseline_control(estimator.baseline)
 
 
 def _floats(leaf: Any) -> bool:

@@ -14,14 +14,16 @@ The four rules, as they stand in the code:
 
 import copy
 import operator
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from . import _node as nd
 from ._axes import Axis, describe
+from ._curvature import Curvature, ExpandedBox, Expansion, OtherScores
 from ._errors import CompileError
-from ._surrogate import Box, CompiledUpdate, Placeholder, Score, ScoreTerm, Total, Weight
+from ._surrogate import Box, CompiledUpdate, Controlled, Placeholder, Score, ScoreTerm, Total, Weight, schedule
 
 _BOTH = (operator.add, operator.sub)
 _UNARY = (operator.neg, operator.pos)
@@ -36,14 +38,52 @@ class Rule:
     averages: bool = False  # the plate's mean log-probability in place of its sum
     boxes_terms: bool = False  # box the terms of an update's inner objective
     pathwise: bool = False  # differentiate the draw itself
+    curvature: Curvature | None = None  # box the terms of a mean with an expansion of the likelihood ratio
+    control: "Control | None" = None  # the control variate of what is boxed
+    term_control: "Control | None" = None  # the control variate of the terms of an update's inner objective
+    compares_terms: bool = False  # compare each of those terms with the others of its plate
 
 
 COST = Rule()
 VALUE = Rule(boxes_costs=False)
 
+
+class Kind(Enum):
+    """What a pending box is for."""
+
+    SCORE = "an update's own score, taken at the placeholder"
+    WEIGHT = "a box at the parameters that drew the sample"
+    CONTROLLED = "a weight that still waits for its control variate"
+
+
 Reach = dict[nd.Node, dict[str, frozenset[Axis]]]
-Pending = frozenset[tuple[str, bool]]  # (sample, whether its score is taken at the placeholder)
+Pending = frozenset[tuple[str, Kind]]
+Key = tuple[nd.Node, Pending]
 NOTHING: Pending = frozenset()
+
+
+@dataclass(frozen=True)
+class Site:
+    """Where a sample's box ends: the declared node, its derived form `term`, and how the box is meant."""
+
+    derivation: "Derivation"
+    node: nd.Node
+    name: str
+    kind: Kind
+    term: nd.Node
+
+    @property
+    def sample(self) -> nd.Sample:
+        """The sample that the box scores."""
+        return self.derivation.samples[self.name]
+
+    @property
+    def aligned(self) -> frozenset[Axis]:
+        """The axes along which the term depends on the sample draw by draw."""
+        return self.derivation.reach[self.kind][self.node][self.name]
+
+
+Control = Callable[[Site], nd.Node | None]  # to a node of zero mean
 
 
 def value_rules(rules: Mapping[str, Rule]) -> dict[str, Rule]:
@@ -171,18 +211,22 @@ class Derivation:
         outer: "Derivation | None" = None,
         update: nd.Update | None = None,
         psi: nd.Node | None = None,
+        shared: dict[Any, nd.Node] | None = None,
+        controls_terms: bool = False,
     ) -> None:
+        self.controls_terms = controls_terms
         self.order, self.rules, self.constant = order, rules, constant
         self.outer, self.update, self.psi = outer, update, psi
         self.root: Derivation = outer.root if outer else self
         self.pathwise = {name for name, rule in rules.items() if rule.pathwise}
         scored = rules.keys() - self.pathwise
         self.samples = {name: node for name, node in samples_in(order).items() if name in scored}
-        self.memo: dict[tuple[nd.Node, Pending], nd.Node] = {}
+        self.memo: dict[Key, nd.Node] = {}
+        self.alignments: dict[Key, dict[str, frozenset[Axis] | None]] = {}
         self.moving: dict[nd.Node, bool] = {psi: isinstance(psi, Placeholder)} if psi else {}
         if update is None:
-            self.reach = {False: find_reach(order, self.samples, rules)}
-            self.shared: dict[Any, nd.Node] = {}
+            self.reach = {Kind.WEIGHT: find_reach(order, self.samples, rules)}
+            self.shared: dict[Any, nd.Node] = {} if shared is None else shared
         else:
             self._scope(update)
 
@@ -194,20 +238,25 @@ class Derivation:
         self.moved = moving
         self.region = descends_from(self.order, update.params)
         self.reach = {
-            True: find_reach(self.order, inner, dict.fromkeys(inner, COST), cut=update.params),
-            False: find_reach(self.order, data, self.rules, cut=update.params),
+            Kind.SCORE: find_reach(self.order, inner, dict.fromkeys(inner, COST), cut=update.params),
+            Kind.WEIGHT: find_reach(self.order, data, self.rules, cut=update.params),
         }
 
     def surrogate(self, objective: nd.Node) -> nd.Node:
         """The objective with every pending box in its place."""
-        return self.derive(objective, frozenset((s, False) for s in self.reach[False][objective]))
+        return self.derive(objective, self._weighted(self.reach[Kind.WEIGHT][objective]))
+
+    def _weighted(self, names: Collection[str]) -> Pending:
+        """Pending weights; with a control variate to come where the rule asks for one."""
+        controlled = {s for s in names if self.rules[s].control} if self.update is None else set()
+        return frozenset((s, Kind.CONTROLLED if s in controlled else Kind.WEIGHT) for s in names)
 
     def inner_surrogate(self) -> nd.Node:
         """The update's inner objective as a function of `psi` whose gradient is the update's direction."""
         assert self.update is not None
         objective = self.update.objective
-        scored = frozenset((s, True) for s in self.reach[True][objective])
-        weighted = frozenset((s, False) for s in self.reach[False][objective] if self.rules[s].boxes_terms)
+        scored = frozenset((s, Kind.SCORE) for s in self.reach[Kind.SCORE][objective])
+        weighted = frozenset((s, Kind.WEIGHT) for s in self.reach[Kind.WEIGHT][objective] if self.rules[s].boxes_terms)
         return self.derive(objective, scored | weighted)
 
     def derive(self, node: nd.Node, pending: Pending = NOTHING) -> nd.Node:
@@ -225,11 +274,13 @@ class Derivation:
         return self.memo[node, pending]
 
     def _reaches(self, node: nd.Node, pending: Pending) -> Pending:
-        return frozenset((s, inner) for s, inner in pending if s in self.reach[inner][node])
+        return frozenset((s, kind) for s, kind in pending if s in self.reach[_place(kind)][node])
 
-    def _needs(self, node: nd.Node, pending: Pending) -> list[tuple[nd.Node, Pending]]:
+    def _needs(self, node: nd.Node, pending: Pending) -> list[Key]:
         if self._elsewhere(node) and not pending:
             return []
+        if self._due(node, pending):
+            return [(node, self._controlled(node, pending))]
         stuck = self._stuck(node, pending)
         if stuck:
             return [(node, pending - stuck)]
@@ -238,17 +289,44 @@ class Derivation:
         moving = self._moving_on(node, pending)
         return [(parent, self._reaches(parent, moving[i])) for i, parent in enumerate(node.inputs)]
 
+    def _due(self, node: nd.Node, pending: Pending) -> list[str]:
+        """The samples whose control variate belongs at the node: below it, nothing changes in how they are boxed."""
+        waiting = [s for s, kind in pending if kind is Kind.CONTROLLED]
+        found = self._alignments(node, _settled(pending, waiting)) if waiting else {}
+        return sorted((s for s in waiting if found[s] is not None), key=lambda s: self.samples[s].index)
+
+    def _controlled(self, node: nd.Node, pending: Pending) -> Pending:
+        return _settled(pending, self._due(node, pending))
+
+    def _alignments(self, node: nd.Node, pending: Pending) -> dict[str, frozenset[Axis] | None]:
+        """The axes along which the weights pending at the node are kept wherever they end; `None` if that differs."""
+        stack = [(node, pending)]
+        while stack:
+            key = stack[-1]
+            below = [] if self._stuck(*key) else [(n, _settled(p, [s for s, _ in p])) for n, p in self._needs(*key)]
+            missing = [child for child in below if child not in self.alignments]
+            stack.extend(missing)
+            if not missing:
+                stack.pop()
+                self.alignments[key] = {s: self._agreed(key[0], s, below) for s, _ in key[1]}
+        return self.alignments[node, pending]
+
+    def _agreed(self, node: nd.Node, name: str, below: list[Key]) -> frozenset[Axis] | None:
+        own = self.reach[Kind.WEIGHT][node][name]
+        found = {self.alignments[key][name] for key in below if name in self.alignments[key]}
+        return own if found <= {own} else None
+
     def _stuck(self, node: nd.Node, pending: Pending) -> Pending:
         """The pending boxes that stay at the node, which is not linear in what they score."""
-        nonlinear = {inner for inner in self.reach if self._operands(node, pending, inner) is None}
-        return frozenset((s, inner) for s, inner in pending if inner in nonlinear)
+        nonlinear = {place for place in self.reach if self._operands(node, pending, place) is None}
+        return frozenset((s, kind) for s, kind in pending if _place(kind) in nonlinear)
 
     def _moving_on(self, node: nd.Node, pending: Pending) -> list[Pending]:
         """What each input of a node receives: the boxes that move through it, and at a mean those that belong there."""
         received = [NOTHING] * len(node.inputs)
-        for inner in self.reach:
-            chosen = frozenset((s, i) for s, i in pending if i is inner)
-            for position in self._operands(node, pending, inner) or ():
+        for place in self.reach:
+            chosen = frozenset((s, kind) for s, kind in pending if _place(kind) is place)
+            for position in self._operands(node, pending, place) or ():
                 received[position] |= chosen
         return [found | self._averaged(node) for found in received]
 
@@ -259,15 +337,15 @@ class Derivation:
         held = isinstance(node, nd.Sample) and node.name not in self.pathwise
         return held or node is self.update.params or node not in self.region
 
-    def _operands(self, node: nd.Node, pending: Pending, inner: bool) -> list[int] | None:
+    def _operands(self, node: nd.Node, pending: Pending, place: Kind) -> list[int] | None:
         """The inputs to which pending boxes of one kind may move.
 
         The kinds are asked apart: where an update's own scores stand decides its direction, and that must not depend on
         what else is boxed.
         """
-        names = [s for s, i in pending if i is inner]
-        operands = linear_operands(node, names, self.reach[inner])
-        if operands is None or not inner or not names:
+        names = [s for s, kind in pending if _place(kind) is place]
+        operands = linear_operands(node, names, self.reach[place])
+        if operands is None or place is Kind.WEIGHT or not names:
             return operands
         # A factor that moves with `psi` would multiply a score term, whose value is no use: its derivative would be
         # lost.
@@ -279,25 +357,31 @@ class Derivation:
         """The samples whose box belongs below this mean."""
         if not isinstance(node, nd.Reduction):
             return NOTHING
-        return frozenset(
-            (s, False)
-            for s in self.reach[False][node.inputs[0]]
-            if self.rules[s].boxes_means and averaging_plate(self.samples[s]) in node.over
-        )
+        reaching = self.reach[Kind.WEIGHT][node.inputs[0]]
+        averaged = [s for s in reaching if averaging_plate(self.samples[s]) in node.over]
+        return self._weighted([s for s in averaged if self.rules[s].boxes_means])
 
     def _build(self, node: nd.Node, pending: Pending, parts: list[nd.Node]) -> nd.Node:
         if self._elsewhere(node) and not pending:
             assert self.outer is not None
             is_params = self.update is not None and node is self.update.params
             return self.psi if is_params and self.psi else self.outer.derive(node)
+        due = self._due(node, pending)
+        if due:
+            return self._with_controls(node, parts[0], due)
         stuck = self._stuck(node, pending)
         if stuck:
             return self._box(node, parts[0], stuck, pending - stuck)
         return self._update(node, parts) if isinstance(node, nd.Update) else self._own(node).with_inputs(parts)
 
+    def _with_controls(self, node: nd.Node, term: nd.Node, names: list[str]) -> nd.Node:
+        """The derived node, and what has zero mean and makes it vary less."""
+        wanted = [(control, s) for s in names if (control := self.rules[s].control)]
+        return _controlled(term, [control(Site(self, node, s, Kind.WEIGHT, term)) for control, s in wanted])
+
     def _own(self, node: nd.Node) -> nd.Node:
         if isinstance(node, nd.Sample) and node.name in self.pathwise:
-            return self._share(("pathwise", node), lambda: _pathwise(node))
+            return self.share(("pathwise", node), lambda: _pathwise(node))
         return node
 
     def _moves(self, node: nd.Node) -> bool:
@@ -320,12 +404,15 @@ class Derivation:
             rules = value_rules(self.rules)
         psi = Placeholder(node)
         inner = Derivation(self.order, rules, outer=self, update=node, psi=psi)
-        surrogate = inner.inner_surrogate()
-        return CompiledUpdate(node, parts[0], parts[1:], psi, surrogate, detach)
+        surrogate, plain = inner.inner_surrogate(), None
+        if any(rules[s].term_control for s in inner.reach[Kind.SCORE][node.objective]):
+            controlled = Derivation(self.order, rules, outer=self, update=node, psi=psi, controls_terms=True)
+            surrogate, plain = controlled.inner_surrogate(), surrogate
+        return CompiledUpdate(node, parts[0], parts[1:], psi, surrogate, detach, plain)
 
     def _box(self, node: nd.Node, base: nd.Node, pending: Pending, inside: Pending) -> nd.Node:
         """Box a term: importance weights and linearised scores as factors, the update's own scores as a score term."""
-        factors = frozenset((s, i) for s, i in pending if not i or self.rules[s].boxes_terms)
+        factors = frozenset((s, k) for s, k in pending if k is Kind.WEIGHT or self.rules[s].boxes_terms)
         scored = pending - factors
         term = self._boxed(node, base, factors)
         if not scored:
@@ -333,14 +420,32 @@ class Derivation:
         still = self._still()
         fixed = still._boxed(node, still.derive(node, inside), factors)
         weights = self._weights(node, scored)
-        score_term = ScoreTerm(fixed, self._total(weights), weights)
+        score_term = ScoreTerm(fixed, self.total(weights), weights)
         return Total(term, score_term) if self._moves(term) else score_term
 
     def _boxed(self, node: nd.Node, base: nd.Node, factors: Pending) -> nd.Node:
-        if not factors:
-            return base
         weights = self._weights(node, factors)
-        return Box(base, self._total(weights), weights)
+        plain = tuple(weight for weight in weights if not isinstance(weight, Expansion))
+        term = Box(base, self.total(plain), plain) if plain else base
+        for weight in weights:
+            if isinstance(weight, Expansion):
+                term = ExpandedBox(term, weight, (weight,))
+        return term if self.update is None else self._compared(node, term, factors)
+
+    def _compared(self, node: nd.Node, term: nd.Node, factors: Pending) -> nd.Node:
+        """The terms of an inner objective with the control variates of their boxes."""
+        names = sorted(s for s, kind in factors if kind is Kind.SCORE)
+        for s, kind in sorted(factors, key=lambda item: item[0]):
+            plate, aligned = averaging_plate(self.samples[s]), self.reach[kind][node][s]
+            if self.rules[s].compares_terms and plate in aligned:
+                weight = self.weight(s, aligned)
+                term = ExpandedBox(
+                    term, self.share(("others", weight), lambda w=weight, p=plate: OtherScores(w, p)), ()
+                )
+        if not self.controls_terms:
+            return term
+        wanted = [(control, s) for s in names if (control := self.rules[s].term_control)]
+        return _controlled(term, [control(Site(self, node, s, Kind.SCORE, term)) for control, s in wanted])
 
     def _still(self) -> "Derivation":
         """The same inner objective at the parameters themselves instead of at `psi`."""
@@ -350,30 +455,44 @@ class Derivation:
 
     def _weights(self, node: nd.Node, pending: Pending) -> tuple[Weight, ...]:
         ordered = sorted(pending, key=lambda item: self.samples[item[0]].index)
-        return tuple(self._weight(node, s, inner) for s, inner in ordered)
+        return tuple(self._weight(node, s, kind) for s, kind in ordered)
 
-    def _weight(self, node: nd.Node, name: str, inner: bool) -> Weight:
+    def _weight(self, node: nd.Node, name: str, kind: Kind) -> Weight:
+        return self.weight(name, self.reach[kind][node][name], kind)
+
+    def weight(self, name: str, aligned: Iterable[Axis], kind: Kind = Kind.WEIGHT) -> Weight:
+        """The log-probability of a sample's draws relative to its recorded value, kept along the axes `aligned`."""
         sample = self.samples[name]
-        aligned = self.reach[inner][node][name]
         kept = tuple(axis for axis in sample.axes if axis in aligned)
-        score = self.score(sample) if inner or self.outer is None else self.outer.score(sample)
-        average = self.rules[name].averages and not inner
-        return self._share((score, kept, average), lambda: Weight(score, kept, average))
+        score = self.score(sample) if kind is Kind.SCORE or self.outer is None else self.outer.score(sample)
+        rule = self.rules[name]
+        curvature = rule.curvature if self.update is not None or rule.boxes_means else None
+        if curvature and sample.time:
+            directs = kind is Kind.SCORE
+            return self.share((score, kept, curvature), lambda: Expansion(score, kept, curvature, directs))
+        average = rule.averages and kind is Kind.WEIGHT
+        return self.share((score, kept, average), lambda: Weight(score, kept, average))
+
+    def ancestors(self, site: Site) -> tuple[Weight, ...]:
+        """The weights of the sample's strict ancestors, as they box the node."""
+        above = samples_in(schedule(site.sample.inputs))
+        reaching = self.reach[site.kind][site.node]
+        return self._weights(site.node, frozenset((s, site.kind) for s in reaching if s in above))
 
     def score(self, sample: nd.Sample) -> Score:
         """The log-probability of the sample's draws, its parents as this derivation has them."""
         drawn = self.root.derive(sample)
         parents = [self.derive(parent) for parent in sample.inputs]
-        return self._share(("score", sample, *parents), lambda: Score(sample, drawn, parents))
+        return self.share(("score", sample, *parents), lambda: Score(sample, drawn, parents))
 
-    def _total(self, weights: tuple[Weight, ...]) -> nd.Node:
+    def total(self, weights: tuple[Weight, ...]) -> nd.Node:
         """The sum of the weights. Common beginnings are shared, so a chain of samples costs one addition each."""
         total: nd.Node = weights[0]
         for weight in weights[1:]:
-            total = self._share((total, weight), lambda left=total, right=weight: Total(left, right))
+            total = self.share((total, weight), lambda left=total, right=weight: Total(left, right))
         return total
 
-    def _share(self, key: Any, make: Callable[..., Any]) -> Any:
+    def share(self, key: Any, make: Callable[..., Any]) -> Any:
         """One node per key in the whole derivation: what is equal is computed once."""
         shared = self.root.shared
         if key not in shared:
@@ -386,6 +505,22 @@ def data_of(update: nd.Update, order: list[nd.Node]) -> list[str]:
     samples = samples_in(order)
     reach = find_reach(order, samples, dict.fromkeys(samples, COST), cut=update.params)
     return list(reach[update.objective])
+
+
+def _place(kind: Kind) -> Kind:
+    """Boxes that wait for a control variate move as all weights do."""
+    return Kind.SCORE if kind is Kind.SCORE else Kind.WEIGHT
+
+
+def _settled(pending: Pending, names: Iterable[str]) -> Pending:
+    """The pending boxes, those of `names` no longer waiting for a control variate."""
+    chosen = set(names)
+    return frozenset((s, _place(kind) if s in chosen else kind) for s, kind in pending)
+
+
+def _controlled(term: nd.Node, controls: Iterable[nd.Node | None]) -> nd.Node:
+    made = [control for control in controls if control is not None]
+    return Controlled(term, made) if made else term
 
 
 def _pathwise(node: nd.Sample) -> nd.Sample:

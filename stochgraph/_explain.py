@@ -14,6 +14,10 @@ _WORDS = {
     "scaled": "counted {} times",
     "twice": "counted twice",
 }
+_PARTS = {
+    "dropped": "products of scores at two time steps are not counted",
+    "scaled": "products of scores at time steps k apart are counted {} times",
+}
 _PATHWISE = "counted once, through the draw itself"
 _VALUE = {"once": "the direction of {} is differentiated", "dropped": "the direction of {} is held constant"}
 _BOX = r"where $\square(L) = e^{L - \mathrm{stop}(L)}$: its value is 1, its derivative that of $L$"
@@ -58,7 +62,7 @@ class Explanation:
         """The printed rows: where a sample has many paths of one kind, the shortest stands for all."""
         groups: dict[tuple[str, ...], list[Row]] = {}
         for row in self.ledger:
-            groups.setdefault((row.sample, row.update, row.counted, row.kind), []).append(row)
+            groups.setdefault((row.sample, row.update, row.counted, row.kind, row.part), []).append(row)
         shown: list[Row] = []
         for rows in groups.values():
             total = sum(row.paths for row in rows)
@@ -116,6 +120,8 @@ def words(row: Row) -> str:
         over = " and ".join(row.plates)
         at = f"at the mean over {over}: biased, less so the larger {over}" if over else "in a single draw: biased"
         text = _WORDS["linearized"].format(at)
+    elif row.part:
+        text = _PARTS[row.counted].format(row.weight)
     else:
         text = _WORDS[row.counted].format(row.weight)
     return text + (f" ({row.paths} paths like this)" if row.paths > 1 else "")

@@ -7,7 +7,8 @@ import torch
 
 from . import _node as nd
 from ._axes import Axis
-from ._surrogate import Box, CompiledUpdate, Placeholder, ScoreTerm, Total, Weight
+from ._curvature import Expansion, OtherScores
+from ._surrogate import Box, CompiledUpdate, Controlled, Placeholder, ScoreTerm, Total, Weight
 
 _GREEK = frozenset(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi chi psi "
@@ -70,17 +71,19 @@ class _Printer:
             return r"\cdots"
         parts = [self._text(parent, depth + 1) for parent in self._shown(node)]
         if isinstance(node, Box):
-            return rf"\square\big({self._scores(node.weights)}\big) \, {self._bracket(node.inputs[0], parts[0])}"
+            return rf"{self._factor(node)} \, {self._bracket(node.inputs[0], parts[0])}"
         if isinstance(node, ScoreTerm):
             return rf"\big({self._scores(node.weights)}\big) \, {self._bracket(node.inputs[0], parts[0])}"
         if isinstance(node, CompiledUpdate):
             return self._update(node, parts, depth)
+        if isinstance(node, Controlled):
+            return parts[0] + " - " + " - ".join(self._control(control, parts[0]) for control in node.controls)
         if isinstance(node, Total):
             return " + ".join(parts)
         return self._declared(node, parts)
 
     def _shown(self, node: nd.Node) -> tuple[nd.Node, ...]:
-        if isinstance(node, (Box, ScoreTerm)):
+        if isinstance(node, (Box, Controlled, ScoreTerm)):
             return node.inputs[:1]
         if isinstance(node, CompiledUpdate):
             return node.inputs[: 1 + node.rate_count]
@@ -137,13 +140,32 @@ class _Printer:
             signs.append(rf"\frac{{1}}{{N_{{{i}}}}}\sum_{{{i}}}" if node.mean else rf"\sum_{{{i}}} {discount}")
         return " ".join(signs) + " " + self._bracket(node.inputs[0], inner)
 
+    def _control(self, control: Any, term: str) -> str:
+        """What is taken off a term: its baseline, boxed with the draw's ancestors, times the box of the draw less 1."""
+        above = rf"\square\big({self._scores(control.above)}\big) \, " if control.above else ""
+        kind = _kind(control.weight)
+        before = rf"\square{kind}({self._score(control.weight, '<')})" if control.stepwise else "1"
+        box = rf"{above}\big(\square{kind}({self._score(control.weight)}) - {before}\big)"
+        if control.left_out is None:
+            return rf"b \, {box}"
+        i = self.index[control.left_out[0]]
+        return rf"\sum_{{{i}}} \mathrm{{stop}}\big({term}\big)_{{-{i}}} \, {box}"
+
+    def _factor(self, box: Box) -> str:
+        exponent = box.inputs[1]
+        if isinstance(exponent, OtherScores):
+            i = self.index[exponent.plate]
+            others = rf"\frac{{1}}{{N_{{{i}}} - 1}} \sum_{{{i}' \ne {i}}}"
+            return rf"\big(1 - {others} \big(\square({self._score(exponent.weight)}) - 1\big)\big)"
+        return rf"\square{_kind(exponent)}\big({self._scores(box.weights)}\big)"
+
     def _scores(self, weights: tuple[Weight, ...]) -> str:
         terms = [self._score(weight) for weight in weights]
         if len(terms) > 4:
             terms = [terms[0], terms[1], r"\cdots", terms[-1]]
         return " + ".join(terms)
 
-    def _score(self, weight: Weight) -> str:
+    def _score(self, weight: Weight, bound: str = r"\le") -> str:
         sample = weight.sample
         signs = ""
         for axis in sample.axes:
@@ -152,7 +174,7 @@ class _Printer:
                 scale = rf"\frac{{1}}{{N_{{{i}}}}}" if weight.average and not axis.time else ""
                 signs += rf"{scale}\sum_{{{i}}} "
             elif axis.time:
-                signs += rf"\sum_{{s \le {i}}} "
+                signs += rf"\sum_{{s {bound} {i}}} "
         parents = [p for p in weight.inputs[0].inputs[1:] if not isinstance(p, nd.Sample)]
         given = ", ".join(self._parent(parent) for parent in parents)
         time = {self.index[sample.time]: "s"} if sample.time and sample.time not in weight.summed else {}
@@ -182,6 +204,11 @@ class _Printer:
             del self.updates[node]
             self.updates[node] = rf"{name} &= {parts[0]} {sign} {rate} \, {direction}"
         return name
+
+
+def _kind(weight: nd.Node) -> str:
+    """The subscript of a box that is no plain likelihood ratio."""
+    return rf"_{{{weight.curvature.label}}}" if isinstance(weight, Expansion) else ""
 
 
 def _letter(letters: str, i: int) -> str:

@@ -13,13 +13,15 @@ from typing import Literal
 
 from . import _node as nd
 from ._axes import Axis
+from ._curvature import Expansion
 from ._derive import averaging_plate, between
-from ._surrogate import Box, CompiledUpdate, Placeholder, ScoreTerm, Total, Weight
+from ._surrogate import Box, CompiledUpdate, Controlled, Placeholder, ScoreTerm, Total, Weight
 
 Counted = Literal["once", "linearized", "dropped", "scaled", "twice"]
 
-_TRANSPARENT = (Box, ScoreTerm, Total, Placeholder)
+_TRANSPARENT = (Box, Controlled, ScoreTerm, Total, Placeholder)
 _MOST_STATES = 256
+_ACROSS = "across time steps"
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Row:
         plates: for a linearised path, the plates whose mean it is linearised at.
         paths: how many paths of this kind the row stands for; `path` is the shortest.
         variance: the order of the variance that the path adds, in the size N of the sample's own plate.
+        part: what of the path the row is about; "across time steps" for products of scores at two time steps, where
+            an update counts them otherwise than the rest. Empty for a whole path.
     """
 
     sample: str
@@ -47,6 +51,7 @@ class Row:
     plates: tuple[str, ...]
     paths: int
     variance: str
+    part: str = ""
 
 
 @dataclass(frozen=True)
@@ -59,6 +64,7 @@ class _Count:
     plates: tuple[str, ...]  # over which the boxed terms are averaged before anything nonlinear
     aligned: frozenset[Axis]  # the axes along which the box scores each draw's own term alone
     grows: bool  # the plate's scores are summed, so the variance grows with the plate
+    across_time: str = "1"  # how often products of scores at two time steps are counted
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,7 @@ class _State:
     boxes: tuple[_Count, ...] = ()
     nonlinear: frozenset[str] = frozenset()  # samples in which an operation above is not linear
     outside: frozenset[Axis] = frozenset()  # the axes of the nearest such operation
+    left_out: frozenset[str] = frozenset()  # samples with a leave-one-out control variate
     cut: bool = False  # a derivative cannot pass from above
     stopped: bool = False  # by declaration, not by the estimator
     share: Counted = "once"  # how the distributions crossed so far count what lies above them
@@ -123,6 +130,9 @@ class _Walk:
             yield node.inputs[0], self._boxed(node, state)
         elif isinstance(node, ScoreTerm):
             yield node.inputs[0], state
+        elif isinstance(node, Controlled):
+            names = {control.sample.name for control in node.controls if control.left_out}
+            yield node.inputs[0], replace(state, left_out=state.left_out | names)
         elif isinstance(node, CompiledUpdate):
             yield from self._into_update(node, state)
         elif isinstance(node, nd.Sample) and not node.pathwise:
@@ -193,12 +203,14 @@ def _count(weight: Weight, box: Box, state: _State) -> _Count:
     how: Counted = "linearized" if sample.name in state.nonlinear else "scaled" if scaled else "once"
     number = "1/" + " ".join(f"N({axis.name})" for axis in summed) if scaled else "1"
     averaged = [a.name for a in sample.plates if a in box.inputs[0].axes and a not in state.outside and not a.time]
-    grows = averaging_plate(sample) in summed and not weight.average
-    return _Count(sample.name, _times(state.share, how), number, tuple(averaged), frozenset(weight.aligned), grows)
+    grows = averaging_plate(sample) in summed and not weight.average and sample.name not in state.left_out
+    across = weight.curvature.across_time if isinstance(weight, Expansion) and weight.directs else "1"
+    aligned = frozenset(weight.aligned)
+    return _Count(sample.name, _times(state.share, how), number, tuple(averaged), aligned, grows, across)
 
 
 def _children(node: nd.Node) -> tuple[nd.Node, ...]:
-    if isinstance(node, (Box, ScoreTerm)):
+    if isinstance(node, (Box, Controlled, ScoreTerm)):
         return node.inputs[:1]
     if isinstance(node, CompiledUpdate):
         return (*node.inputs[: 1 + node.rate_count], node.surrogate)
@@ -252,9 +264,8 @@ def _rows_of(walk: _Walk, prefixes: dict[str, tuple[str, ...]]) -> Iterable[Row]
         if node.name not in prefixes:
             continue
         for state, (count, path) in walk.routes[node].items():
-            row = _row(node, state, count, (*prefixes[node.name], node.name, *path), walk.scored)
-            if row is not None:
-                key = (row.sample, row.update, row.counted, row.kind, row.weight, state.via, node.name)
+            for row in _rows(node, state, count, (*prefixes[node.name], node.name, *path), walk.scored):
+                key = (row.sample, row.update, row.counted, row.kind, row.weight, row.part, state.via, node.name)
                 rows[key] = _merge(rows[key], row) if key in rows else row
     return rows.values()
 
@@ -267,6 +278,17 @@ def _merge(one: Row, other: Row) -> Row:
 def largest(orders: Iterable[str]) -> str:
     """The largest of some orders of variance."""
     return max(orders, key=["O(1/N)", "O(1)", "O(N)"].index, default="O(1/N)")
+
+
+def _rows(node: nd.Node, state: _State, count: int, path: tuple[str, ...], scored: frozenset[str]) -> Iterator[Row]:
+    row = _row(node, state, count, path, scored)
+    if row is None:
+        return
+    yield row
+    across = {box.across_time for box in state.boxes if box.sample == row.sample} - {"1"}
+    if row.kind == "distribution" and across:
+        weight = min(across)
+        yield replace(row, counted="dropped" if weight == "0" else "scaled", weight=weight, part=_ACROSS)
 
 
 def _row(node: nd.Node, state: _State, count: int, path: tuple[str, ...], scored: frozenset[str]) -> Row | None:

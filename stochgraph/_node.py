@@ -225,6 +225,8 @@ class Reduction(Node):
     def _reduce(self, value: Tensor, run: Any) -> Tensor:
         if not self._dims:
             return value
+        if run.left_out is not None and run.left_out.plate in self.over:
+            value = run.left_out.hide(value, self.input_axes[0]) * run.left_out.scale
         if not value.is_floating_point() and (self.mean or self.discount is not None):
             value = value.to(run.dtype)
         if self.mean:

@@ -1,5 +1,6 @@
 """One pass through a compiled program: where draws come from, and what is recorded of them."""
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
@@ -30,6 +31,7 @@ class Run:
         self.log_probs: Mapping[str, Tensor] = trace.log_probs if trace else {}
         self.built: dict[str, tuple[Sequence[nd.Node], Any]] = {}
         self.values: dict[nd.Node, Any] = {}
+        self.left_out: Any = None
 
     @cached_property
     def like(self) -> Tensor | None:
@@ -42,15 +44,24 @@ class Run:
         """The dtype of the inputs: what numbers and means of integers become."""
         return torch.get_default_dtype() if self.like is None else self.like.dtype
 
+    @property
+    def device(self) -> torch.device | None:
+        """Where the inputs are."""
+        return None if self.like is None else self.like.device
+
     def number(self, value: Any) -> Any:
         """A Python number as a tensor where the inputs are."""
-        if not isinstance(value, float):
-            return value
-        return torch.tensor(value, dtype=self.dtype, device=None if self.like is None else self.like.device)
+        return torch.tensor(value, dtype=self.dtype, device=self.device) if isinstance(value, float) else value
 
     def again(self, inputs: Mapping[str, Any]) -> "Run":
         """A pass with the same draws at other inputs."""
         return Run(inputs, {}, Trace(torch.tensor(0.0), self.draws, {}, self.noise))
+
+    def leaving_out(self, left_out: Any, log_probs: Mapping[str, Tensor]) -> "Run":
+        """This pass with one draw left out of the means over its plate. See `_leave_one_out.LeftOut`."""
+        other = copy.copy(self)
+        other.left_out, other.log_probs, other.built = left_out, log_probs, {}
+        return other
 
     def execute(self, program: Sequence[nd.Node]) -> dict[nd.Node, Any]:
         """Evaluate a program; the values of its nodes, and of all evaluated before."""

@@ -81,18 +81,24 @@ class Weight(nd.Node):
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
         recorded = run.log_probs.get(self.sample.name)
         if recorded is None:
-            weight = self._reduce(values[0]) if self._reduces else values[0]
+            weight = self._reduce(values[0], run.left_out) if self._reduces else values[0]
             return weight - weight.detach()
-        return self._reduce(values[0] - vz.align(recorded, self.sample.axes, self.input_axes[0]))
+        return self._reduce(values[0] - vz.align(recorded, self.sample.axes, self.input_axes[0]), run.left_out)
 
-    def _reduce(self, value: Tensor) -> Tensor:
+    def _reduce(self, value: Tensor, left_out: Any) -> Tensor:
         for d in self._cumulated:
             value = value.cumsum(d)
+        if left_out is not None and left_out.plate in self.summed:
+            value = left_out.hide(value, self.input_axes[0])
         scale = 1.0
         for d in self._averaged:
             scale /= value.shape[d]
         value = value.sum(self._gone) if self._gone else value
         return value * scale if self._averaged else value
+
+    def excess(self, value: Tensor) -> Tensor:
+        """The box of a weight of this value, less 1."""
+        return value.expm1()
 
 
 class Box(nd.Node):
@@ -106,10 +112,14 @@ class Box(nd.Node):
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         if isinstance(values[0], Tensor):
-            base, exponent = self.broadcast(values)
-            return base * exponent.exp()
-        factor = values[1].exp()
+            base, weight = self.broadcast(values)
+            return base * self.factor(weight)
+        factor = self.factor(values[1])
         return pytree.tree_map_only(Tensor, lambda leaf: torch.mul(*self.broadcast([leaf, factor])), values[0])
+
+    def factor(self, weight: Tensor) -> Tensor:
+        """What the base is multiplied with: the likelihood ratio."""
+        return weight.exp()
 
 
 class ScoreTerm(nd.Node):
@@ -139,6 +149,31 @@ class Total(nd.Node):
         return left + right
 
 
+class Controlled(nd.Node):
+    """A term and its control variates: inputs after the first have zero mean."""
+
+    kind = "controlled"
+
+    def __init__(self, term: nd.Node, controls: Sequence[Any]) -> None:
+        self.controls = controls
+        super().__init__(term.name, term.index, [term, *controls])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        term, *controls = values
+        for control, axes in zip(controls, self.input_axes[1:], strict=True):
+            term = _add(term, control, self.axes, axes)
+        return term
+
+
+def _add(left: Any, right: Any, axes: Axes, right_axes: Axes) -> Any:
+    """The sum of two pytrees of one structure."""
+    return pytree.tree_map(
+        lambda x, y: torch.add(*vz.broadcast([x, y], [axes, right_axes], axes)) if isinstance(x, Tensor) else x,
+        left,
+        right,
+    )
+
+
 class Placeholder(nd.Node):
     """The parameters at which an update's inner gradient is taken: a copy of them for every remaining plate."""
 
@@ -165,13 +200,19 @@ class CompiledUpdate(nd.Node):
         psi: Placeholder,
         surrogate: nd.Node,
         detach: bool,
+        plain: nd.Node | None = None,
     ) -> None:
         self.update = update
         self.psi = psi
         self.surrogate = surrogate
         self.detach = detach
+        self.plain = plain
         self.rate_count = len(rates)
         self.program, captured = split(surrogate, psi)
+        self.plain_program: list[nd.Node] = []
+        if plain is not None:
+            self.plain_program, more = split(plain, psi)
+            captured = list(dict.fromkeys([*captured, *more]))
         super().__init__(update.name, update.index, [params, *rates, *captured])
 
     def infer_axes(self) -> Axes:
@@ -183,8 +224,15 @@ class CompiledUpdate(nd.Node):
         captured = dict(zip(self.inputs[first:], values[first:], strict=True))
         start = self._copies(run, values[0])
         again = not self.detach and _is_differentiated((start, list(captured.values())))
-        grads = gradient(lambda psi: self._total(run, captured, psi), start, again)
+        grads = gradient(lambda psi: self._total(run, captured, psi, self.program, self.surrogate), start, again)
+        if self.plain is not None:
+            grads = self._with_value_of_plain(run, captured, start, grads)
         return self._step(run, start, grads, values[1:first])
+
+    def _with_value_of_plain(self, run: Any, captured: dict[nd.Node, Any], start: Any, grads: Any) -> Any:
+        """Control variates change the derivative of a direction, and not the direction."""
+        plain = gradient(lambda psi: self._total(run, captured, psi, self.plain_program, self.plain), start, False)
+        return pytree.tree_map(lambda one, other: one + (other - one).detach(), grads, plain)
 
     def _copies(self, run: Any, params: Any) -> Any:
         """One copy of the parameters for every remaining plate."""
@@ -196,10 +244,10 @@ class CompiledUpdate(nd.Node):
             lambda leaf: vz.align(leaf, axes, target).expand(*sizes, *leaf.shape[len(axes) :]), params
         )
 
-    def _total(self, run: Any, captured: dict[nd.Node, Any], psi: Any) -> Tensor:
+    def _total(self, run: Any, captured: dict[nd.Node, Any], psi: Any, program: list[nd.Node], root: Any) -> Tensor:
         known = {**captured, self.psi: psi}
-        execute(self.program, run, known)
-        return known[self.surrogate].sum()
+        execute(program, run, known)
+        return known[root].sum()
 
     def _rates(self, values: Sequence[Any], spec: pytree.TreeSpec) -> list[tuple[Any, bool]]:
         """The step size of every leaf of the parameters, and whether it has the plates in front."""

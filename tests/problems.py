@@ -252,14 +252,14 @@ def reused_data() -> sg.Graph:
     return objective
 
 
-def nested_update() -> sg.Graph:
+def nested_update(n: int = 1) -> sg.Graph:
     """An update whose inner objective contains another update of the same parameters."""
 
     @sg.graph
     def objective(theta):
-        first = sg.sample("D1", Categorical, logits=theta, n=1)
+        first = sg.sample("D1", Categorical, logits=theta, n=n)
         inner = sg.ascend(theta, sg.mean(sg.apply(lambda a: BANDIT_REWARD[a], first)), 0.7)
-        second = sg.sample("D2", Categorical, logits=inner, n=1)
+        second = sg.sample("D2", Categorical, logits=inner, n=n)
         outer = sg.ascend(theta, sg.mean(sg.apply(lambda a: BANDIT_REWARD[a], second)), 0.5)
         return sg.apply(lambda t: (t.softmax(-1) * BANDIT_REWARD).sum(), outer)
 

@@ -1,0 +1,36 @@
+"""Leave-one-out: the score function with each cost compared to what it is without the draw."""
+
+from ._base import Estimator
+
+
+def LOO() -> Estimator:
+    r"""Leave-one-out: unbiased like `SF`, with a variance like that of `LSF`.
+
+    .. math:: \sum_i \big(f(\bar\phi) - f(\bar\phi_{-i})\big) \, \nabla_\theta \log p(x_i; \theta)
+
+    :math:`f(\bar\phi_{-i})` is the objective with draw i left out of the mean over its plate. It does not depend on
+    :math:`x_i`, so it is a control variate for the score of :math:`x_i` alone, and the difference is
+    :math:`O(1/N)`: the variance is :math:`O(1/N)` where that of `SF` is :math:`\Theta(N)`. Linearised in the mean
+    it is `LSF` with a leave-one-out control variate.
+
+    Through updates the graph is replayed with one draw left out at a time: forward evaluations only, mapped over the N
+    draws in chunks. What was drawn after an update is reused with the importance ratio of its log-probabilities at the
+    replay's parameters. With several inner steps that ratio runs over a whole later plate of M draws; it adds
+    :math:`O(M/N)` to the variance.
+
+    A draw without a plate is in no mean: there, and on plates that reach the objective through linear operations only,
+    it coincides with `SF`.
+
+    Raises:
+        CompileError: when compiling, if a plate has one draw, or is reduced by anything but means and sums.
+        SamplingError: when `sizes` makes a plate of one.
+
+    References:
+        Mnih and Rezende (2016), VIMCO, eqs. 8 and 9, is its relative for multi-sample bounds.
+
+    Example:
+        >>> import stochgraph as sg
+        >>> sg.LOO()
+        Estimator(curvature='log', influence='leave-one-out')
+    """
+    return Estimator("log", "leave-one-out")

@@ -1,0 +1,99 @@
+"""Control variates: terms of zero mean that make an estimate vary less.
+
+Each has the form `- baseline * box(ancestors) * (box(L) - 1)`, L the log-probability of one draw. Its value is zero. At
+the parameters that drew the trace its derivatives of every order have zero mean, provided that the baseline does not
+depend on the draw that L scores. The ancestors' box changes no mean: it is there for second derivatives, in which the
+baseline then takes part as the cost does (Mao et al. 2019).
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from . import _node as nd
+from . import _vectorize as vz
+from ._axes import Axes, Axis
+from ._derive import Site
+from ._surrogate import Weight
+
+
+class ControlVariate(nd.Node):
+    """`- baseline * box(ancestors) * (box(weight) - 1)` for a term, summed over axes that the term does not have.
+
+    Args:
+        term: the node that the control variate is added to.
+        baseline: detached here. Its axes are axes of the term, and perhaps `left_out`.
+        weight: the log-probabilities of the draws.
+        above: the log-probabilities of the draws' strict ancestors.
+        total: their sum; `None` if there are none.
+        stepwise: the time axis whose steps have a baseline each, boxed with the log-probability of that step.
+        left_out: for a plate of the draws that the term sums over, the axis that takes its place.
+    """
+
+    kind = "control variate"
+
+    def __init__(
+        self,
+        term: nd.Node,
+        baseline: nd.Node,
+        weight: Weight,
+        above: tuple[Weight, ...],
+        total: nd.Node | None,
+        stepwise: Axis | None = None,
+        left_out: tuple[Axis, Axis] | None = None,
+    ) -> None:
+        self.term_axes = term.axes
+        self.sample, self.weight, self.above = weight.sample, weight, above
+        self.stepwise = stepwise
+        self.left_out = left_out
+        inputs = [baseline, weight] + ([total] if total else [])
+        super().__init__(f"control variate({term.name}, {weight.sample.name})", term.index, inputs)
+
+    def infer_axes(self) -> Axes:
+        return self.term_axes
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        axes = self.axes if self.left_out is None else (self.left_out[1], *self.axes)
+        factor = vz.align(*self._draws(values[1]), axes)
+        for ancestors in values[2:]:
+            factor = factor * vz.align(ancestors, self.input_axes[2], axes).exp()
+        return pytree.tree_map_only(Tensor, lambda leaf: self._product(leaf, factor, axes), values[0])
+
+    def _product(self, baseline: Tensor, factor: Tensor, axes: Axes) -> Tensor:
+        product = -torch.mul(*vz.broadcast([baseline.detach(), factor], [self.input_axes[0], axes], axes))
+        return product if self.left_out is None else product.sum(0)
+
+    def _draws(self, weight: Tensor) -> tuple[Tensor, Axes]:
+        """`box(weight) - 1`, or its increase at each time step; with the axis that takes the plate's place in front."""
+        axes = self.input_axes[1]
+        factor = self.weight.excess(weight)
+        if self.stepwise is not None:
+            factor = _increase(factor, axes.index(self.stepwise))
+        if self.left_out is None:
+            return factor, axes
+        plate, axis = self.left_out
+        return factor.movedim(axes.index(plate), 0), (axis, *(a for a in axes if a != plate))
+
+
+def control_variate(
+    site: Site,
+    baseline: nd.Node,
+    aligned: Iterable[Axis],
+    stepwise: Axis | None = None,
+    left_out: tuple[Axis, Axis] | None = None,
+) -> ControlVariate:
+    """The control variate of a box; the scores are kept along the axes `aligned`."""
+    derivation = site.derivation
+    above = derivation.ancestors(site)
+    total = derivation.total(above) if above else None
+    weight = derivation.weight(site.name, aligned, site.kind)
+    return ControlVariate(site.node, baseline, weight, above, total, stepwise, left_out)
+
+
+def _increase(value: Tensor, dim: int) -> Tensor:
+    """The differences of neighbours along a dimension, the first entry kept."""
+    first = torch.zeros_like(value.narrow(dim, 0, 1))
+    return value - torch.cat([first, value.narrow(dim, 0, value.shape[dim] - 1)], dim)
