@@ -11,6 +11,7 @@ import copy
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -225,16 +226,21 @@ class Reduction(Node):
     def _reduce(self, value: Tensor, run: Any) -> Tensor:
         if not self._dims:
             return value
-        if run.left_out is not None and run.left_out.plate in self.over:
-            value = run.left_out.hide(value, self.input_axes[0]) * run.left_out.scale
         if not value.is_floating_point() and (self.mean or self.discount is not None):
             value = value.to(run.dtype)
+        if run.left_out is not None and run.left_out.plate in self.over:
+            return self._reduce_without(value, run.left_out)
         if self.mean:
             whole = value.dim() == len(self._dims)  # has a derivative of its own, which is cheaper
             return value.mean() if whole else value.mean(self._dims)
         if self.discount is not None:
             value = value * _powers(self.discount, value, self._dims[-1])
         return value.sum(self._dims)
+
+    def _reduce_without(self, value: Tensor, left_out: Any) -> Tensor:
+        """Means are over the other draws; sums are scaled up to as many draws as there are."""
+        mean = left_out.mean(value, self.input_axes[0], self._dims)
+        return mean if self.mean else mean * prod(value.shape[d] for d in self._dims)
 
 
 def _powers(base: float, value: Tensor, dim: int) -> Tensor:
