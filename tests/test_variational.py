@@ -201,6 +201,36 @@ def test_families_without_a_path_that_can_be_replayed_say_so(name):
         conjugate_bound(model, "drawn").compile(sg.PW()).sample(model.posterior)
 
 
+def straight_through(base: Any) -> Any:
+    """A discrete draw that claims the derivative of its mean."""
+
+    def rsample(self, shape):
+        return self.sample(shape) + self.mean - self.mean.detach()
+
+    return type(f"{base.__name__}StraightThrough", (base,), {"has_rsample": True, "rsample": rsample})
+
+
+STRAIGHT_THROUGH: dict[str, Any] = {
+    "OneHotCategorical": td.OneHotCategoricalStraightThrough,
+    "Bernoulli": straight_through(td.Bernoulli),
+    "Poisson": straight_through(td.Poisson),
+    "Binomial": lambda p: straight_through(td.Binomial)(5, p),
+}
+
+
+@pytest.mark.parametrize("name", STRAIGHT_THROUGH)
+def test_straight_through_draws_are_no_paths(name):
+    """The derivative that they claim is biased, and no recorded noise replays the draw: a ledger would be wrong."""
+    dist = STRAIGHT_THROUGH[name]
+
+    @sg.graph
+    def objective(theta):
+        return sg.mean(sg.apply(lambda z: (z**2).sum(), sg.sample("z", dist, theta, n=3)))
+
+    with pytest.raises(sg.SamplingError, match=r"PW on sample 'z' .*its noise depends on its parameters.* use SF"):
+        objective.compile(sg.PW()).sample(real(0.2, 0.5, 0.3))
+
+
 # Minus the divergence from a target in the same family, in expectation
 
 
