@@ -61,7 +61,7 @@ class Graph:
         """The graph as a `networkx.DiGraph`.
 
         Nodes are keyed by name. Attributes: `kind` ("input", "sample", "apply", "select", "reduction", "reduce",
-        "stop", "update"), `axes` (tuple of axis names, outermost first), `label` (what the node computes),
+        "log_prob", "stop", "update"), `axes` (tuple of axis names, outermost first), `label` (what the node computes),
         `objective` (bool), and for samples `distribution`, `plate` (name or None), `time` (name or None) and `n`.
         Edges have `role`: "parent" (into a sample), "params", "objective" or "rate" (into an update), else "value".
         """

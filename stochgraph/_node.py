@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from . import _vectorize as vz
-from ._axes import Axes, Axis, union, without
+from ._axes import Axes, Axis, describe, union, without
 
 # Functions that act on every element alone: broadcasting maps them over plates and time, no vmap needed.
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
@@ -163,7 +163,11 @@ class Apply(Node):
         if self.elementwise:
             return self._call(*self.broadcast(values))
         aligned = [vz.align_tree(v, axes, self.axes) for v, axes in zip(values, self.input_axes, strict=True)]
-        return vz.vectorize(self._call, len(self.axes))(*aligned)
+        try:
+            return vz.vectorize(self._call, len(self.axes))(*aligned)
+        except Exception as error:
+            error.add_note(f"while computing node {self.name!r} (axes: {describe(self.axes)}), written for one draw")
+            raise
 
 
 class Select(Node):
@@ -320,6 +324,19 @@ class Sample(Node):
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         return run.draw(self, values)
+
+
+class LogProb(Node):
+    """The log-probability of each draw of a sample node, and of each of its time steps."""
+
+    kind = "log_prob"
+
+    def __init__(self, name: str, index: int, sample: Sample) -> None:
+        self.sample = sample
+        super().__init__(name, index, [sample, *sample.inputs])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+        return run.score(self.sample, values[0], self.inputs[1:], values[1:])
 
 
 class Update(Node):
