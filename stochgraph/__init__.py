@@ -12,6 +12,7 @@ from ._compile import Compiled as Compiled
 from ._declare import apply as apply
 from ._declare import ascend as ascend
 from ._declare import descend as descend
+from ._declare import log_prob as log_prob
 from ._declare import mean as mean
 from ._declare import reduce as reduce
 from ._declare import sample as sample
@@ -81,6 +82,7 @@ __all__ = [
     "chunks",
     "descend",
     "graph",
+    "log_prob",
     "mean",
     "profile",
     "reduce",

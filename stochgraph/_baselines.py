@@ -19,7 +19,7 @@ from ._derive import Control, Derivation, Site, descends_from
 from ._errors import CompileError, SamplingError
 from ._trace import Trace
 
-_RIDGE = 1e-5  # as in the feature baseline of Duan et al. (2016)
+_RIDGE, _CLIP = 1e-5, 10.0  # as in the feature baseline of Duan et al. (2016)
 
 
 def baseline_control(baseline: Any) -> Control:
@@ -183,6 +183,8 @@ class Fitted(nd.Node):
             )
         with torch.no_grad():
             features = observation_features(draws.observation.detach().double(), costs.dim())
+            if hasattr(draws, "mask"):  # steps after the end of an episode teach nothing
+                features = features * draws.mask.unsqueeze(-1)
             predicted = leave_one_out_fit(features, returns_to_go(costs.detach().double(), self.discount))
         return predicted.to(costs.dtype)
 
@@ -197,13 +199,13 @@ def _sum_of_others(value: Tensor, dim: int) -> Tensor:
 
 
 def observation_features(observation: Tensor, lead: int) -> Tensor:
-    """The features of Duan et al. (2016): o, o squared, powers of time in hundreds of steps, 1.
+    """The features of Duan et al. (2016): o clipped, o squared, powers of time in hundreds of steps, 1.
 
     Args:
         observation: shape `(*plates, time, ...)` with `lead` dimensions in front.
         lead: the number of plates, plus one.
     """
-    flat = observation.reshape(*observation.shape[:lead], -1)
+    flat = observation.reshape(*observation.shape[:lead], -1).clamp(-_CLIP, _CLIP)
     time = torch.arange(flat.shape[-2], dtype=flat.dtype, device=flat.device) / 100
     powers = torch.stack([time, time**2, time**3, torch.ones_like(time)], -1)
     return torch.cat([flat, flat**2, powers.expand(*flat.shape[:-1], 4)], -1)

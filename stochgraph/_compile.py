@@ -241,6 +241,8 @@ def _choose_inputs(graph: Graph, wrt: str | tuple[str, ...] | None) -> tuple[str
     for name in chosen:
         if name not in graph.inputs:
             raise CompileError(f"wrt={name!r}: {graph.name} has no such input; choose from {', '.join(graph.inputs)}")
+    if len(set(chosen)) < len(chosen):
+        raise CompileError(f"wrt={chosen!r} names an input twice: name each one once")
     return chosen
 
 

@@ -136,6 +136,32 @@ def apply(fn: Callable[..., Any], *nodes: Any, **constants: Any) -> Any:
     return declare_apply(getattr(fn, "__name__", "apply").strip("_<>"), fn, nodes, constants)
 
 
+def log_prob(x: Any) -> Any:
+    """The log-probability of a draw under the distribution that it was drawn from: the log q of a variational bound.
+
+    Args:
+        x: a sample node. The result has its axes, a time axis included.
+
+    Raises:
+        DeclarationError: `x` is not a sample node.
+
+    Example:
+        >>> import torch, stochgraph as sg
+        >>> from torch.distributions import Normal
+        >>> @sg.graph
+        ... def negative_entropy(scale):
+        ...     return sg.mean(sg.log_prob(sg.sample("x", Normal, 0.0, scale, n=5)))
+        >>> value, grad = negative_entropy.compile(sg.PW()).value_and_grad(torch.tensor(2.0))
+        >>> float(grad)  # - 1 / scale
+        -0.5
+    """
+    node = _node(x, "log_prob")
+    if not isinstance(node, nd.Sample):
+        raise DeclarationError(f"sg.log_prob takes a sample node, got {node.name!r} (axes: {describe(node.axes)})")
+    declaration = x._declaration
+    return declaration.add(nd.LogProb(declaration.unique(f"log p({node.name})"), len(declaration.nodes), node))
+
+
 def stop(x: Any) -> Any:
     """Stop-gradient: the value of `x` is a constant by declaration. How it was drawn is still accounted for."""
     node = _node(x, "stop")

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import networkx as nx
+from torch import Tensor
 
 from . import _node as nd
 from ._declare import declare
@@ -60,7 +61,7 @@ class Graph:
         """The graph as a `networkx.DiGraph`.
 
         Nodes are keyed by name. Attributes: `kind` ("input", "sample", "apply", "select", "reduction", "reduce",
-        "stop", "update"), `axes` (tuple of axis names, outermost first), `label` (what the node computes),
+        "log_prob", "stop", "update"), `axes` (tuple of axis names, outermost first), `label` (what the node computes),
         `objective` (bool), and for samples `distribution`, `plate` (name or None), `time` (name or None) and `n`.
         Edges have `role`: "parent" (into a sample), "params", "objective" or "rate" (into an update), else "value".
         """
@@ -123,8 +124,15 @@ def scored_samples(
 
 def sample_label(node: nd.Sample) -> str:
     """`Normal(theta, 1.0)`."""
-    parts = [leaf.name if isinstance(leaf, nd.Node) else repr(leaf) for leaf in node.arguments.leaves]
-    return f"{node.law.name}({', '.join(parts)})"
+    return f"{node.law.name}({', '.join(map(_argument, node.arguments.leaves))})"
+
+
+def _argument(leaf: Any) -> str:
+    """A parent by its name, a constant as it is, a data set by its shape."""
+    if isinstance(leaf, nd.Node):
+        return leaf.name
+    large = isinstance(leaf, Tensor) and (leaf.dim() > 1 or leaf.numel() > 5)
+    return f"tensor of shape {tuple(leaf.shape)}" if large else repr(leaf)
 
 
 def label(node: nd.Node) -> str:

@@ -99,6 +99,8 @@ class _Printer:
         if isinstance(node, nd.Select):
             key = rf"\mathrm{{{node.key}}}".replace("_", r"\_") if node.attribute else f"[{node.key}]"
             return f"{parts[0]}.{key}" if node.attribute else parts[0] + key
+        if isinstance(node, nd.LogProb):
+            return rf"\log p({parts[0]})"
         if isinstance(node, nd.Stop):
             return rf"\mathrm{{stop}}({parts[0]})"
         if isinstance(node, nd.Reduce):

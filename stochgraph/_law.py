@@ -255,6 +255,10 @@ class NoiseTape(TorchFunctionMode):
         getattr(Tensor, name)
         for name in ("normal_", "uniform_", "exponential_", "cauchy_", "log_normal_", "geometric_")
     )
+    # Their results are drawn from parameters. A "straight-through" draw makes one, and is no function of noise.
+    _parametric = frozenset(
+        "_standard_gamma _sample_dirichlet multinomial bernoulli bernoulli_ poisson binomial".split()
+    )
 
     def __init__(self, node: Any, noise: list[Tensor] | None = None) -> None:
         super().__init__()
@@ -263,7 +267,7 @@ class NoiseTape(TorchFunctionMode):
         self.recorded: list[Tensor] = []
 
     def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(fn, "__name__", "") in ("_standard_gamma", "_sample_dirichlet"):
+        if getattr(fn, "__name__", "") in self._parametric:
             raise SamplingError(
                 f"PW on sample {self.node.name!r} ({self.node.law.name}): its noise depends on its parameters, so the "
                 "draw cannot be replayed to every derivative order; use SF for this node"

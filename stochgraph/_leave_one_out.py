@@ -14,13 +14,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from . import _node as nd
-from ._axes import Axes, Axis, describe, union
+from ._axes import Axes, Axis, describe
 from ._control import control_variate
 from ._derive import COST, Derivation, Kind, Rule, Site, averaging_plate, samples_in
 from ._errors import CompileError, SamplingError
 from ._surrogate import CompiledUpdate, Score, Weight, execute, schedule
 
-_CELLS = 8192  # how many numbers a node may have in one chunk of replays
+_CELLS = 16384  # how many numbers a node may have in one chunk of replays
 
 
 def leave_one_out(site: Site) -> nd.Node | None:
@@ -52,23 +52,31 @@ def _boxes_all(rule: Rule) -> bool:
 
 
 class LeftOut:
-    """Which draw of which plate is left out: `mask` is 0 for that draw and 1 for all others."""
+    """Which draw of which plate is left out: the one at `index`, of `count`."""
 
-    def __init__(self, plate: Axis, mask: Tensor) -> None:
-        self.plate = plate
-        self.mask = mask
+    def __init__(self, plate: Axis, index: Tensor, count: int) -> None:
+        self.plate, self.index, self.count = plate, index, count
 
-    def hide(self, value: Tensor, axes: Axes) -> Tensor:
-        """The value with zeros for the draw left out. Shape `(*axes, ...)`."""
-        own = [self.plate if axis == self.plate else None for axis in axes]
-        shape = [-1 if axis else 1 for axis in own] + [1] * (value.dim() - len(axes))
-        return value * self.mask.reshape(shape).to(value.dtype if value.is_floating_point() else self.mask.dtype)
+    def own(self, value: Tensor, axes: Axes) -> Tensor:
+        """The part of a value `(*axes, ...)` that belongs to the draw left out, along a dimension of size 1."""
+        dim = axes.index(self.plate)
+        full = value.expand(*value.shape[:dim], self.count, *value.shape[dim + 1 :])
+        return full.index_select(dim, self.index.reshape(1))
 
-    @property
-    def scale(self) -> float:
-        """From a mean in which one of N draws counts as zero to the mean of the others."""
-        count = self.mask.shape[0]
-        return count / (count - 1)
+    def without(self, value: Tensor, axes: Axes) -> Tensor:
+        """The value with zero for the draw left out."""
+        dim = axes.index(self.plate)
+        others = torch.arange(self.count, device=value.device) != self.index
+        return value * others.reshape([-1] + [1] * (value.dim() - dim - 1))
+
+    def mean(self, value: Tensor, axes: Axes, dims: tuple[int, ...]) -> Tensor:
+        """The mean over some dimensions, the plate's among them, without the draw left out."""
+        scale = self.count / (self.count - 1)
+        return scale * (value.mean(dims) - self.own(value, axes).mean(dims) / self.count)
+
+    def sum(self, value: Tensor, axes: Axes, dims: tuple[int, ...]) -> Tensor:
+        """The sum over some dimensions, the plate's among them, without the draw left out."""
+        return value.sum(dims) - self.own(value, axes).sum(dims)
 
 
 class Replay(nd.Node):
@@ -105,20 +113,23 @@ class Replay(nd.Node):
         scores, captured = constants[: len(self.names)], constants[len(self.names) :]
         recorded = {**dict(zip(self.names, scores, strict=True)), **run.log_probs}
         known = dict(zip(self.captured, captured, strict=False))
-        masks = 1 - torch.eye(count, dtype=run.dtype, device=run.device)
-        with torch.no_grad():
-            one = torch.vmap(lambda mask: self._one(run, mask, recorded, known), chunk_size=self._chunk(run))
-            return one(masks)
 
-    def _one(self, run: Any, mask: Tensor, recorded: Mapping[str, Tensor], known: Mapping[nd.Node, Any]) -> Any:
-        left_out = LeftOut(self.plate, mask)
+        def one(index: Tensor) -> Any:
+            return self._one(run, LeftOut(self.plate, index, count), recorded, known)
+
+        chunk = self._chunk(run)
+        with torch.no_grad():
+            indices = torch.arange(count, device=run.device)
+            return torch.vmap(one, chunk_size=None if chunk >= count else chunk)(indices)
+
+    def _one(self, run: Any, left_out: LeftOut, recorded: Mapping[str, Tensor], known: Mapping[nd.Node, Any]) -> Any:
         values = dict(known)
         execute(self.program, run.leaving_out(left_out, recorded), values)
         value = values[self.root]
         if self.plate not in self.term_axes:
             return value
-        # The term's own draw i is not left out by leaving i out of the means: it has its own part in no baseline.
-        return pytree.tree_map_only(Tensor, lambda leaf: left_out.hide(leaf, self.term_axes), value)
+        # Leaving draw i out of the means does not take it out of its own entry, which is compared with nothing.
+        return pytree.tree_map_only(Tensor, lambda leaf: left_out.without(leaf, self.term_axes), value)
 
     def _chunk(self, run: Any) -> int:
         cells = max((prod(run.sizes[axis] for axis in axes) for axes in _all_axes(self.program)), default=1)
@@ -169,7 +180,7 @@ def _weighted_in(program: Sequence[nd.Node]) -> list[str]:
 
 def _all_axes(program: Iterable[nd.Node]) -> Iterable[Axes]:
     for node in program:
-        yield union(node.axes, *node.input_axes)
+        yield node.axes
         if isinstance(node, CompiledUpdate):
             yield from _all_axes(node.program)
 

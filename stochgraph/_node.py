@@ -11,6 +11,7 @@ import copy
 import operator
 from collections.abc import Callable, Sequence
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from . import _vectorize as vz
-from ._axes import Axes, Axis, union, without
+from ._axes import Axes, Axis, describe, union, without
 
 # Functions that act on every element alone: broadcasting maps them over plates and time, no vmap needed.
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
@@ -167,7 +168,11 @@ class Apply(Node):
         if self.elementwise:
             return self._call(*self.broadcast(values))
         aligned = [vz.align_tree(v, axes, self.axes) for v, axes in zip(values, self.input_axes, strict=True)]
-        return vz.vectorize(self._call, len(self.axes))(*aligned)
+        try:
+            return vz.vectorize(self._call, len(self.axes))(*aligned)
+        except Exception as error:
+            error.add_note(f"while computing node {self.name!r} (axes: {describe(self.axes)}), written for one draw")
+            raise
 
 
 class Select(Node):
@@ -234,16 +239,21 @@ class Reduction(Node):
     def _reduce(self, value: Tensor, run: Any) -> Tensor:
         if not self._dims:
             return value
-        if run.left_out is not None and run.left_out.plate in self.over:
-            value = run.left_out.hide(value, self.input_axes[0]) * run.left_out.scale
         if not value.is_floating_point() and (self.mean or self.discount is not None):
             value = value.to(run.dtype)
+        if run.left_out is not None and run.left_out.plate in self.over:
+            return self._reduce_without(value, run.left_out)
         if self.mean:
             whole = value.dim() == len(self._dims)  # has a derivative of its own, which is cheaper
             return value.mean() if whole else value.mean(self._dims)
         if self.discount is not None:
             value = value * _powers(self.discount, value, self._dims[-1])
         return value.sum(self._dims)
+
+    def _reduce_without(self, value: Tensor, left_out: Any) -> Tensor:
+        """Means are over the other draws; sums are scaled up to as many draws as there are."""
+        mean = left_out.mean(value, self.input_axes[0], self._dims)
+        return mean if self.mean else mean * prod(value.shape[d] for d in self._dims)
 
 
 def _powers(base: float, value: Tensor, dim: int) -> Tensor:
@@ -327,6 +337,19 @@ class Sample(Node):
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         return run.draw(self, values)
+
+
+class LogProb(Node):
+    """The log-probability of each draw of a sample node, and of each of its time steps."""
+
+    kind = "log_prob"
+
+    def __init__(self, name: str, index: int, sample: Sample) -> None:
+        self.sample = sample
+        super().__init__(name, index, [sample, *sample.inputs])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+        return run.score(self.sample, values[0], self.inputs[1:], values[1:])
 
 
 class Update(Node):

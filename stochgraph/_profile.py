@@ -90,7 +90,8 @@ class Profile:
             errors = [self.figures[name].bias_error for name in names] if attribute == "bias" else None
             axes.bar(names, values, yerr=errors, color=[f"C{i}" for i in range(len(names))], capsize=4)
             axes.set_title(title)
-            if all(value > 0 for value in values) and max(values) > 30 * min(values):
+            smallest, largest = min(values), max(values)
+            if 30 * smallest < largest < 1e20 * smallest:  # anything smaller is zero, but for rounding
                 axes.set_yscale("log")
         return figure
 

@@ -93,7 +93,7 @@ class Weight(nd.Node):
         for d in self._cumulated:
             value = value.cumsum(d)
         if left_out is not None and left_out.plate in self.summed:
-            value = left_out.hide(value, self.input_axes[0])
+            return left_out.sum(value, self.input_axes[0], self._gone)
         scale = 1.0
         for d in self._averaged:
             scale /= value.shape[d]

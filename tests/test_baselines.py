@@ -241,6 +241,43 @@ def test_the_linear_baseline_is_a_fit_to_the_other_trajectories():
     assert found.flatten().tolist() == pytest.approx(expected.flatten().tolist(), abs=1e-9)
 
 
+class Ragged(NamedTuple):
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    mask: Tensor
+
+
+class EndsEarly(sg.Sampler):
+    """Coin tosses; the mask is 0 after the second step."""
+
+    time = True
+
+    def draw(self, batch_shape, logit):
+        action = torch.bernoulli(torch.sigmoid(logit).unsqueeze(-1).expand(*batch_shape, 4))
+        mask = (torch.arange(4) < 2).to(action).expand(action.shape)
+        return Ragged(torch.randn(*batch_shape, 4, 3, dtype=action.dtype), action, action * mask, mask)
+
+    def log_prob(self, value, logit):
+        return Bernoulli(logits=logit.expand(4), validate_args=False).log_prob(value.action) * value.mask
+
+
+def test_the_linear_baseline_learns_nothing_after_the_end():
+    @sg.graph
+    def objective(logit):
+        return sg.mean(sg.sum(sg.sample("D", EndsEarly(), logit, n=5).reward))
+
+    logit = torch.tensor(0.3, dtype=F64)
+    compiled = objective.compile(sg.SF(baseline="linear"))
+    trace = compiled.sample(logit, generator=torch.Generator().manual_seed(7))
+    draws = trace.draws["D"]
+    noise = torch.randn(draws.observation.shape, generator=torch.Generator().manual_seed(8), dtype=F64)
+    for changed, same in ((1 - draws.mask, True), (draws.mask, False)):
+        other = draws._replace(observation=draws.observation + noise * changed.unsqueeze(-1))
+        found = torch.func.grad(compiled.surrogate)(logit, trace._replace(draws={"D": other}))
+        assert (float(found) == float(torch.func.grad(compiled.surrogate)(logit, trace))) is same
+
+
 def test_a_callable_sees_the_trace():
     seen = []
 

@@ -137,8 +137,10 @@ def test_readme_runs_from_top_to_bottom(
     shown = re.search(r"^```text\n(.*?)^```", README.read_text(), flags=re.MULTILINE | re.DOTALL)
     assert shown is not None
     assert shown[1] in printed
-    small, smaller, large = (float(x) for x in re.findall(r"relative bias (\S+),", printed))
-    assert max(small, smaller) < 1e-14 < 0.08 < large < 0.09
+    walk, right, popular, compared = (float(x) for x in re.findall(r"relative bias (\S+),", printed))
+    assert max(walk, right, compared) < 1e-14 < 0.08 < popular < 0.09
+    _, plain, _, less = (float(x) for x in re.findall(r"total variance (\S+)", printed))
+    assert 0.6 < less / plain < 0.72
 
 
 def test_blocks_are_found_with_their_lines() -> None:

@@ -234,3 +234,18 @@ def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.M
     monkeypatch.delitem(sys.modules, "stochgraph._picture", raising=False)
     with pytest.raises(ImportError, match=r"pip install stochgraph\[plot\]"):
         normal.draw()
+
+
+def test_the_text_shows_small_constants_and_shapes_of_large_ones() -> None:
+    @sg.graph
+    def objective(theta: Any) -> Any:
+        row = say.sample("row", Categorical, torch.full((200,), 0.005), n=20)
+        coin = say.sample("coin", Categorical, torch.tensor([0.5, 0.5]))
+        return say.mean(say.sample("x", Normal, theta + row + coin, torch.ones(1, 2)))
+
+    assert str(objective).splitlines() == [
+        "Graph objective(theta)",
+        "  row ~ Categorical(tensor of shape (200,))   axes: (row), n = 20",
+        "  coin ~ Categorical(tensor([0.5000, 0.5000]))",
+        "  x ~ Normal(add_2, tensor of shape (1, 2))   axes: (row)",
+    ]

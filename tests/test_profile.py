@@ -193,9 +193,12 @@ def test_the_plot_is_logarithmic_where_bars_would_vanish():
     def figures(variance, bias):
         return Figures(torch.zeros(1), torch.zeros(1), variance, bias, 0.1, variance + bias**2, 1e-3, bias == 0)
 
-    made = sg.Profile({"SF": figures(40.0, 0.0), "LSF": figures(1.0, 0.5)}, torch.zeros(1), "the given truth", 9)
-    scales = [axes.get_yscale() for axes in made.plot().axes]
-    assert scales == ["linear", "log", "log", "linear"]  # a bias of zero has no logarithm
+    def scales(variance):
+        made = {"SF": figures(40.0, 0.0), "LSF": figures(variance, 0.5)}
+        return [axes.get_yscale() for axes in sg.Profile(made, torch.zeros(1), "the given truth", 9).plot().axes]
+
+    assert scales(1.0) == ["linear", "log", "log", "linear"]  # a bias of zero has no logarithm
+    assert scales(0.0) == scales(1e-33) == ["linear", "linear", "log", "linear"]  # nor has one but for rounding
 
 
 @pytest.mark.parametrize("repeats", [1, 0, -1])

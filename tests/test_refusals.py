@@ -224,6 +224,11 @@ def test_unknown_input():
         declare(gaussian).compile(sg.SF(), wrt="phi")
 
 
+def test_an_input_named_twice():
+    with pytest.raises(sg.CompileError, match="names an input twice"):
+        declare(gaussian).compile(sg.SF(), wrt=("theta", "theta"))
+
+
 @pytest.mark.parametrize("dist", [Uniform, torch.distributions.Pareto])
 def test_support_that_moves(dist):
     graph = declare(lambda t: sg.mean(sg.sample("x", dist, t, 1.0, n=3)))
