@@ -14,7 +14,7 @@ import operator
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
 from math import prod
-from typing import Any, NoReturn
+from typing import Any
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -27,10 +27,11 @@ from ._derive import samples_in
 from ._errors import CompileError, SamplingError
 from ._leave_one_out import Replay
 from ._run import Run
-from ._surrogate import Box, CompiledUpdate, Controlled, ScoreTerm, Total
+from ._surrogate import Box, CompiledUpdate, Controlled, ScoreTerm, Total, Weight
 from ._trace import Trace
 
 _TRANSITIONS = 4000  # draws, or time steps of draws, that one chunk has at least: fewer are slower, more need memory
+_HOW = {nd.Reduction: "sums over the plate", Weight: "adds up the scores of all draws of the plate"}
 _LINEAR_IN_ALL = (operator.add, operator.sub, operator.neg, operator.pos)
 
 
@@ -95,9 +96,7 @@ def accumulate(
     return value, gradient
 
 
-def chunks(
-    compiled: Compiled, trace: Trace, *, over: str, chunk: int | None = None
-) -> Iterator[tuple[float, Trace]]:
+def chunks(compiled: Compiled, trace: Trace, *, over: str, chunk: int | None = None) -> Iterator[tuple[float, Trace]]:
     """Cut a trace along a plate: pairs of a weight and a trace, whose surrogates' weighted sum is that of the whole.
 
     For whatever is linear in the surrogate at fixed draws: derivatives of any order, values in a line search.
@@ -240,7 +239,7 @@ class _Check:
         if self.plate in node.mixes and _State.OWN in known:
             return self._mixed(node)
         if self.plate not in node.axes and _State.OWN in known:
-            self._refuse(node, "it has lost the plate")
+            raise self._refusal(node, "it has lost the plate")
         return self._by_axes(node)
 
     def _by_axes(self, node: nd.Node) -> _State:
@@ -249,15 +248,14 @@ class _Check:
     def _mixed(self, node: nd.Node) -> _State:
         if isinstance(node, nd.Reduction) and node.mean:
             return _State.MEAN
-        word = "sums over the plate" if isinstance(node, nd.Reduction) else "compares or combines entries of the plate"
-        self._refuse(node, word)
+        raise self._refusal(node, _HOW.get(type(node), "compares or combines entries of the plate"))
 
     def _after_mean(self, node: nd.Node, known: list[_State]) -> _State:
         if _State.OWN in known:
-            self._refuse(node, "combines the plate's mean with single entries of the plate")
+            raise self._refusal(node, "combines the plate's mean with single entries of the plate")
         means = [i for i, state in enumerate(known) if state is _State.MEAN]
         if not _linear(node, means):
-            self._refuse(node, "is not linear in the plate's mean")
+            raise self._refusal(node, "is not linear in the plate's mean")
         return _State.MEAN
 
     def _enter(self, node: nd.Node) -> None:
@@ -267,12 +265,12 @@ class _Check:
             for program, root in ((node.program, node.surrogate), (node.plain_program, node.plain)):
                 self._walk(program)
                 if root is not None and self.states[root] is _State.MEAN:
-                    self._refuse(node, "takes the gradient of a mean over the plate")
+                    raise self._refusal(node, "takes the gradient of a mean over the plate")
         elif isinstance(node, Replay):
             self._walk(node.program)
 
-    def _refuse(self, node: nd.Node, why: str) -> NoReturn:
-        raise CompileError(
+    def _refusal(self, node: nd.Node, why: str) -> CompileError:
+        return CompileError(
             f"{self.graph} cannot be cut into chunks of the plate {self.plate.name!r}: {node.name!r} "
             f"(axes: {describe(node.axes)}) {why}. The plate must reach the objective through sg.mean, and after it "
             "through linear operations only, and no estimator or baseline may compare its draws; choose another plate "
