@@ -77,8 +77,8 @@ def trust_region_step(
         >>> from stochgraph.algorithms.trust_region import trust_region_step
         >>> old = torch.tensor([1.0, 2.0])
         >>> step = trust_region_step(old, lambda t: t.sum(), lambda t: 0.5 * ((t - old) ** 2).sum(), radius=0.01)
-        >>> step.accepted, [round(float(x), 3) for x in step.parameters]
-        (True, [1.099, 2.099])
+        >>> step.accepted, [round(float(x), 2) for x in step.parameters]
+        (True, [1.1, 2.1])
     """
     gains, divergences = _parts(gain), _parts(divergence)
     start = Vector(parameters)
