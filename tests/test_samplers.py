@@ -129,10 +129,11 @@ def test_second_derivatives_through_shared_scores():
     """By reverse mode twice, where scores are shared, and by transforms, where they are not."""
     compiled = meta(Counted()).compile(sg.SF())
     trace = compiled.sample(theta(), generator=seed())
-    start = theta()["log_std"]
+    point = theta()
+    start = point["log_std"]
 
     def value(log_std):
-        return compiled.surrogate({**theta(), "log_std": log_std}, trace)
+        return compiled.surrogate({**point, "log_std": log_std}, trace)
 
     by_autograd = torch.autograd.functional.hessian(value, start)
     torch.testing.assert_close(by_autograd, torch.func.hessian(value)(start), **EXACT)
