@@ -255,7 +255,7 @@ def _assign(graph: Graph, given: Mapping[str, Any], wrt: tuple[str, ...]) -> dic
             )
     others = scored_samples(graph._order, graph._inputs, [name for name in pathwise if name in needed])
     weighted = {s: SF() for s, node in others.items() if not node.law.has_moving_support}
-    starts = [node.params for node in graph._order if isinstance(node, nd.Update)]
+    starts = [node.params for node in graph._order if isinstance(node, nd.Step)]
     inner = {s: given.get(s, SF()) for s in scored_samples(graph._order, starts, pathwise)}
     found = {**weighted, **inner, **{name: given[name] for name in needed}}
     return {name: found[name] for name in samples_in(graph._order) if name in found}

@@ -19,9 +19,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import _node as nd
-from ._axes import Axis, describe
+from ._axes import Axes, Axis, describe, union
 from ._errors import CompileError
-from ._surrogate import Box, CompiledUpdate, Placeholder, Score, ScoreTerm, Total, Weight
+from ._implicit import CompiledArgmax
+from ._surrogate import Box, CompiledStep, CompiledUpdate, Placeholder, Score, ScoreTerm, Total, Weight
 
 _BOTH = (operator.add, operator.sub)
 _UNARY = (operator.neg, operator.pos)
@@ -188,14 +189,14 @@ class Derivation:
 
     def _scope(self, update: nd.Update) -> None:
         """Which samples the inner surrogate scores, and which it only weights."""
-        moving = moves_with(self.order, [update.params], self.pathwise)
+        moving = moves_with(self.order, [update.variable], self.pathwise)
         inner = {s: node for s, node in self.samples.items() if any(p in moving for p in node.inputs)}
         data = {s: node for s, node in self.samples.items() if s not in inner}
         self.moved = moving
-        self.region = descends_from(self.order, update.params)
+        self.region = descends_from(self.order, update.variable)
         self.reach = {
-            True: find_reach(self.order, inner, dict.fromkeys(inner, COST), cut=update.params),
-            False: find_reach(self.order, data, self.rules, cut=update.params),
+            True: find_reach(self.order, inner, dict.fromkeys(inner, COST), cut=update.variable),
+            False: find_reach(self.order, data, self.rules, cut=update.variable),
         }
 
     def surrogate(self, objective: nd.Node) -> nd.Node:
@@ -257,7 +258,7 @@ class Derivation:
         if self.update is None:
             return False
         held = isinstance(node, nd.Sample) and node.name not in self.pathwise
-        return held or node is self.update.params or node not in self.region
+        return held or node is self.update.variable or node not in self.region
 
     def _operands(self, node: nd.Node, pending: Pending, inner: bool) -> list[int] | None:
         """The inputs to which pending boxes of one kind may move.
@@ -288,8 +289,8 @@ class Derivation:
     def _build(self, node: nd.Node, pending: Pending, parts: list[nd.Node]) -> nd.Node:
         if self._elsewhere(node) and not pending:
             assert self.outer is not None
-            is_params = self.update is not None and node is self.update.params
-            return self.psi if is_params and self.psi else self.outer.derive(node)
+            is_variable = self.update is not None and node is self.update.variable
+            return self.psi if is_variable and self.psi else self.outer.derive(node)
         stuck = self._stuck(node, pending)
         if stuck:
             return self._box(node, parts[0], stuck, pending - stuck)
@@ -318,10 +319,27 @@ class Derivation:
         rules, detach = self.rules, not self.constant.isdisjoint(data_of(node, self.order))
         if self.update is not None:
             rules = value_rules(self.rules)
-        psi = Placeholder(node)
-        inner = Derivation(self.order, rules, outer=self, update=node, psi=psi)
-        surrogate = inner.inner_surrogate()
-        return CompiledUpdate(node, parts[0], parts[1:], psi, surrogate, detach)
+        axes = union(parts[0].axes, node.variable.axes, node.objective.axes)
+        psi, surrogate = self._inner(node, rules, axes)
+        return self._compiled(node)(node, parts[0], parts[1:], psi, surrogate, detach)
+
+    def _inner(self, node: nd.Update, rules: Mapping[str, Rule], axes: Axes) -> tuple[Placeholder, nd.Node]:
+        """The update's placeholder and surrogate.
+
+        Inside another update's objective the surrogate may depend on copies of that update's parameters: then there is
+        one placeholder for each.
+        """
+        psi = Placeholder(node, axes)
+        surrogate = Derivation(self.order, rules, outer=self, update=node, psi=psi).inner_surrogate()
+        wider = union(axes, surrogate.axes)
+        if wider != axes:
+            return self._inner(node, rules, wider)
+        _refuse_mixed_copies(node, psi, surrogate)
+        return psi, surrogate
+
+    @staticmethod
+    def _compiled(node: nd.Update) -> type[CompiledUpdate]:
+        return CompiledArgmax if isinstance(node, nd.Argmax) else CompiledStep
 
     def _box(self, node: nd.Node, base: nd.Node, pending: Pending, inside: Pending) -> nd.Node:
         """Box a term: importance weights and linearised scores as factors, the update's own scores as a score term."""
@@ -381,10 +399,23 @@ class Derivation:
         return shared[key]
 
 
+def _refuse_mixed_copies(update: nd.Update, psi: Placeholder, surrogate: nd.Node) -> None:
+    """A copy for every copy of an outer update's parameters must not meet the others."""
+    added = set(psi.axes) - set(update.axes)
+    for node in between(psi, surrogate) if added else ():
+        mixed = added & set(getattr(node, "over", ()))
+        if mixed:
+            raise CompileError(
+                f"update {update.name!r} (axes: {describe(update.axes)}) is part of another update's objective, which "
+                f"keeps the plate {min(mixed).name!r}: there is one {update.name!r} for each of its draws, but "
+                f"{node.name!r} reduces that plate. Reduce it in the whole objective of the outer update"
+            )
+
+
 def data_of(update: nd.Update, order: list[nd.Node]) -> list[str]:
-    """The samples that feed an update's objective, other than through its parameters."""
+    """The samples that feed an update's objective, other than through what it is a function of."""
     samples = samples_in(order)
-    reach = find_reach(order, samples, dict.fromkeys(samples, COST), cut=update.params)
+    reach = find_reach(order, samples, dict.fromkeys(samples, COST), cut=update.variable)
     return list(reach[update.objective])
 
 

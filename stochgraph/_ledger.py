@@ -298,7 +298,7 @@ def _value_row(node: nd.Node, state: _State, count: int, path: tuple[str, ...]) 
 
 def _makes_direction(update: nd.Update) -> list[nd.Node]:
     """What an update's direction is computed from: parameters, objective, and the parents of the draws it scores."""
-    scored = [node for node in between(update.params, update.objective) if isinstance(node, nd.Sample)]
+    scored = [node for node in between(update.variable, update.objective) if isinstance(node, nd.Sample)]
     return [update.params, update.objective, *(parent for node in scored for parent in node.inputs)]
 
 

@@ -140,20 +140,20 @@ class Total(nd.Node):
 
 
 class Placeholder(nd.Node):
-    """The parameters at which an update's inner gradient is taken: a copy of them for every remaining plate."""
+    """What an update's inner objective is a function of: a copy of the parameters for every remaining plate."""
 
     kind = "placeholder"
 
-    def __init__(self, update: nd.Update) -> None:
-        self.wanted = union(update.params.axes, update.objective.axes)
-        super().__init__(update.params.name, update.index, [])
+    def __init__(self, update: nd.Update, axes: Axes) -> None:
+        self.wanted = axes
+        super().__init__(update.variable.name, update.index, [])
 
     def infer_axes(self) -> Axes:
         return self.wanted
 
 
 class CompiledUpdate(nd.Node):
-    """An update with its inner objective replaced by the surrogate whose gradient is taken at `psi`."""
+    """Base class: an update with its inner objective replaced by the surrogate, a function of `psi`."""
 
     kind = "update"
 
@@ -178,15 +178,7 @@ class CompiledUpdate(nd.Node):
         rates = self.inputs[1 : 1 + self.rate_count]
         return union(self.psi.axes, self.inputs[0].axes, *(node.axes for node in rates))
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
-        first = 1 + self.rate_count
-        captured = dict(zip(self.inputs[first:], values[first:], strict=True))
-        start = self._copies(run, values[0])
-        again = not self.detach and _is_differentiated((start, list(captured.values())))
-        grads = gradient(lambda psi: self._total(run, captured, psi), start, again)
-        return self._step(run, start, grads, values[1:first])
-
-    def _copies(self, run: Any, params: Any) -> Any:
+    def copies(self, run: Any, params: Any) -> Any:
         """One copy of the parameters for every remaining plate."""
         axes, target = self.inputs[0].axes, self.psi.axes
         if axes == target:
@@ -196,10 +188,26 @@ class CompiledUpdate(nd.Node):
             lambda leaf: vz.align(leaf, axes, target).expand(*sizes, *leaf.shape[len(axes) :]), params
         )
 
-    def _total(self, run: Any, captured: dict[nd.Node, Any], psi: Any) -> Tensor:
-        known = {**captured, self.psi: psi}
+    def objective(self, run: Any, captured: Sequence[Any], psi: Any) -> Tensor:
+        """The surrogate at `psi`, shape `(*axes,)`. `captured`: the values of the inputs behind the step sizes."""
+        known = dict(zip(self.inputs[1 + self.rate_count :], captured, strict=True))
+        known[self.psi] = psi
         execute(self.program, run, known)
-        return known[self.surrogate].sum()
+        return known[self.surrogate]
+
+
+class CompiledStep(CompiledUpdate):
+    """A gradient step: the gradient of the surrogate is taken at the parameters."""
+
+    update: nd.Step
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        first = 1 + self.rate_count
+        captured = values[first:]
+        start = self.copies(run, values[0])
+        again = not self.detach and _is_differentiated((start, captured))
+        grads = gradient(lambda psi: self.objective(run, captured, psi).sum(), start, again)
+        return self._step(run, start, grads, values[1:first])
 
     def _rates(self, values: Sequence[Any], spec: pytree.TreeSpec) -> list[tuple[Any, bool]]:
         """The step size of every leaf of the parameters, and whether it has the plates in front."""
