@@ -277,13 +277,14 @@ class Derivation:
         return None if scaling and any(parent in self.moved for parent in others) else operands
 
     def _averaged(self, node: nd.Node) -> Pending:
-        """The samples whose box belongs below this mean."""
+        """The samples whose box belongs below this mean. Inside an update it is curvature that boxes."""
         if not isinstance(node, nd.Reduction):
             return NOTHING
         return frozenset(
             (s, False)
             for s in self.reach[False][node.inputs[0]]
             if self.rules[s].boxes_means and averaging_plate(self.samples[s]) in node.over
+            if self.update is None or self.rules[s].boxes_terms
         )
 
     def _build(self, node: nd.Node, pending: Pending, parts: list[nd.Node]) -> nd.Node:

@@ -5,8 +5,10 @@ A softmax over logits does not change when a constant is added to all of them: i
 derivative of a function that does not change either needs the Hessian's inverse on the remaining directions only, and
 both solvers stay within those: conjugate gradients from zero never leave the range of the matrix, and the dense solver
 leaves out eigenvectors of no curvature. A right-hand side with a part in the null space has no solution, and is
-refused; so is a direction along which the objective curves upwards. What counts as zero is relative to the matrix, as
-in `torch.linalg.matrix_rank`.
+refused; so is a direction along which the objective curves upwards. Hessian-vector products are as exact as what they
+are computed from, which may be much larger than they are (a policy close to deterministic has hardly any curvature). So
+a curvature counts as zero below `eps**0.75` times that of the matrix, and a part of a vector below `eps**0.25` times the
+vector, `eps` being the precision of the numbers.
 """
 
 import math
@@ -28,11 +30,12 @@ _REMEDY = (
 
 
 class Conjugate(NamedTuple):
-    """Where conjugate gradients ended: `(*copies, P)`, and `(*copies,)` twice."""
+    """Where conjugate gradients ended: `(*copies, P)`, and `(*copies,)` three times."""
 
     solution: Tensor
     residual: Tensor  # relative to the right-hand side
-    flat: Tensor  # whether a direction without positive curvature stopped it
+    curvature: Tensor  # along the direction that stopped it early; infinite if none did
+    zero: Tensor  # what counts as no curvature
 
 
 def conjugate_gradient(product: Product, rhs: Tensor, steps: int, tolerance: Tensor | float) -> Conjugate:
@@ -40,32 +43,35 @@ def conjugate_gradient(product: Product, rhs: Tensor, steps: int, tolerance: Ten
     size = rhs.norm(dim=-1, keepdim=True)
     residual = rhs / torch.where(size > 0, size, 1.0)  # squares of small numbers must not underflow
     solution, direction = torch.zeros_like(rhs), residual
-    square, flat = _dot(residual, residual), torch.zeros_like(size[..., 0], dtype=torch.bool)
-    least = _least_curvature(product, rhs)
+    square, zero = _dot(residual, residual), _size(product, rhs) * _precision(rhs) ** 0.75
+    lowest = torch.full_like(square, torch.inf)
     for _ in range(steps):
-        active = (square > tolerance**2) & ~flat
+        active = (square > tolerance**2) & (lowest > zero)
         if not bool(active.any()):
             break
         image = product(direction)
-        curvature = _dot(direction, image)
-        flat = flat | active & ~(curvature > least * _dot(direction, direction))
-        active = active & ~flat
+        length, curvature = _dot(direction, direction), _dot(direction, image)
+        lowest = torch.where(active & ~(curvature > zero * length), curvature / length, lowest)
+        active = active & (lowest > zero)
         length = torch.where(active, square / curvature, 0.0).unsqueeze(-1)
         solution, residual = solution + length * direction, residual - length * image
         before, square = square, torch.where(active, _dot(residual, residual), square)
         direction = torch.where(active.unsqueeze(-1), residual + (square / before).unsqueeze(-1) * direction, direction)
-    return Conjugate(solution * size, square.sqrt(), flat)
+    return Conjugate(solution * size, square.sqrt(), lowest, zero)
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:
     return (one * other).sum(-1)
 
 
-def _least_curvature(product: Product, rhs: Tensor) -> Tensor:
-    """Curvature below this is rounding, judged by the size of the matrix on one vector that is like no other."""
-    size = rhs.shape[-1]
-    probe = torch.cos(torch.arange(size, dtype=rhs.dtype, device=rhs.device)).expand_as(rhs)
-    return product(probe).norm(dim=-1) / probe.norm(dim=-1) * size * torch.finfo(rhs.dtype).eps
+def _size(product: Product, like: Tensor) -> Tensor:
+    """The size of the matrix, judged by one vector that is like no other."""
+    probe = torch.cos(torch.arange(like.shape[-1], dtype=like.dtype, device=like.device)).expand_as(like)
+    return product(probe).norm(dim=-1) / probe.norm(dim=-1)
+
+
+def _precision(like: Tensor) -> float:
+    return torch.finfo(like.dtype).eps
 
 
 @dataclass(frozen=True)
@@ -98,13 +104,14 @@ class ConjugateGradient(LinearSolver):
     def solve(self, product: Product, rhs: Tensor) -> Tensor:
         goal = self.tolerance if self.tolerance < math.inf else 0.0
         found = conjugate_gradient(lambda v: product(v) + self.damping * v, rhs, self.steps, goal)
-        if bool(found.flat.any()):
+        flat, stray = found.curvature.abs() <= found.zero, found.residual > _precision(rhs) ** 0.25
+        wrong = (found.curvature < -found.zero) | flat & stray
+        if bool(wrong.any()):
             raise SolverError(
-                "the solution's Hessian is not negative definite: conjugate gradients met a direction without "
-                f"curvature or with the wrong one, with a relative residual of {worst(found.flat, found.residual)}; "
-                f"{_REMEDY}, ConjugateGradient(damping=...)"
+                "the solution's Hessian is not negative definite: conjugate gradients met a direction along which it is "
+                f"{worst(wrong, -found.curvature)}; {_REMEDY}, ConjugateGradient(damping=...)"
             )
-        open_ = ~(found.residual <= self.tolerance)
+        open_ = ~((found.residual <= self.tolerance) | flat)
         if bool(open_.any()):
             raise SolverError(
                 f"the linear solve for the derivative ended with a relative residual of {worst(open_, found.residual)} "
@@ -137,11 +144,10 @@ class Dense(LinearSolver):
             product(unit.expand_as(rhs)) for unit in torch.eye(rhs.shape[-1], dtype=rhs.dtype, device=rhs.device)
         ]
         values, vectors = torch.linalg.eigh(torch.stack(columns, -1))
-        values = values + self.damping
-        rounding = values.abs().amax(-1, keepdim=True) * rhs.shape[-1] * torch.finfo(rhs.dtype).eps
-        flat, parts = values.abs() <= rounding, (vectors.mT @ rhs.unsqueeze(-1)).squeeze(-1)
-        # Directions are rounded too: in a flat one, v may have a part of the size of the square root of the precision.
-        stray = torch.where(flat, parts, 0.0).norm(dim=-1) > rhs.norm(dim=-1) * math.sqrt(torch.finfo(rhs.dtype).eps)
+        values, parts = values + self.damping, (vectors.mT @ rhs.unsqueeze(-1)).squeeze(-1)
+        rounding = values.abs().amax(-1, keepdim=True) * _precision(rhs) ** 0.75
+        flat = values.abs() <= rounding
+        stray = torch.where(flat, parts, 0.0).norm(dim=-1) > rhs.norm(dim=-1) * _precision(rhs) ** 0.25
         wrong = (values < -rounding).any(-1) | stray
         if bool(wrong.any()):
             raise SolverError(

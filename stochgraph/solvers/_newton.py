@@ -51,8 +51,10 @@ class Newton(Solver):
     def _direction(self, problem: Problem, x: Tensor, gradient: Tensor, norm: Tensor) -> Tensor:
         accuracy = norm.sqrt().clamp(max=0.1)
         found = conjugate_gradient(problem.curvature(x), gradient, min(2 * x.shape[-1], _MOST_PRODUCTS), accuracy)
-        first = found.flat & (found.solution == 0).all(-1)
-        return torch.where(first.unsqueeze(-1), gradient, found.solution)
+        # Where the gradient itself points along an upward curve, as far as a downward curve of that size would go.
+        first = (found.curvature < -found.zero) & (found.solution == 0).all(-1)
+        scaled = gradient / torch.where(first, -found.curvature, 1.0).unsqueeze(-1)
+        return torch.where((found.solution == 0).all(-1, keepdim=True), scaled, found.solution)
 
 
 def _search(problem: Problem, x: Tensor, direction: Tensor, slope: Tensor) -> Tensor:
