@@ -138,7 +138,10 @@ class Compiled:
         run = Run(named, _check_sizes(self.graph, sizes or {}))
         with torch.enable_grad(), seeded(generator, inputs):
             loss = self._surrogate(run)
-        grads = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
+        if loss.requires_grad:
+            grads = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
+        else:  # the estimators hold everything constant
+            grads = map(torch.zeros_like, wanted)
         result = pytree.tree_unflatten([next(grads) if _floats(leaf) else None for leaf in leaves], spec)
         return loss.detach(), result[0] if len(result) == 1 else tuple(result)
 

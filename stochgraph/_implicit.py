@@ -37,6 +37,7 @@ class CompiledArgmax(CompiledUpdate):
     """The placeholder's value that maximises the surrogate, one for every plate that the surrogate has left."""
 
     update: nd.Argmax
+    starts_matter = False
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         packing = _Packing(self.copies(run, values[0]), self.psi.axes, self.surrogate.axes)

@@ -155,7 +155,8 @@ class _Walk:
     def _into_update(self, node: CompiledUpdate, state: _State) -> Iterator[tuple[nd.Node, _State]]:
         outside = frozenset(node.axes)
         bent = replace(state, nonlinear=self.scored, outside=outside, via=(node.name, *state.via))
-        yield node.inputs[0], bent
+        if node.starts_matter:
+            yield node.inputs[0], bent
         for rate in node.inputs[1 : 1 + node.rate_count]:
             yield rate, bent
         yield node.surrogate, replace(bent, cut=state.cut or node.detach)

@@ -156,6 +156,7 @@ class CompiledUpdate(nd.Node):
     """Base class: an update with its inner objective replaced by the surrogate, a function of `psi`."""
 
     kind = "update"
+    starts_matter = True  # whether the result is a function of the parameters that it starts from
 
     def __init__(
         self,

@@ -6,9 +6,9 @@ derivative of a function that does not change either needs the Hessian's inverse
 both solvers stay within those: conjugate gradients from zero never leave the range of the matrix, and the dense solver
 leaves out eigenvectors of no curvature. A right-hand side with a part in the null space has no solution, and is
 refused; so is a direction along which the objective curves upwards. Hessian-vector products are as exact as what they
-are computed from, which may be much larger than they are (a policy close to deterministic has hardly any curvature). So
-a curvature counts as zero below `eps**0.75` times that of the matrix, and a part of a vector below `eps**0.25` times the
-vector, `eps` being the precision of the numbers.
+are computed from, which may be much larger than they are (a policy close to deterministic has hardly any curvature).
+So a curvature counts as zero below `eps**0.75` times that of the matrix, and a part of a vector below `eps**0.25` times
+the vector, `eps` being the precision of the numbers.
 """
 
 import math
@@ -108,8 +108,8 @@ class ConjugateGradient(LinearSolver):
         wrong = (found.curvature < -found.zero) | flat & stray
         if bool(wrong.any()):
             raise SolverError(
-                "the solution's Hessian is not negative definite: conjugate gradients met a direction along which it is "
-                f"{worst(wrong, -found.curvature)}; {_REMEDY}, ConjugateGradient(damping=...)"
+                "the solution's Hessian is not negative definite: conjugate gradients met a direction along which it "
+                f"is {worst(wrong, -found.curvature)}; {_REMEDY}, ConjugateGradient(damping=...)"
             )
         open_ = ~((found.residual <= self.tolerance) | flat)
         if bool(open_.any()):
