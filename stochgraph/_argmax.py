@@ -9,8 +9,9 @@ from typing import Any
 from . import _node as nd
 from ._axes import describe, union
 from ._declare import _depends, _node, _refuse_mixed_copies, _refuse_time, apply, stop
-from ._derive import between
+from ._derive import between, moves_with
 from ._errors import DeclarationError
+from ._surrogate import schedule
 from ._symbol import Symbol, current
 from .solvers import ClosedForm, ConjugateGradient, LinearSolver, Newton, Solver
 
@@ -104,12 +105,12 @@ def argmax(
     goal, variable = _node(objective, "argmax"), _unknown_in(over, objective._declaration.nodes)
     _check_solvers(solver, linear_solver)
     _refuse_time("argmax", variable, goal)
-    if not _depends(goal, variable):
-        raise DeclarationError(
-            f"sg.argmax over {variable.name!r}: the objective {goal.name!r} does not depend on {variable.name!r}: "
-            "every value of it is a solution"
-        )
     _refuse_drawn(variable, goal)
+    if goal not in moves_with(schedule([goal]), [variable]):
+        raise DeclarationError(
+            f"sg.argmax over {variable.name!r}: the objective {goal.name!r} does not depend on {variable.name!r} "
+            "through values: any value of it is a solution"
+        )
     _refuse_mixed_copies("argmax", variable, goal, set(goal.axes))
     start = _start(variable, goal, init, solver)
     declaration = objective._declaration

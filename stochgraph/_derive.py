@@ -8,8 +8,9 @@ The four rules, as they stand in the code:
    it keeps only the samples that reach that operand (`linear_operands`).
 3. *Nonlinear operations are not.* There the pending box stays. An estimator that linearises puts the box of its
    sample below the mean of the sample's plate instead, whatever comes after it.
-4. *An update is a nonlinear operation* of the terms of its inner objective. The same rules derive the inner
-   surrogate; "dice" curvature is rule 3 again, the box pushed through the update down to those terms.
+4. *An update is a nonlinear operation* of the terms of its inner objective, whether it is a gradient step or the
+   objective's maximum. The same rules derive the inner surrogate; "dice" curvature is rule 3 again, the box pushed
+   through the update down to those terms.
 """
 
 import copy
@@ -160,8 +161,8 @@ class Derivation:
     """Derives the surrogate of a graph, or of one update's inner objective.
 
     `rules` has one entry per scored sample; updates that a sample in `constant` feeds have a constant direction. For an
-    inner objective, `update` is the update, `outer` the derivation around it, and `psi` stands for the update's
-    parameters.
+    inner objective, `update` is the update, `outer` the derivation around it, and `psi` stands for what the objective
+    is a function of.
     """
 
     def __init__(

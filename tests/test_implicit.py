@@ -11,7 +11,7 @@ from typing import Any
 import networkx as nx
 import pytest
 import torch
-from torch.distributions import Categorical, Normal
+from torch.distributions import Bernoulli, Categorical, Normal
 
 import stochgraph as sg
 from stochgraph._symbol import _current
@@ -185,6 +185,28 @@ def test_one_solution_for_all_tasks():
 
     def expected(t):
         return torch.exp(t * task - coupling / (1 + coupling) * (t * task).mean()).mean()
+
+    assert float(compiled.surrogate(theta, trace)) == pytest.approx(float(expected(theta)), abs=1e-12)
+    assert difference(torch.func.grad(compiled.surrogate)(theta, trace), torch.func.grad(expected)(theta)) < 1e-10
+
+
+def test_plates_that_are_solved_jointly_and_plates_that_are_not():
+    """One problem for each draw of y, each with an unknown for every draw of x."""
+
+    @sg.graph
+    def objective(theta):
+        x, y = (sg.sample(name, Normal, 0.0, 1.0, n=n) for name, n in (("x", 3), ("y", 2)))
+        psi = sg.unknown("psi", like=theta * x)
+        loss = sg.mean((psi - theta * x * y) ** 2, over="x") + 0.3 * sg.mean(psi, over="x") ** 2
+        return sg.mean(torch.exp(sg.argmax(-loss, over=psi, linear_solver=CONJUGATE, solver=NEWTON)))
+
+    theta = torch.tensor(0.7, dtype=F64)
+    compiled = objective.compile(sg.SF())
+    trace = compiled.sample(theta, generator=seeded())
+    products = trace.draws["x"].to(F64).unsqueeze(1) * trace.draws["y"].to(F64)
+
+    def expected(t):
+        return torch.exp(t * products - 0.3 / 1.3 * (t * products).mean(0)).mean()
 
     assert float(compiled.surrogate(theta, trace)) == pytest.approx(float(expected(theta)), abs=1e-12)
     assert difference(torch.func.grad(compiled.surrogate)(theta, trace), torch.func.grad(expected)(theta)) < 1e-10
@@ -396,6 +418,27 @@ def after_a_gradient_step():
     return objective
 
 
+def on_trajectories():
+    """Trajectories of a tabular policy, their ratios and rewards step by step; then the exact return."""
+
+    @sg.graph
+    def objective(theta):
+        data = sg.sample("D", problems.TwoStateMDP(2), theta, n=2)
+        psi = sg.unknown("psi", like=theta)
+        ratio = sg.apply(
+            lambda p, t, s, a: torch.exp((p.log_softmax(-1) - t.log_softmax(-1))[s, a]),
+            psi,
+            theta,
+            data.state,
+            data.action,
+        )
+        inner = sg.mean(sg.sum(ratio * data.reward, discount=0.9)) - RATIO * ((psi - theta) ** 2).sum()
+        adapted = sg.argmax(inner, over=psi, solver=NEWTON, linear_solver=CONJUGATE)
+        return sg.apply(problems.mdp_value, adapted)
+
+    return objective
+
+
 VERIFIED = {
     "one step": proximal,
     "two steps": lambda: proximal(2),
@@ -403,14 +446,16 @@ VERIFIED = {
     "after a gradient step": after_a_gradient_step,
     "two tasks": two_tasks,
     "closed form": problems.soft_greedy_bandit,
+    "trajectories": on_trajectories,
 }
 
 
 @pytest.mark.parametrize("name", VERIFIED)
 def test_score_function_is_unbiased(name):
     compiled = VERIFIED[name]().compile(sg.SF())
+    theta = problems.MDP_THETA if name == "trajectories" else BANDIT_THETA
     assert compiled.explain().unbiased
-    assert sg.verify(compiled, BANDIT_THETA).relative_bias < EXACT
+    assert sg.verify(compiled, theta).relative_bias < EXACT
 
 
 @pytest.mark.parametrize("name", ["one step", "after a gradient step"])
@@ -465,6 +510,26 @@ def test_linear_in_the_data_means_no_bias():
     exact, linear = (sg.verify(objective.compile(e), BANDIT_THETA) for e in (sg.SF(), sg.LSF()))
     assert linear.relative_bias < EXACT
     assert difference(exact.truth, linear.expectation) < EXACT
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_weights_are_what_is_counted(name):
+    """Solution and cost linear in the data: how much of the path through the distribution an estimator finds."""
+
+    @sg.graph
+    def objective(theta):
+        pulls = sg.sample("D", Bernoulli, logits=theta, n=2)
+        psi = sg.unknown("psi", like=theta)
+        return 3.0 * sg.argmax(sg.mean(psi * pulls) - 0.5 * (psi - theta) ** 2, over=psi)
+
+    theta, estimator = torch.tensor(0.3, dtype=F64), COUNTED[name][0]
+    held = estimator.curvature == "stop"
+    nothing = 0.0 if held else 3.0
+    everything = float(sg.verify(objective.compile(sg.SF()), theta).truth) - 3.0
+    (row,) = (row for row in objective.compile(estimator).explain().ledger if row.sample)
+    found = float(sg.verify(objective.compile(estimator), theta).expectation)
+    expected = {"0": 0.0, "1": 1.0, "2": 2.0, "1/N(D)": 0.5}[row.weight]
+    assert (found - nothing) / everything == pytest.approx(expected, abs=1e-12)
 
 
 def test_first_order_holds_the_solution_constant():
@@ -621,6 +686,7 @@ def refused(body, message):
 
 def test_objectives_that_ignore_the_unknown():
     refused(lambda t, psi: sg.argmax(t**2, over=psi), r"over 'psi': the objective 'pow' does not depend on 'psi'")
+    refused(lambda t, psi: sg.argmax(sg.stop(psi) * t, over=psi), r"the objective 'mul' does not depend on 'psi'")
 
 
 def test_draws_from_the_unknown():
@@ -749,12 +815,13 @@ def test_a_minimum_in_place_of_a_maximum(linear_solver, name):
     "inner",
     [
         lambda psi, theta, x: (psi * theta).sum() * 0.0 + 0.0 * x,
+        lambda psi, theta, x: (torch.sign(psi) * theta).sum() + 0.0 * x,
         lambda psi, theta, x: -((psi - theta)[0] ** 2) + 0.0 * x,
         lambda psi, theta, x: (
             sg.apply(lambda p, t: -((p.softmax(-1) - t.softmax(-1)) ** 2).sum(), psi, theta) + 0.0 * x
         ),
     ],
-    ids=["constant", "a flat coordinate", "logits"],
+    ids=["constant", "steps", "a flat coordinate", "logits"],
 )
 def test_a_cost_that_moves_where_the_objective_is_flat(inner, linear_solver):
     compiled = declared(inner, solver=ClosedForm(lambda t: t), linear_solver=linear_solver)
@@ -820,6 +887,18 @@ def test_newton_away_from_the_maximum():
         Problem(lambda x: torch.exp(-(x**2) / 2).sum(-1) - 1e-3 * (x**2).sum(-1)), start
     )
     assert float(found.abs().max()) < 1e-8
+
+
+@pytest.mark.parametrize("start", [[-1.8, 1.8, 2.5], [0.0, 0.0, 0.0], [4.0, -6.0, 3.0]])
+def test_newton_for_a_softmax(start):
+    """Far from the solution long steps would end where all is flat, and short ones along a saddle take for ever."""
+    prior, values = torch.tensor([-1.8, 1.8, 2.5], dtype=F64), torch.tensor([0.0, 1.2, -0.5], dtype=F64)
+
+    def value(x):
+        return (x.softmax(-1) * (values - 0.7 * (x.log_softmax(-1) - prior.log_softmax(-1)))).sum(-1)
+
+    found = Newton(tolerance=1e-10).solve(Problem(value), torch.tensor(start, dtype=F64))
+    assert difference(found.softmax(-1), (prior + values / 0.7).softmax(-1)) < 1e-8
 
 
 def test_single_precision():

@@ -46,9 +46,10 @@ class Problem:
     def _gradient(self, x: Tensor, again: bool) -> tuple[Tensor, Tensor]:
         with torch.enable_grad():
             point = x.detach().requires_grad_()
-            (gradient,) = torch.autograd.grad(
-                self.value(point).sum(), point, create_graph=again, materialize_grads=True
-            )
+            total = self.value(point).sum()
+            if not total.requires_grad:  # torch functions without a derivative
+                return point, torch.zeros_like(x)
+            (gradient,) = torch.autograd.grad(total, point, create_graph=again, materialize_grads=True)
         return point, gradient
 
 

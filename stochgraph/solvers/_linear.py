@@ -30,11 +30,12 @@ _REMEDY = (
 
 
 class Conjugate(NamedTuple):
-    """Where conjugate gradients ended: `(*copies, P)`, and `(*copies,)` three times."""
+    """Where conjugate gradients ended. Shapes `(*copies, P)` for vectors, `(*copies,)` for numbers."""
 
     solution: Tensor
-    residual: Tensor  # relative to the right-hand side
-    curvature: Tensor  # along the direction that stopped it early; infinite if none did
+    residual: Tensor  # its norm, relative to that of the right-hand side
+    curvature: Tensor  # along the direction that stopped it, not being positive; infinite if none did
+    rise: Tensor  # along that direction, as far as a positive curvature of that size would be worth going
     zero: Tensor  # what counts as no curvature
 
 
@@ -44,20 +45,22 @@ def conjugate_gradient(product: Product, rhs: Tensor, steps: int, tolerance: Ten
     residual = rhs / torch.where(size > 0, size, 1.0)  # squares of small numbers must not underflow
     solution, direction = torch.zeros_like(rhs), residual
     square, zero = _dot(residual, residual), _size(product, rhs) * _precision(rhs) ** 0.75
-    lowest = torch.full_like(square, torch.inf)
+    lowest, rise = torch.full_like(square, torch.inf), torch.zeros_like(rhs)
     for _ in range(steps):
         active = (square > tolerance**2) & (lowest > zero)
         if not bool(active.any()):
             break
         image = product(direction)
         length, curvature = _dot(direction, direction), _dot(direction, image)
-        lowest = torch.where(active & ~(curvature > zero * length), curvature / length, lowest)
-        active = active & (lowest > zero)
+        stopped = active & ~(curvature > zero * length)
+        lowest, active = torch.where(stopped, curvature / length, lowest), active & ~stopped
+        beyond = torch.where(stopped, square / torch.where(lowest < -zero, -curvature, square), 0.0)
+        rise = rise + beyond.unsqueeze(-1) * direction
         length = torch.where(active, square / curvature, 0.0).unsqueeze(-1)
         solution, residual = solution + length * direction, residual - length * image
         before, square = square, torch.where(active, _dot(residual, residual), square)
         direction = torch.where(active.unsqueeze(-1), residual + (square / before).unsqueeze(-1) * direction, direction)
-    return Conjugate(solution * size, square.sqrt(), lowest, zero)
+    return Conjugate(solution * size, square.sqrt(), lowest, rise * size, zero)
 
 
 def _dot(one: Tensor, other: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ class Newton(Solver):
     r"""Truncated Newton: :math:`x \leftarrow x - t \, H^{-1} \nabla L(x)`, the step halved until the value rises.
 
     The direction is found by conjugate gradients on Hessian-vector products, as exactly as the size of the gradient
-    asks for. Where the Hessian is not negative definite they stop early, at a direction that still goes up.
+    asks for. Where the Hessian is not negative definite they stop early, at a direction that still goes up. No step is
+    longer than the point's own norm and one.
 
     Args:
         steps: the largest number of steps; close to a strict maximum four or five are enough.
@@ -51,10 +52,10 @@ class Newton(Solver):
     def _direction(self, problem: Problem, x: Tensor, gradient: Tensor, norm: Tensor) -> Tensor:
         accuracy = norm.sqrt().clamp(max=0.1)
         found = conjugate_gradient(problem.curvature(x), gradient, min(2 * x.shape[-1], _MOST_PRODUCTS), accuracy)
-        # Where the gradient itself points along an upward curve, as far as a downward curve of that size would go.
-        first = (found.curvature < -found.zero) & (found.solution == 0).all(-1)
-        scaled = gradient / torch.where(first, -found.curvature, 1.0).unsqueeze(-1)
-        return torch.where((found.solution == 0).all(-1, keepdim=True), scaled, found.solution)
+        direction = found.solution + found.rise
+        # Longer steps may end where everything is flat, far from any maximum: a softmax over large logits is.
+        longest = (1 + x.norm(dim=-1)) / direction.norm(dim=-1).clamp(min=torch.finfo(x.dtype).tiny)
+        return direction * longest.clamp(max=1.0).unsqueeze(-1)
 
 
 def _search(problem: Problem, x: Tensor, direction: Tensor, slope: Tensor) -> Tensor:
