@@ -141,7 +141,10 @@ class Compiled:
         run = Run(named, _check_sizes(self.graph, sizes or {}))
         with torch.enable_grad(), seeded(generator, inputs):
             loss = self._surrogate(run)
-        grads = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
+        if loss.requires_grad:
+            grads = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
+        else:  # the estimators hold everything constant
+            grads = map(torch.zeros_like, wanted)
         result = pytree.tree_unflatten([next(grads) if _floats(leaf) else None for leaf in leaves], spec)
         return loss.detach(), result[0] if len(result) == 1 else tuple(result)
 
@@ -275,7 +278,7 @@ def _assign(graph: Graph, given: Mapping[str, Any], wrt: tuple[str, ...]) -> dic
             )
     others = scored_samples(graph._order, graph._inputs, [name for name in pathwise if name in needed])
     weighted = {s: SF() for s, node in others.items() if not node.law.has_moving_support}
-    starts = [node.params for node in graph._order if isinstance(node, nd.Update)]
+    starts = [node.params for node in graph._order if isinstance(node, nd.Step)]
     inner = {s: given.get(s, SF()) for s in scored_samples(graph._order, starts, pathwise)}
     found = {**weighted, **inner, **{name: given[name] for name in needed}}
     return {name: found[name] for name in samples_in(graph._order) if name in found}

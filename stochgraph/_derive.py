@@ -8,8 +8,9 @@ The four rules, as they stand in the code:
    it keeps only the samples that reach that operand (`linear_operands`).
 3. *Nonlinear operations are not.* There the pending box stays. An estimator that linearises puts the box of its
    sample below the mean of the sample's plate instead, whatever comes after it.
-4. *An update is a nonlinear operation* of the terms of its inner objective. The same rules derive the inner
-   surrogate; "dice" curvature is rule 3 again, the box pushed through the update down to those terms.
+4. *An update is a nonlinear operation* of the terms of its inner objective, whether it is a gradient step or the
+   objective's maximum. The same rules derive the inner surrogate; "dice" curvature is rule 3 again, the box pushed
+   through the update down to those terms.
 """
 
 import copy
@@ -20,10 +21,21 @@ from enum import Enum
 from typing import Any
 
 from . import _node as nd
-from ._axes import Axis, describe
+from ._axes import Axes, Axis, describe, union
 from ._curvature import Curvature, ExpandedBox, Expansion, OtherScores
 from ._errors import CompileError
-from ._surrogate import Box, CompiledUpdate, Controlled, Placeholder, Score, ScoreTerm, Total, Weight, schedule
+from ._implicit import CompiledArgmax
+from ._surrogate import (
+    Box,
+    CompiledStep,
+    Controlled,
+    Placeholder,
+    Score,
+    ScoreTerm,
+    Total,
+    Weight,
+    schedule,
+)
 
 _BOTH = (operator.add, operator.sub)
 _UNARY = (operator.neg, operator.pos)
@@ -199,8 +211,8 @@ class Derivation:
     """Derives the surrogate of a graph, or of one update's inner objective.
 
     `rules` has one entry per scored sample; updates that a sample in `constant` feeds have a constant direction. For an
-    inner objective, `update` is the update, `outer` the derivation around it, and `psi` stands for the update's
-    parameters.
+    inner objective, `update` is the update, `outer` the derivation around it, and `psi` stands for what the objective
+    is a function of.
     """
 
     def __init__(
@@ -232,14 +244,14 @@ class Derivation:
 
     def _scope(self, update: nd.Update) -> None:
         """Which samples the inner surrogate scores, and which it only weights."""
-        moving = moves_with(self.order, [update.params], self.pathwise)
+        moving = moves_with(self.order, [update.variable], self.pathwise)
         inner = {s: node for s, node in self.samples.items() if any(p in moving for p in node.inputs)}
         data = {s: node for s, node in self.samples.items() if s not in inner}
         self.moved = moving
-        self.region = descends_from(self.order, update.params)
+        self.region = descends_from(self.order, update.variable)
         self.reach = {
-            Kind.SCORE: find_reach(self.order, inner, dict.fromkeys(inner, COST), cut=update.params),
-            Kind.WEIGHT: find_reach(self.order, data, self.rules, cut=update.params),
+            Kind.SCORE: find_reach(self.order, inner, dict.fromkeys(inner, COST), cut=update.variable),
+            Kind.WEIGHT: find_reach(self.order, data, self.rules, cut=update.variable),
         }
 
     def surrogate(self, objective: nd.Node) -> nd.Node:
@@ -335,7 +347,7 @@ class Derivation:
         if self.update is None:
             return False
         held = isinstance(node, nd.Sample) and node.name not in self.pathwise
-        return held or node is self.update.params or node not in self.region
+        return held or node is self.update.variable or node not in self.region
 
     def _operands(self, node: nd.Node, pending: Pending, place: Kind) -> list[int] | None:
         """The inputs to which pending boxes of one kind may move.
@@ -354,18 +366,18 @@ class Derivation:
         return None if scaling and any(parent in self.moved for parent in others) else operands
 
     def _averaged(self, node: nd.Node) -> Pending:
-        """The samples whose box belongs below this mean."""
+        """The samples whose box belongs below this mean. Inside an update it is curvature that boxes."""
         if not isinstance(node, nd.Reduction):
             return NOTHING
         reaching = self.reach[Kind.WEIGHT][node.inputs[0]]
-        averaged = [s for s in reaching if averaging_plate(self.samples[s]) in node.over]
-        return self._weighted([s for s in averaged if self.rules[s].boxes_means])
+        averaged = [s for s in reaching if averaging_plate(self.samples[s]) in node.over and self.rules[s].boxes_means]
+        return self._weighted([s for s in averaged if self.update is None or self.rules[s].boxes_terms])
 
     def _build(self, node: nd.Node, pending: Pending, parts: list[nd.Node]) -> nd.Node:
         if self._elsewhere(node) and not pending:
             assert self.outer is not None
-            is_params = self.update is not None and node is self.update.params
-            return self.psi if is_params and self.psi else self.outer.derive(node)
+            is_variable = self.update is not None and node is self.update.variable
+            return self.psi if is_variable and self.psi else self.outer.derive(node)
         due = self._due(node, pending)
         if due:
             return self._with_controls(node, parts[0], due)
@@ -402,13 +414,29 @@ class Derivation:
         rules, detach = self.rules, not self.constant.isdisjoint(data_of(node, self.order))
         if self.update is not None:
             rules = value_rules(self.rules)
-        psi = Placeholder(node)
+        axes = union(parts[0].axes, node.variable.axes, node.objective.axes)
+        if isinstance(node, nd.Argmax):
+            return CompiledArgmax(node, parts[0], parts[1:], *self._inner(node, rules, axes), detach)
+        return CompiledStep(node, parts[0], parts[1:], *self._inner(node, rules, axes), detach)
+
+    def _inner(self, node: nd.Update, rules: Mapping[str, Rule], axes: Axes) -> tuple[Placeholder, list[nd.Node]]:
+        """The update's placeholder and surrogate; behind it the plain one if control variates stand in the first.
+
+        Inside another update's objective the surrogate may depend on copies of that update's parameters: then there is
+        one placeholder for each.
+        """
+        psi = Placeholder(node, axes)
         inner = Derivation(self.order, rules, outer=self, update=node, psi=psi)
-        surrogate, plain = inner.inner_surrogate(), None
+        surrogates = [inner.inner_surrogate()]
         if any(rules[s].term_control for s in inner.reach[Kind.SCORE][node.objective]):
             controlled = Derivation(self.order, rules, outer=self, update=node, psi=psi, controls_terms=True)
-            surrogate, plain = controlled.inner_surrogate(), surrogate
-        return CompiledUpdate(node, parts[0], parts[1:], psi, surrogate, detach, plain)
+            surrogates.insert(0, controlled.inner_surrogate())
+        wider = union(axes, *(surrogate.axes for surrogate in surrogates))
+        if wider != axes:
+            return self._inner(node, rules, wider)
+        for surrogate in surrogates:
+            _refuse_mixed_copies(node, psi, surrogate)
+        return psi, surrogates
 
     def _box(self, node: nd.Node, base: nd.Node, pending: Pending, inside: Pending) -> nd.Node:
         """Box a term: importance weights and linearised scores as factors, the update's own scores as a score term."""
@@ -500,10 +528,23 @@ class Derivation:
         return shared[key]
 
 
+def _refuse_mixed_copies(update: nd.Update, psi: Placeholder, surrogate: nd.Node) -> None:
+    """A copy for every copy of an outer update's parameters must not meet the others."""
+    added = set(psi.axes) - set(update.axes)
+    for node in between(psi, surrogate) if added else ():
+        mixed = added & set(getattr(node, "over", ()))
+        if mixed:
+            raise CompileError(
+                f"update {update.name!r} (axes: {describe(update.axes)}) is part of another update's objective, which "
+                f"keeps the plate {min(mixed).name!r}: there is one {update.name!r} for each of its draws, but "
+                f"{node.name!r} reduces that plate. Reduce it in the whole objective of the outer update"
+            )
+
+
 def data_of(update: nd.Update, order: list[nd.Node]) -> list[str]:
-    """The samples that feed an update's objective, other than through its parameters."""
+    """The samples that feed an update's objective, other than through what it is a function of."""
     samples = samples_in(order)
-    reach = find_reach(order, samples, dict.fromkeys(samples, COST), cut=update.params)
+    reach = find_reach(order, samples, dict.fromkeys(samples, COST), cut=update.variable)
     return list(reach[update.objective])
 
 

@@ -6,6 +6,7 @@ The replays are forward evaluations: their values are constants of the surrogate
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -51,11 +52,13 @@ def _boxes_all(rule: Rule) -> bool:
     return rule.pathwise or (rule.boxes_costs and not rule.averages and not rule.boxes_terms)
 
 
+@dataclass(frozen=True)
 class LeftOut:
     """Which draw of which plate is left out: the one at `index`, of `count`."""
 
-    def __init__(self, plate: Axis, index: Tensor, count: int) -> None:
-        self.plate, self.index, self.count = plate, index, count
+    plate: Axis
+    index: Tensor
+    count: int
 
     def own(self, value: Tensor, axes: Axes) -> Tensor:
         """The part of a value `(*axes, ...)` that belongs to the draw left out, along a dimension of size 1."""

@@ -165,7 +165,8 @@ class _Walk:
     def _into_update(self, node: CompiledUpdate, state: _State) -> Iterator[tuple[nd.Node, _State]]:
         outside = frozenset(node.axes)
         bent = replace(state, nonlinear=self.scored, outside=outside, via=(node.name, *state.via))
-        yield node.inputs[0], bent
+        if node.starts_matter:
+            yield node.inputs[0], bent
         for rate in node.inputs[1 : 1 + node.rate_count]:
             yield rate, bent
         yield node.surrogate, replace(bent, cut=state.cut or node.detach)
@@ -320,7 +321,7 @@ def _value_row(node: nd.Node, state: _State, count: int, path: tuple[str, ...]) 
 
 def _makes_direction(update: nd.Update) -> list[nd.Node]:
     """What an update's direction is computed from: parameters, objective, and the parents of the draws it scores."""
-    scored = [node for node in between(update.params, update.objective) if isinstance(node, nd.Sample)]
+    scored = [node for node in between(update.variable, update.objective) if isinstance(node, nd.Sample)]
     return [update.params, update.objective, *(parent for node in scored for parent in node.inputs)]
 
 

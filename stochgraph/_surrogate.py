@@ -175,22 +175,26 @@ def _add(left: Any, right: Any, axes: Axes, right_axes: Axes) -> Any:
 
 
 class Placeholder(nd.Node):
-    """The parameters at which an update's inner gradient is taken: a copy of them for every remaining plate."""
+    """What an update's inner objective is a function of: a copy of the parameters for every remaining plate."""
 
     kind = "placeholder"
 
-    def __init__(self, update: nd.Update) -> None:
-        self.wanted = union(update.params.axes, update.objective.axes)
-        super().__init__(update.params.name, update.index, [])
+    def __init__(self, update: nd.Update, axes: Axes) -> None:
+        self.wanted = axes
+        super().__init__(update.variable.name, update.index, [])
 
     def infer_axes(self) -> Axes:
         return self.wanted
 
 
 class CompiledUpdate(nd.Node):
-    """An update with its inner objective replaced by the surrogate whose gradient is taken at `psi`."""
+    """Base class: an update with its inner objective replaced by the surrogate, a function of `psi`.
+
+    Where control variates stand in the surrogate, `surrogates` has the plain one behind it.
+    """
 
     kind = "update"
+    starts_matter = True  # whether the result is a function of the parameters that it starts from
 
     def __init__(
         self,
@@ -198,43 +202,34 @@ class CompiledUpdate(nd.Node):
         params: nd.Node,
         rates: Sequence[nd.Node],
         psi: Placeholder,
-        surrogate: nd.Node,
+        surrogates: Sequence[nd.Node],
         detach: bool,
-        plain: nd.Node | None = None,
     ) -> None:
         self.update = update
         self.psi = psi
-        self.surrogate = surrogate
+        self.surrogates = surrogates
         self.detach = detach
-        self.plain = plain
         self.rate_count = len(rates)
-        self.program, captured = split(surrogate, psi)
-        self.plain_program: list[nd.Node] = []
-        if plain is not None:
-            self.plain_program, more = split(plain, psi)
-            captured = list(dict.fromkeys([*captured, *more]))
+        parts = [split(surrogate, psi) for surrogate in surrogates]
+        self.programs = [program for program, _ in parts]
+        captured = dict.fromkeys(node for _, needed in parts for node in needed)
         super().__init__(update.name, update.index, [params, *rates, *captured])
+
+    @property
+    def surrogate(self) -> nd.Node:
+        """The surrogate of the inner objective."""
+        return self.surrogates[0]
+
+    @property
+    def program(self) -> list[nd.Node]:
+        """What computes the surrogate from `psi`."""
+        return self.programs[0]
 
     def infer_axes(self) -> Axes:
         rates = self.inputs[1 : 1 + self.rate_count]
         return union(self.psi.axes, self.inputs[0].axes, *(node.axes for node in rates))
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
-        first = 1 + self.rate_count
-        captured = dict(zip(self.inputs[first:], values[first:], strict=True))
-        start = self._copies(run, values[0])
-        again = not self.detach and _is_differentiated((start, list(captured.values())))
-        grads = gradient(lambda psi: self._total(run, captured, psi, self.program, self.surrogate), start, again)
-        if self.plain is not None:
-            grads = self._with_value_of_plain(run, captured, start, grads)
-        return self._step(run, start, grads, values[1:first])
-
-    def _with_value_of_plain(self, run: Any, captured: dict[nd.Node, Any], start: Any, grads: Any) -> Any:
-        """Control variates change the derivative of a direction, and not the direction."""
-        plain = gradient(lambda psi: self._total(run, captured, psi, self.plain_program, self.plain), start, False)
-        return pytree.tree_map(lambda one, other: one + (other - one).detach(), grads, plain)
-
-    def _copies(self, run: Any, params: Any) -> Any:
+    def copies(self, run: Any, params: Any) -> Any:
         """One copy of the parameters for every remaining plate."""
         axes, target = self.inputs[0].axes, self.psi.axes
         if axes == target:
@@ -244,10 +239,29 @@ class CompiledUpdate(nd.Node):
             lambda leaf: vz.align(leaf, axes, target).expand(*sizes, *leaf.shape[len(axes) :]), params
         )
 
-    def _total(self, run: Any, captured: dict[nd.Node, Any], psi: Any, program: list[nd.Node], root: Any) -> Tensor:
-        known = {**captured, self.psi: psi}
-        execute(program, run, known)
-        return known[root].sum()
+    def objective(self, run: Any, captured: Sequence[Any], psi: Any, which: int = 0) -> Tensor:
+        """A surrogate at `psi`, shape `(*axes,)`. `captured`: the values of the inputs behind the step sizes."""
+        known = dict(zip(self.inputs[1 + self.rate_count :], captured, strict=True))
+        known[self.psi] = psi
+        execute(self.programs[which], run, known)
+        return known[self.surrogates[which]]
+
+
+class CompiledStep(CompiledUpdate):
+    """A gradient step: the gradient of the surrogate is taken at the parameters."""
+
+    update: nd.Step
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        first = 1 + self.rate_count
+        captured = values[first:]
+        start = self.copies(run, values[0])
+        again = not self.detach and _is_differentiated((start, captured))
+        grads = gradient(lambda psi: self.objective(run, captured, psi).sum(), start, again)
+        if len(self.surrogates) > 1:  # control variates change the derivative of a direction, and not the direction
+            plain = gradient(lambda psi: self.objective(run, captured, psi, 1).sum(), start, False)
+            grads = pytree.tree_map(lambda one, other: one + (other - one).detach(), grads, plain)
+        return self._step(run, start, grads, values[1:first])
 
     def _rates(self, values: Sequence[Any], spec: pytree.TreeSpec) -> list[tuple[Any, bool]]:
         """The step size of every leaf of the parameters, and whether it has the plates in front."""

@@ -215,6 +215,27 @@ def test_without_a_time_axis_all_are_the_score_function_of_a_draw():
     assert all(grad == grads[0] for grad in grads)
 
 
+@pytest.mark.parametrize(
+    "estimator", [sg.LSF(), sg.LSF(control_variate=True), sg.LVC(), sg.LoadedDiCE(0.5), sg.Taylor(), sg.LOO()]
+)
+def test_an_implicit_update_needs_first_derivatives_of_its_data_only(estimator):
+    """Its data are weighted, not scored for a direction: no products of scores, so no expansion loses any."""
+    weight = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=F64)
+
+    @sg.graph
+    def objective(theta):
+        data = sg.sample("D", TwoStateMDP(2), theta, n=2)
+        psi = sg.unknown("psi", like=theta)
+        gain = sg.apply(lambda p, s, a, r: r * p[s, a], psi, data.state, data.action, data.reward)
+        penalty = sg.apply(lambda p, t: ((p - t) ** 2).sum(), psi, theta)
+        solution = sg.argmax(sg.mean(sg.sum(gain)) - penalty, over=psi, init=theta)
+        return sg.apply(lambda p: (p * weight).sum(), solution)
+
+    compiled = objective.compile(estimator)
+    assert {row.part for row in compiled.explain().ledger} == {""}
+    assert sg.verify(compiled, MDP_THETA).relative_bias < EXACT
+
+
 def test_plates_inside_a_nonlinear_inner_objective():
     """Draws that a term depends on all at once multiply their factors."""
 

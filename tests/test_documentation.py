@@ -17,9 +17,10 @@ import torch
 
 import stochgraph
 import stochgraph.estimators
+import stochgraph.solvers
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-PUBLIC = (stochgraph, stochgraph.estimators)
+PUBLIC = (stochgraph, stochgraph.estimators, stochgraph.solvers)
 MEMBERS = (property, cached_property, classmethod, staticmethod)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
