@@ -304,13 +304,13 @@ class Derivation:
     def _due(self, node: nd.Node, pending: Pending) -> list[str]:
         """The samples whose control variate belongs at the node: below it, nothing changes in how they are boxed."""
         waiting = [s for s, kind in pending if kind is Kind.CONTROLLED]
-        found = self._alignments(node, _settled(pending, waiting)) if waiting else {}
+        found = self.alignments_below(node, _settled(pending, waiting)) if waiting else {}
         return sorted((s for s in waiting if found[s] is not None), key=lambda s: self.samples[s].index)
 
     def _controlled(self, node: nd.Node, pending: Pending) -> Pending:
         return _settled(pending, self._due(node, pending))
 
-    def _alignments(self, node: nd.Node, pending: Pending) -> dict[str, frozenset[Axis] | None]:
+    def alignments_below(self, node: nd.Node, pending: Pending) -> dict[str, frozenset[Axis] | None]:
         """The axes along which the weights pending at the node are kept wherever they end; `None` if that differs."""
         stack = [(node, pending)]
         while stack:

@@ -140,6 +140,26 @@ def test_the_variance_falls_with_the_plate():
     assert many < 0.03 * sg.verify(score, BANDIT_THETA, sizes={"D": 9}).total_variance
 
 
+def test_the_variance_falls_with_the_plates_of_two_steps():
+    """A replay of the first step reuses the whole plate of the second; that plate's replays are compared with it."""
+
+    @sg.graph
+    def objective(theta):
+        for name in ("D1", "D2"):
+            pulls = sg.sample(name, Categorical, logits=theta, n=2)
+            theta = sg.ascend(theta, sg.mean(sg.apply(lambda a: BANDIT_REWARD[a], pulls)), 0.7)
+        return sg.apply(lambda t: (t.softmax(-1) * BANDIT_REWARD).sum(), theta)
+
+    variances = {}
+    for name, estimator in (("LOO", sg.LOO()), ("LSF", sg.LSF()), ("SF", sg.SF())):
+        compiled = objective.compile(estimator)
+        found = (sg.verify(compiled, BANDIT_THETA, sizes={"D1": n, "D2": n}) for n in (2, 5))
+        variances[name] = [result.total_variance for result in found]
+    assert variances["SF"][1] > 1.5 * variances["SF"][0]
+    assert variances["LOO"][1] < 0.5 * variances["LOO"][0]
+    assert variances["LOO"][1] < 1.3 * variances["LSF"][1]
+
+
 def test_chunks_change_nothing(monkeypatch):
     compiled = problems.bandit(2, n=5, m=3).compile(sg.LOO())
     trace = compiled.sample(BANDIT_THETA, generator=torch.Generator().manual_seed(3))
