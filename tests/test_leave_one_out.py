@@ -151,13 +151,13 @@ def test_the_variance_falls_with_the_plates_of_two_steps():
         return sg.apply(lambda t: (t.softmax(-1) * BANDIT_REWARD).sum(), theta)
 
     variances = {}
-    for name, estimator in (("LOO", sg.LOO()), ("LSF", sg.LSF()), ("SF", sg.SF())):
+    for name, estimator in (("LOO", sg.LOO()), ("LSF", sg.LSF(control_variate=True)), ("SF", sg.SF())):
         compiled = objective.compile(estimator)
         found = (sg.verify(compiled, BANDIT_THETA, sizes={"D1": n, "D2": n}) for n in (2, 5))
         variances[name] = [result.total_variance for result in found]
     assert variances["SF"][1] > 1.5 * variances["SF"][0]
     assert variances["LOO"][1] < 0.5 * variances["LOO"][0]
-    assert variances["LOO"][1] < 1.3 * variances["LSF"][1]
+    assert variances["LOO"][1] == pytest.approx(variances["LSF"][1], rel=0.02)  # its linearisation
 
 
 def test_chunks_change_nothing(monkeypatch):
