@@ -85,10 +85,12 @@ class Profile:
         figure = Picture(figsize=(11, 2.8), layout="constrained")
         panels = {"bias": "bias", "variance": "variance", "mse": "MSE", "seconds": "seconds per estimate"}
         names = list(self.figures)
+        tilt = {"rotation": 30, "ha": "right"} if len(names) * max(map(len, names)) > 25 else {}
         for axes, (attribute, title) in zip(figure.subplots(1, 4), panels.items(), strict=True):
             values = [getattr(self.figures[name], attribute) for name in names]
             errors = [self.figures[name].bias_error for name in names] if attribute == "bias" else None
             axes.bar(names, values, yerr=errors, color=[f"C{i}" for i in range(len(names))], capsize=4)
+            axes.set_xticks(range(len(names)), names, **tilt)
             axes.set_title(title)
             if all(value > 0 for value in values) and max(values) > 30 * min(values):
                 axes.set_yscale("log")
