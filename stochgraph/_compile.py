@@ -80,6 +80,9 @@ class Compiled:
     ) -> Trace:
         """Draw every sample node once.
 
+        Under `torch.vmap(..., randomness="different")` every element draws for itself. Inside a transform values cannot
+        be looked at: log-probabilities that are not finite go unnoticed there.
+
         Args:
             *inputs: the inputs of the graph, pytrees of tensors.
             generator: source of randomness; default: torch's default generators.
@@ -94,7 +97,8 @@ class Compiled:
         run = self._run(inputs, sizes)
         with torch.no_grad(), seeded(generator, inputs):
             values = run.execute(self._value_program)
-            run.check_scores()
+            if not in_transform():
+                run.check_scores()
         self._check_supports(run)
         log_probs = {name: values[node].detach() for name, node in self._scores.items()}
         return Trace(self._scalar(values[self._value_root], run), dict(run.draws), log_probs, dict(run.noise))

@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 from . import _node as nd
 from ._axes import Axes, describe
 from ._errors import SolverError
-from ._indexing import scalar_indexing
+from ._indexing import transform_rules
 from ._surrogate import CompiledUpdate
 from .solvers import LinearSolver, Problem, Solver
 from .solvers._base import worst
@@ -52,7 +52,7 @@ class CompiledArgmax(CompiledUpdate):
         def value(x: Tensor, *context: Any) -> Tensor:
             captured, index = pytree.tree_unflatten(list(context), spec)
             apart.left_out = left_out and replace(left_out, index=index)
-            with scalar_indexing():
+            with transform_rules():
                 return packing.per_copy(self.objective(apart, captured, packing.unpack(x)))
 
         problem = _Implicit(value, self.update.solver, self.update.linear_solver, self._label())

@@ -22,6 +22,7 @@ from torch.utils import _pytree as pytree
 from . import _vectorize as vz
 from ._axes import Axes, describe, union
 from ._errors import DeclarationError, SamplingError
+from ._indexing import NOISE_IN_PLACE
 from ._sampler import Sampler
 
 MOVING_SUPPORT = (Uniform, Pareto)
@@ -251,10 +252,6 @@ class NoiseTape(TorchFunctionMode):
     """
 
     _fresh = frozenset({torch.rand, torch.randn, torch.rand_like, torch.randn_like})
-    _in_place = frozenset(
-        getattr(Tensor, name)
-        for name in ("normal_", "uniform_", "exponential_", "cauchy_", "log_normal_", "geometric_")
-    )
     # Their results are drawn from parameters. A "straight-through" draw makes one, and is no function of noise.
     _parametric = frozenset(
         "_standard_gamma _sample_dirichlet multinomial bernoulli bernoulli_ poisson binomial".split()
@@ -272,7 +269,7 @@ class NoiseTape(TorchFunctionMode):
                 f"PW on sample {self.node.name!r} ({self.node.law.name}): its noise depends on its parameters, so the "
                 "draw cannot be replayed to every derivative order; use SF for this node"
             )
-        if fn not in self._fresh and fn not in self._in_place:
+        if fn not in self._fresh and fn not in NOISE_IN_PLACE:
             return fn(*args, **(kwargs or {}))
         noise = next(self.replay) if self.replay is not None else fn(*args, **(kwargs or {}))
         self.recorded.append(noise.clone() if self.replay is None else noise)

@@ -91,13 +91,13 @@ class Profile:
             "mse_per_second": "MSE at one second",
         }
         names = list(self.figures)
+        tilt = {"rotation": 30, "ha": "right"} if len(names) * max(map(len, names)) > 20 else {}
         for axes, (attribute, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
             values = [getattr(self.figures[name], attribute) for name in names]
             errors = [self.figures[name].bias_error for name in names] if attribute == "bias" else None
             axes.bar(names, values, yerr=errors, color=[f"C{i}" for i in range(len(names))], capsize=4)
+            axes.set_xticks(range(len(names)), names, **tilt)
             axes.set_title(title)
-            if sum(map(len, names)) > 20:
-                axes.tick_params("x", labelrotation=45)
             smallest, largest = min(values), max(values)
             if 30 * smallest < largest < 1e20 * smallest:  # anything smaller is zero, but for rounding
                 axes.set_yscale("log")
