@@ -169,9 +169,9 @@ def moves_with(order: list[nd.Node], sources: Iterable[nd.Node], pathwise: Itera
     return moving
 
 
-def descends_from(order: list[nd.Node], source: nd.Node) -> set[nd.Node]:
-    """The node and all its descendants, through values and distributions."""
-    found = {source}
+def descends_from(order: list[nd.Node], *sources: nd.Node) -> set[nd.Node]:
+    """The nodes and all their descendants, through values and distributions."""
+    found = set(sources)
     for node in order:
         if any(parent in found for parent in node.inputs):
             found.add(node)

@@ -16,7 +16,7 @@ from torch.utils import _pytree as pytree
 from . import _node as nd
 from ._axes import Axes, Axis, describe, union
 from ._control import control_variate
-from ._derive import COST, Derivation, Kind, Rule, Site, averaging_plate, samples_in
+from ._derive import COST, Derivation, Kind, Rule, Site, averaging_plate, descends_from, samples_in
 from ._errors import CompileError, SamplingError
 from ._surrogate import CompiledUpdate, Score, Weight, execute, schedule
 
@@ -40,11 +40,18 @@ def _replay(site: Site, plate: Axis, left_out: Axis) -> "Replay":
     """The node's replays: with everything that was drawn on the way boxed, whatever the estimators of those draws."""
     derivation, node = site.derivation, site.node
     exact = derivation
-    if not all(_boxes_all(rule) for rule in derivation.rules.values()):
-        rules = {s: Rule(pathwise=True) if rule.pathwise else COST for s, rule in derivation.rules.items()}
+    rules = _replayed_rules(derivation)
+    if rules.keys() != derivation.rules.keys() or not all(_boxes_all(rule) for rule in derivation.rules.values()):
         exact = Derivation(derivation.order, rules, shared=derivation.shared)
     pending = frozenset((s, Kind.WEIGHT) for s in exact.reach[Kind.WEIGHT][node])
     return Replay(node, site.name, plate, left_out, exact.derive(node, pending), derivation)
+
+
+def _replayed_rules(derivation: Derivation) -> dict[str, Rule]:
+    """One for every sample that is scored or that descends from one: leaving a draw out moves its distribution."""
+    moving = descends_from(derivation.order, *derivation.samples.values())
+    names = [s for s, node in samples_in(derivation.order).items() if s in derivation.rules or node in moving]
+    return {s: Rule(pathwise=True) if s in derivation.pathwise else COST for s in names}
 
 
 def _boxes_all(rule: Rule) -> bool:

@@ -193,3 +193,20 @@ def test_a_draw_without_a_plate_is_scored_as_by_the_score_function():
 
     first, second = (sg.verify(objective.compile(e), BANDIT_THETA) for e in (sg.SF(), sg.LOO()))
     assert first.variance.tolist() == second.variance.tolist()
+
+
+@pytest.mark.parametrize(
+    "through", [lambda x: sg.mean(x), lambda x: sg.mean(sg.stop(x)), lambda x: sg.sum(x, over="x")]
+)
+def test_later_draws_that_no_input_moves_are_weighted(through):
+    """The distribution of y depends on the draws of x alone: held fixed it needs no score, left out it does."""
+
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=3)
+        y = sg.sample("y", Bernoulli, logits=3.0 * through(x) - 1.0, n=2)
+        return torch.exp(sg.mean(y) * sg.mean(x))
+
+    compiled, theta = objective.compile(sg.LOO()), torch.tensor(0.3, dtype=F64)
+    for order in (1, 2):
+        assert sg.verify(compiled, theta, order=order).relative_bias < EXACT
