@@ -76,14 +76,12 @@ class Weight(nd.Node):
         self._cumulated = [d for d, axis in places if axis.time and axis in self.aligned]
         self._gone = tuple(d for d, axis in places if axis in gone)
         self._averaged = [d for d, axis in places if self.average and axis in gone and not axis.time]
-        self._reduces = bool(self._cumulated or self._gone)
 
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+        score = values[0]
         recorded = run.log_probs.get(self.sample.name)
-        if recorded is None:
-            weight = self._reduce(values[0], run.left_out) if self._reduces else values[0]
-            return weight - weight.detach()
-        return self._reduce(values[0] - vz.align(recorded, self.sample.axes, self.input_axes[0]), run.left_out)
+        before = score.detach() if recorded is None else vz.align(recorded, self.sample.axes, self.input_axes[0])
+        return self._reduce(score - before, run.left_out)
 
     def _reduce(self, value: Tensor, left_out: Any) -> Tensor:
         for d in self._cumulated:
