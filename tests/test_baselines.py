@@ -256,6 +256,28 @@ def test_a_callable_sees_the_trace():
     assert torch.isnan(seen[-1].value)
 
 
+def test_a_callable_sees_nothing_that_comes_after_the_cost():
+    """The terms of both means are boxed where they are averaged, before the draws that depend on the means."""
+    seen = []
+
+    def baseline(trace):
+        seen.append(tuple(trace.draws))
+        return 0.5
+
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=2)
+        u = sg.sample("u", Bernoulli, logits=-theta, n=2)
+        y = sg.sample("y", Bernoulli, logits=sg.mean(x))
+        z = sg.sample("z", Bernoulli, logits=sg.mean(u))
+        return y * z
+
+    theta = torch.tensor(0.3, dtype=F64)
+    compiled = objective.compile({"x": sg.LoadedDiCE(1.0, baseline), "u": sg.LoadedDiCE(1.0, baseline), "y": sg.SF()})
+    compiled.value_and_grad(theta)
+    assert set(seen) <= {("x",), ("x", "u")}
+
+
 @pytest.mark.parametrize(
     ("make", "estimator", "error", "message"),
     [
