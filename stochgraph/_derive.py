@@ -20,7 +20,7 @@ from enum import Enum
 from typing import Any
 
 from . import _node as nd
-from ._axes import Axis, describe
+from ._axes import Axes, Axis, describe, union
 from ._curvature import Curvature, ExpandedBox, Expansion, OtherScores
 from ._errors import CompileError
 from ._surrogate import Box, CompiledUpdate, Controlled, Placeholder, Score, ScoreTerm, Total, Weight, schedule
@@ -242,6 +242,12 @@ class Derivation:
             Kind.WEIGHT: find_reach(self.order, data, self.rules, cut=update.params),
         }
 
+    @property
+    def copies(self) -> Axes:
+        """The plates along which the enclosing updates have copies of their parameters."""
+        own = self.psi.axes if self.psi else ()
+        return union(own, self.outer.copies) if self.outer else own
+
     def surrogate(self, objective: nd.Node) -> nd.Node:
         """The objective with every pending box in its place."""
         return self.derive(objective, self._weighted(self.reach[Kind.WEIGHT][objective]))
@@ -402,7 +408,14 @@ class Derivation:
         rules, detach = self.rules, not self.constant.isdisjoint(data_of(node, self.order))
         if self.update is not None:
             rules = value_rules(self.rules)
-        psi = Placeholder(node)
+        made = self._compiled_update(node, parts, rules, Placeholder(node), detach)
+        # What the update reads may vary with the copies of an enclosing update's parameters: then so does this one.
+        copies = set(self.copies).intersection(union(*made.input_axes)) - set(made.psi.axes)
+        return self._compiled_update(node, parts, rules, Placeholder(node, copies), detach) if copies else made
+
+    def _compiled_update(
+        self, node: nd.Update, parts: list[nd.Node], rules: Mapping[str, Rule], psi: Placeholder, detach: bool
+    ) -> CompiledUpdate:
         inner = Derivation(self.order, rules, outer=self, update=node, psi=psi)
         surrogate, plain = inner.inner_surrogate(), None
         if any(rules[s].term_control for s in inner.reach[Kind.SCORE][node.objective]):

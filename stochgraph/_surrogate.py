@@ -22,7 +22,7 @@ from torch.utils import _pytree as pytree
 
 from . import _node as nd
 from . import _vectorize as vz
-from ._axes import Axes, union, without
+from ._axes import Axes, Axis, union, without
 from ._indexing import in_transform
 
 _FROM_NODE = object()  # marks a step size that a node gives
@@ -173,12 +173,15 @@ def _add(left: Any, right: Any, axes: Axes, right_axes: Axes) -> Any:
 
 
 class Placeholder(nd.Node):
-    """The parameters at which an update's inner gradient is taken: a copy of them for every remaining plate."""
+    """The parameters at which an update's inner gradient is taken: a copy of them for every remaining plate.
+
+    `copies` are plates along which the parameters of an enclosing update have copies.
+    """
 
     kind = "placeholder"
 
-    def __init__(self, update: nd.Update) -> None:
-        self.wanted = union(update.params.axes, update.objective.axes)
+    def __init__(self, update: nd.Update, copies: Iterable[Axis] = ()) -> None:
+        self.wanted = union(update.params.axes, update.objective.axes, copies)
         super().__init__(update.params.name, update.index, [])
 
     def infer_axes(self) -> Axes:

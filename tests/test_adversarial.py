@@ -352,3 +352,29 @@ def test_pathwise_draws_of_copies_of_the_parameters(dist):
     assert float(trace.value) == pytest.approx(float(by_hand(THETA)), abs=1e-12)
     expected = torch.func.grad(by_hand)(THETA)
     assert float(torch.func.grad(compiled.surrogate)(THETA, trace)) == pytest.approx(float(expected), abs=1e-12)
+
+
+def test_an_update_inside_an_update_with_a_copy_for_each_task():
+    """The inner step is one function of each task's own copy."""
+
+    @sg.graph
+    def objective(theta):
+        task = sg.sample("task", Bernoulli, torch.tensor(0.5, dtype=F64), n=2)
+        x = sg.sample("x", Bernoulli, logits=theta, n=2)
+        inner = sg.ascend(theta, sg.mean(x) * theta, 0.5)
+        return sg.mean(sg.ascend(theta, inner**2 * task, 0.5) ** 2)
+
+    compiled = objective.compile(sg.SF())
+    trace = compiled.sample(THETA, generator=seed(3))
+    x, task = trace.draws["x"], trace.draws["task"]
+
+    def cost(psi):
+        """The scores of x stand in front of the product with the parameters, and of what comes of it."""
+        score = (x - torch.sigmoid(psi)).sum()
+        inner = psi + 0.5 * (score * x.mean() * psi + x.mean())
+        scored = Bernoulli(logits=psi).log_prob(x).sum()
+        return inner**2 + scored * (inner**2).detach()
+
+    adapted = THETA + 0.5 * torch.func.grad(cost)(THETA) * task
+    assert float(trace.value) == pytest.approx(float((adapted**2).mean()), abs=1e-12)
+    assert sg.verify(compiled, THETA).relative_bias < 1e-12
