@@ -378,3 +378,11 @@ def test_an_update_inside_an_update_with_a_copy_for_each_task():
     adapted = THETA + 0.5 * torch.func.grad(cost)(THETA) * task
     assert float(trace.value) == pytest.approx(float((adapted**2).mean()), abs=1e-12)
     assert sg.verify(compiled, THETA).relative_bias < 1e-12
+
+
+def test_an_estimator_that_drops_every_path_has_a_gradient_of_zero():
+    @sg.graph
+    def objective(theta):
+        return sg.stop(sg.mean(sg.sample("x", Bernoulli, logits=theta, n=2)))
+
+    assert float(objective.compile(sg.LSF()).value_and_grad(THETA)[1]) == 0.0
