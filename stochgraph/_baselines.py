@@ -38,7 +38,7 @@ def compare_with_others(site: Site) -> nd.Node | None:
 
 
 def _shared_plates(site: Site) -> Axes:
-    return tuple(axis for axis in site.sample.plates if axis in site.aligned and not axis.time)
+    return tuple(axis for axis in site.sample.plates if axis in site.apart and not axis.time)
 
 
 def _others(site: Site, plates: Axes) -> nd.Node:

@@ -17,6 +17,7 @@ import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 from . import _node as nd
@@ -81,6 +82,11 @@ class Site:
     def aligned(self) -> frozenset[Axis]:
         """The axes along which the term depends on the sample draw by draw."""
         return self.derivation.reach[self.kind][self.node][self.name]
+
+    @property
+    def apart(self) -> frozenset[Axis]:
+        """Those of them along which it does not meet other draws on a route that is boxed elsewhere, or not at all."""
+        return self.derivation.dependence[self.node][self.name]
 
 
 Control = Callable[[Site], nd.Node | None]  # to a node of zero mean
@@ -242,6 +248,15 @@ class Derivation:
             Kind.WEIGHT: find_reach(self.order, data, self.rules, cut=update.params),
         }
 
+    @cached_property
+    def dependence(self) -> Reach:
+        """What `reach` would be if every route were boxed at its end."""
+        if self.update is not None:
+            return self.reach[Kind.SCORE]
+        if all(rule.boxes_costs for rule in self.rules.values() if rule.control):
+            return self.reach[Kind.WEIGHT]
+        return find_reach(self.order, self.samples, dict.fromkeys(self.samples, COST))
+
     @property
     def copies(self) -> Axes:
         """The plates along which the enclosing updates have copies of their parameters."""
@@ -320,7 +335,10 @@ class Derivation:
     def _agreed(self, node: nd.Node, name: str, below: list[Key]) -> frozenset[Axis] | None:
         own = self.reach[Kind.WEIGHT][node][name]
         found = {self.alignments[key][name] for key in below if name in self.alignments[key]}
-        return own if found <= {own} else None
+        # Below a factor that depends on the draw too, nothing has zero mean; below a sum it sees less of other draws.
+        if not found or linear_operands(node, [name], self.dependence) is None:
+            return own
+        return own if found == {own} and own == self.dependence[node][name] else None
 
     def _stuck(self, node: nd.Node, pending: Pending) -> Pending:
         """The pending boxes that stay at the node, which is not linear in what they score."""

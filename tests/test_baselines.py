@@ -370,3 +370,35 @@ def test_reward_is_the_mdps():
     truth = torch.func.grad(problems.mdp_value)(MDP_THETA)
     assert v.truth.flatten().tolist() == pytest.approx(truth.flatten().tolist(), abs=1e-12)
     assert REWARD.shape == (2, 2)
+
+
+@pytest.mark.parametrize("estimator", [sg.LSF(control_variate=True), sg.LoadedDiCE(1.0, "loo"), sg.LoadedDiCE(1.0)])
+@pytest.mark.parametrize("order", [1, 2])
+def test_terms_that_meet_other_draws_at_a_mean_of_their_own(estimator, order):
+    """In mean(x + mean(x)) the inner mean has boxes of its own: the outer terms are compared without it."""
+
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=3)
+        return sg.mean(x + sg.mean(x))
+
+    compiled = objective.compile(estimator)
+    assert compiled.explain().unbiased
+    assert sg.verify(compiled, torch.tensor(0.4, dtype=F64), order=order).relative_bias < EXACT
+
+
+@pytest.mark.parametrize("baseline", [None, lambda trace: 0.7])
+def test_below_a_factor_that_depends_on_the_draw_there_is_no_control_variate(baseline):
+    """Here every term depends on all draws, so that there is nothing to compare it with; a number has zero mean."""
+
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=3)
+        return sg.mean(x * sg.stop(sg.mean(x)))
+
+    theta = torch.tensor(0.4, dtype=F64)
+    compared = sg.LSF(control_variate=True) if baseline is None else sg.LoadedDiCE(1.0, baseline)
+    found, plain = (float(sg.verify(objective.compile(e), theta).expectation) for e in (compared, sg.LSF()))
+    assert found == pytest.approx(plain, abs=1e-13)
+    with pytest.raises(sg.CompileError, match="no costs of their own"):
+        objective.compile(sg.LoadedDiCE(1.0, "loo"))
