@@ -39,19 +39,19 @@ def leave_one_out(site: Site) -> nd.Node | None:
 def _replay(site: Site, plate: Axis, left_out: Axis) -> "Replay":
     """The node's replays: with everything that was drawn on the way boxed, whatever the estimators of those draws."""
     derivation, node = site.derivation, site.node
-    exact = derivation
-    rules = _replayed_rules(derivation)
-    if rules.keys() != derivation.rules.keys() or not all(_boxes_all(rule) for rule in derivation.rules.values()):
-        exact = Derivation(derivation.order, rules, shared=derivation.shared)
+    exact = derivation.share("replays", lambda: _weighting_everything(derivation))
     pending = frozenset((s, Kind.WEIGHT) for s in exact.reach[Kind.WEIGHT][node])
     return Replay(node, site.name, plate, left_out, exact.derive(node, pending), derivation)
 
 
-def _replayed_rules(derivation: Derivation) -> dict[str, Rule]:
-    """One for every sample that is scored or that descends from one: leaving a draw out moves its distribution."""
+def _weighting_everything(derivation: Derivation) -> Derivation:
+    """Boxes costs with every sample that is scored or descends from one: leaving a draw out moves its distribution."""
     moving = descends_from(derivation.order, *derivation.samples.values())
     names = [s for s, node in samples_in(derivation.order).items() if s in derivation.rules or node in moving]
-    return {s: Rule(pathwise=True) if s in derivation.pathwise else COST for s in names}
+    if len(names) == len(derivation.rules) and all(_boxes_all(rule) for rule in derivation.rules.values()):
+        return derivation
+    rules = {s: Rule(pathwise=True) if s in derivation.pathwise else COST for s in names}
+    return Derivation(derivation.order, rules, shared=derivation.shared)
 
 
 def _boxes_all(rule: Rule) -> bool:

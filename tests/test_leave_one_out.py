@@ -6,6 +6,7 @@ from torch.distributions import Bernoulli, Categorical, Normal
 
 import stochgraph as sg
 from stochgraph import _leave_one_out
+from stochgraph._derive import Derivation
 from tests import problems
 from tests.problems import BANDIT_REWARD, BANDIT_THETA, F64, GRAPHS
 
@@ -210,3 +211,26 @@ def test_later_draws_that_no_input_moves_are_weighted(through):
     compiled, theta = objective.compile(sg.LOO()), torch.tensor(0.3, dtype=F64)
     for order in (1, 2):
         assert sg.verify(compiled, theta, order=order).relative_bias < EXACT
+
+
+def test_many_terms_share_one_derivation_of_their_replays(monkeypatch):
+    made = []
+
+    class Counted(Derivation):
+        def __init__(self, *args, **kwargs):
+            made.append(self)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(_leave_one_out, "Derivation", Counted)
+
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=3)
+        total = sg.sample("y", Bernoulli, logits=sg.mean(x))
+        for k in range(5):
+            total = total + torch.sin(k + sg.mean(x)) + sg.mean(k * x)
+        return total
+
+    compiled = objective.compile(sg.LOO())
+    assert len(made) == 1
+    assert sg.verify(compiled, torch.tensor(0.3, dtype=F64)).relative_bias < EXACT
