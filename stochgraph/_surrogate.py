@@ -164,7 +164,9 @@ class Controlled(nd.Node):
 
 
 def _add(left: Any, right: Any, axes: Axes, right_axes: Axes) -> Any:
-    """The sum of two pytrees of one structure."""
+    """The sum of two pytrees of one structure; a tensor on the right goes to every leaf."""
+    if isinstance(right, Tensor):
+        right = pytree.tree_map(lambda _: right, left)
     return pytree.tree_map(
         lambda x, y: torch.add(*vz.broadcast([x, y], [axes, right_axes], axes)) if isinstance(x, Tensor) else x,
         left,

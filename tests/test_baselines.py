@@ -402,3 +402,15 @@ def test_below_a_factor_that_depends_on_the_draw_there_is_no_control_variate(bas
     assert found == pytest.approx(plain, abs=1e-13)
     with pytest.raises(sg.CompileError, match="no costs of their own"):
         objective.compile(sg.LoadedDiCE(1.0, "loo"))
+
+
+def test_a_number_is_compared_with_every_field_of_a_cost():
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=3)
+        return sg.mean(sg.apply(lambda v: {"linear": v, "wave": torch.sin(v)}, x))["wave"]
+
+    theta = torch.tensor(0.4, dtype=F64)
+    found, plain = (sg.verify(objective.compile(e), theta) for e in (sg.LoadedDiCE(1.0, lambda _: 0.4), sg.LSF()))
+    assert found.relative_bias < EXACT
+    assert found.total_variance < 0.8 * plain.total_variance
