@@ -321,7 +321,7 @@ def _plate_last(node: Any, value: Tensor) -> Tensor:
 def _arrange(value: Tensor, axes: Axes, target: Axes) -> Tensor:
     """View a tensor `(*axes, ...)` as `(*target, ...)`, with dimensions of size 1 for the axes that it lacks."""
     own = [axes.index(axis) for axis in target if axis in axes]
-    value = value.permute(*own, *range(len(axes), value.dim()))
+    value = value.permute([*own, *range(len(axes), value.dim())])
     return vz.align(value, tuple(axis for axis in target if axis in axes), target)
 
 

@@ -386,3 +386,10 @@ def test_an_estimator_that_drops_every_path_has_a_gradient_of_zero():
         return sg.stop(sg.mean(sg.sample("x", Bernoulli, logits=theta, n=2)))
 
     assert float(objective.compile(sg.LSF()).value_and_grad(THETA)[1]) == 0.0
+
+
+def test_one_pathwise_draw_without_a_plate_is_replayed():
+    compiled = sg.graph(lambda theta: sg.sample("x", Normal, theta, 1.0) ** 2).compile(sg.PW())
+    trace = compiled.sample(THETA, generator=seed())
+    expected = 2 * float(trace.draws["x"])
+    assert float(torch.func.grad(compiled.surrogate)(THETA, trace)) == pytest.approx(expected, abs=1e-12)
