@@ -250,7 +250,10 @@ class CompiledUpdate(nd.Node):
     def _total(self, run: Any, captured: dict[nd.Node, Any], psi: Any, program: list[nd.Node], root: Any) -> Tensor:
         known = {**captured, self.psi: psi}
         execute(program, run, known)
-        return known[root].sum()
+        total = known[root]
+        if run.left_out is not None and run.left_out.plate in root.axes:
+            total = run.left_out.hide(total, root.axes)
+        return total.sum()
 
     def _rates(self, values: Sequence[Any], spec: pytree.TreeSpec) -> list[tuple[Any, bool]]:
         """The step size of every leaf of the parameters, and whether it has the plates in front."""

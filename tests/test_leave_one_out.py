@@ -234,3 +234,16 @@ def test_many_terms_share_one_derivation_of_their_replays(monkeypatch):
     compiled = objective.compile(sg.LOO())
     assert len(made) == 1
     assert sg.verify(compiled, torch.tensor(0.3, dtype=F64)).relative_bias < EXACT
+
+
+def test_updates_of_a_plate_of_parameters_that_meet_in_the_objective():
+    """The direction of each sums the derivatives of all objectives, of which one is left out."""
+
+    @sg.graph
+    def objective(theta):
+        start = sg.sample("x", Bernoulli, logits=theta, n=3) * theta
+        return sg.mean(sg.ascend(start, start * sg.mean(start) ** 2, 0.5)) ** 2
+
+    compiled, theta = objective.compile(sg.LOO()), torch.tensor(0.4, dtype=F64)
+    for order in (1, 2):
+        assert sg.verify(compiled, theta, order=order).relative_bias < EXACT
