@@ -38,7 +38,7 @@ def compare_with_others(site: Site) -> nd.Node | None:
 
 
 def _shared_plates(site: Site) -> Axes:
-    return tuple(axis for axis in site.sample.plates if axis in site.aligned and not axis.time)
+    return tuple(axis for axis in site.sample.plates if axis in site.apart and not axis.time)
 
 
 def _others(site: Site, plates: Axes) -> nd.Node:
@@ -117,11 +117,11 @@ class Called(nd.Node):
     kind = "baseline"
 
     def __init__(self, site: Site, fn: Callable[[Trace], Any]) -> None:
-        root, update = site.derivation.root, site.derivation.update
+        root = site.derivation.root
         self.fn, self.sample, self.term = fn, site.sample, site.node
         self.wanted = tuple(axis for axis in self.sample.axes if axis in site.aligned)
-        # What is drawn after an update may depend on it, so a baseline of its terms cannot see that.
-        before = [n for n in root.order if isinstance(n, nd.Sample) and (update is None or n.index < update.index)]
+        # What is drawn later may depend on the term, so a baseline of the term cannot see that.
+        before = [n for n in root.order if isinstance(n, nd.Sample) and n.index <= site.node.index]
         self.names = [n.name for n in before]
         self.scored = [name for name in self.names if name in root.samples]
         scores = [root.score(root.samples[name]) for name in self.scored]

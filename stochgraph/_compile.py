@@ -1,7 +1,7 @@
 """Compiled graphs: sampling, surrogates and gradients."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -145,10 +145,10 @@ class Compiled:
         run = Run(named, _check_sizes(self.graph, sizes or {}))
         with torch.enable_grad(), seeded(generator, inputs):
             loss = self._surrogate(run)
+        found: Iterable[Tensor] = map(torch.zeros_like, wanted)  # an estimator may drop every path
         if loss.requires_grad:
-            grads = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
-        else:  # the estimators hold everything constant
-            grads = map(torch.zeros_like, wanted)
+            found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+        grads = iter(found)
         result = pytree.tree_unflatten([next(grads) if _floats(leaf) else None for leaf in leaves], spec)
         return loss.detach(), result[0] if len(result) == 1 else tuple(result)
 

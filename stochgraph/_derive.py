@@ -18,6 +18,7 @@ import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from dataclasses import dataclass
 from enum import Enum
+from functools import cached_property
 from typing import Any
 
 from . import _node as nd
@@ -93,6 +94,11 @@ class Site:
     def aligned(self) -> frozenset[Axis]:
         """The axes along which the term depends on the sample draw by draw."""
         return self.derivation.reach[self.kind][self.node][self.name]
+
+    @property
+    def apart(self) -> frozenset[Axis]:
+        """Those of them along which it does not meet other draws on a route that is boxed elsewhere, or not at all."""
+        return self.derivation.dependence[self.node][self.name]
 
 
 Control = Callable[[Site], nd.Node | None]  # to a node of zero mean
@@ -181,9 +187,9 @@ def moves_with(order: list[nd.Node], sources: Iterable[nd.Node], pathwise: Itera
     return moving
 
 
-def descends_from(order: list[nd.Node], source: nd.Node) -> set[nd.Node]:
-    """The node and all its descendants, through values and distributions."""
-    found = {source}
+def descends_from(order: list[nd.Node], *sources: nd.Node) -> set[nd.Node]:
+    """The nodes and all their descendants, through values and distributions."""
+    found = set(sources)
     for node in order:
         if any(parent in found for parent in node.inputs):
             found.add(node)
@@ -253,6 +259,15 @@ class Derivation:
             Kind.SCORE: find_reach(self.order, inner, dict.fromkeys(inner, COST), cut=update.variable),
             Kind.WEIGHT: find_reach(self.order, data, self.rules, cut=update.variable),
         }
+
+    @cached_property
+    def dependence(self) -> Reach:
+        """What `reach` would be if every route were boxed at its end."""
+        if self.update is not None:
+            return self.reach[Kind.SCORE]
+        if all(rule.boxes_costs for rule in self.rules.values() if rule.control):
+            return self.reach[Kind.WEIGHT]
+        return find_reach(self.order, self.samples, dict.fromkeys(self.samples, COST))
 
     def surrogate(self, objective: nd.Node) -> nd.Node:
         """The objective with every pending box in its place."""
@@ -326,7 +341,10 @@ class Derivation:
     def _agreed(self, node: nd.Node, name: str, below: list[Key]) -> frozenset[Axis] | None:
         own = self.reach[Kind.WEIGHT][node][name]
         found = {self.alignments[key][name] for key in below if name in self.alignments[key]}
-        return own if found <= {own} else None
+        # Below a factor that depends on the draw too, nothing has zero mean; below a sum it sees less of other draws.
+        if not found or linear_operands(node, [name], self.dependence) is None:
+            return own
+        return own if found == {own} and own == self.dependence[node][name] else None
 
     def _stuck(self, node: nd.Node, pending: Pending) -> Pending:
         """The pending boxes that stay at the node, which is not linear in what they score."""

@@ -100,12 +100,14 @@ class DistributionLaw:
         if not built.has_rsample:
             raise SamplingError(_no_path(node, type(built).__name__))
         _refuse_temperatures(node, built)
-        own = [] if node.plate is None else [run.sizes[node.plate]]
-        if noise is not None:  # the placeholder of an update may have plates that the draw does not have
-            noise = [_insert_axes(x, len(own), node.declared_axes, node.parent_axes) for x in noise]
+        # The placeholder of an update may have plates that the draw does not have, and the draw's own plate as well.
+        plate = [axis for axis in (node.plate,) if axis is not None]
+        own = [axis for axis in plate if axis not in node.parent_axes]
+        if noise is not None:
+            noise = [_arrange(x, (*plate, *node.declared_axes), (*own, *node.parent_axes)) for x in noise]
         with NoiseTape(node, noise) as tape:
-            value = built.rsample(torch.Size(own))
-        return _plate_last(node, value), tape.recorded
+            value = built.rsample(torch.Size([run.sizes[axis] for axis in own]))
+        return (_plate_last(node, value) if own else value), tape.recorded
 
     def score(
         self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, built: Any = None
@@ -119,7 +121,8 @@ class DistributionLaw:
         if parent_axes != node.parent_axes:
             axes = union(parent_axes, node.axes)
             value = vz.align(value, node.axes, axes)
-            front = axes.index(node.plate) if node.plate is not None else 0
+            # Parents that vary with the draw, copies of an update's parameters, have the plate in their batch.
+            front = axes.index(node.plate) if node.plate not in (None, *parent_axes) else 0
         log_prob = built.log_prob(value.movedim(front, 0) if front else value)
         own = len(built.batch_shape) - len(parent_axes)
         if own:
@@ -316,12 +319,11 @@ def _plate_last(node: Any, value: Tensor) -> Tensor:
     return value.movedim(0, node.front) if node.front else value
 
 
-def _insert_axes(value: Tensor, lead: int, axes: Axes, target: Axes) -> Tensor:
-    """Insert dimensions of size 1 for axes that a tensor `(*lead dimensions, *axes, ...)` lacks."""
-    for d, axis in enumerate(target):
-        if axis not in axes:
-            value = value.unsqueeze(lead + d)
-    return value
+def _arrange(value: Tensor, axes: Axes, target: Axes) -> Tensor:
+    """View a tensor `(*axes, ...)` as `(*target, ...)`, with dimensions of size 1 for the axes that it lacks."""
+    own = [axes.index(axis) for axis in target if axis in axes]
+    value = value.permute([*own, *range(len(axes), value.dim())])
+    return vz.align(value, tuple(axis for axis in target if axis in axes), target)
 
 
 def _aligned(values: Sequence[Any], inputs: Sequence[Any], axes: Axes) -> list[Any]:

@@ -61,10 +61,7 @@ def _make_replay(site: Site, plate: Axis) -> "Replay":
     replays are the control variate of that ratio, which leaves the variance O(1/N).
     """
     derivation, node = site.derivation, site.node
-    exact = derivation
-    if not all(_boxes_all(rule) for rule in derivation.rules.values()):
-        rules = {s: Rule(pathwise=True) if rule.pathwise else COST for s, rule in derivation.rules.items()}
-        exact = Derivation(derivation.order, rules, shared=derivation.shared)
+    exact = derivation.share("replays", lambda: _weighting_everything(derivation))
     reaching = exact.reach[Kind.WEIGHT][node]
     root = exact.derive(node, frozenset((s, Kind.WEIGHT) for s in reaching))
     controls = []
@@ -85,6 +82,16 @@ def _later(site: Site, plate: Axis) -> list[Site]:
     chosen = [s for s in ends_here if derivation.samples[s] in after and derivation.rules[s].control is leave_one_out]
     found = [Site(derivation, node, s, Kind.WEIGHT, site.term) for s in chosen if s != site.name]
     return [later for later in found if _summed_plate(later) not in (None, plate)]
+
+
+def _weighting_everything(derivation: Derivation) -> Derivation:
+    """Boxes costs with every sample that is scored or descends from one: leaving a draw out moves its distribution."""
+    moving = descends_from(derivation.order, *derivation.samples.values())
+    names = [s for s, node in samples_in(derivation.order).items() if s in derivation.rules or node in moving]
+    if len(names) == len(derivation.rules) and all(_boxes_all(rule) for rule in derivation.rules.values()):
+        return derivation
+    rules = {s: Rule(pathwise=True) if s in derivation.pathwise else COST for s in names}
+    return Derivation(derivation.order, rules, shared=derivation.shared)
 
 
 def _boxes_all(rule: Rule) -> bool:

@@ -76,14 +76,12 @@ class Weight(nd.Node):
         self._cumulated = [d for d, axis in places if axis.time and axis in self.aligned]
         self._gone = tuple(d for d, axis in places if axis in gone)
         self._averaged = [d for d, axis in places if self.average and axis in gone and not axis.time]
-        self._reduces = bool(self._cumulated or self._gone)
 
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+        score = values[0]
         recorded = run.log_probs.get(self.sample.name)
-        if recorded is None:
-            weight = self._reduce(values[0], run.left_out) if self._reduces else values[0]
-            return weight - weight.detach()
-        return self._reduce(values[0] - vz.align(recorded, self.sample.axes, self.input_axes[0]), run.left_out)
+        before = score.detach() if recorded is None else vz.align(recorded, self.sample.axes, self.input_axes[0])
+        return self._reduce(score - before, run.left_out)
 
     def _reduce(self, value: Tensor, left_out: Any) -> Tensor:
         for d in self._cumulated:
@@ -166,7 +164,9 @@ class Controlled(nd.Node):
 
 
 def _add(left: Any, right: Any, axes: Axes, right_axes: Axes) -> Any:
-    """The sum of two pytrees of one structure."""
+    """The sum of two pytrees of one structure; a tensor on the right goes to every leaf."""
+    if isinstance(right, Tensor):
+        right = pytree.tree_map(lambda _: right, left)
     return pytree.tree_map(
         lambda x, y: torch.add(*vz.broadcast([x, y], [axes, right_axes], axes)) if isinstance(x, Tensor) else x,
         left,
@@ -257,11 +257,17 @@ class CompiledStep(CompiledUpdate):
         captured = values[first:]
         start = self.copies(run, values[0])
         again = not self.detach and _is_differentiated((start, captured))
-        grads = gradient(lambda psi: self.objective(run, captured, psi).sum(), start, again)
+        grads = gradient(lambda psi: self._total(run, captured, psi, 0), start, again)
         if len(self.surrogates) > 1:  # control variates change the derivative of a direction, and not the direction
-            plain = gradient(lambda psi: self.objective(run, captured, psi, 1).sum(), start, False)
+            plain = gradient(lambda psi: self._total(run, captured, psi, 1), start, False)
             grads = pytree.tree_map(lambda one, other: one + (other - one).detach(), grads, plain)
         return self._step(run, start, grads, values[1:first])
+
+    def _total(self, run: Any, captured: Sequence[Any], psi: Any, which: int) -> Tensor:
+        total, axes = self.objective(run, captured, psi, which), self.surrogates[which].axes
+        if run.left_out is not None and run.left_out.plate in axes:
+            total = run.left_out.without(total, axes)
+        return total.sum()
 
     def _rates(self, values: Sequence[Any], spec: pytree.TreeSpec) -> list[tuple[Any, bool]]:
         """The step size of every leaf of the parameters, and whether it has the plates in front."""

@@ -6,6 +6,7 @@ from torch.distributions import Bernoulli, Categorical, Normal
 
 import stochgraph as sg
 from stochgraph import _leave_one_out
+from stochgraph._derive import Derivation
 from tests import problems
 from tests.problems import BANDIT_REWARD, BANDIT_THETA, F64, GRAPHS
 
@@ -213,3 +214,56 @@ def test_a_draw_without_a_plate_is_scored_as_by_the_score_function():
 
     first, second = (sg.verify(objective.compile(e), BANDIT_THETA) for e in (sg.SF(), sg.LOO()))
     assert first.variance.tolist() == second.variance.tolist()
+
+
+@pytest.mark.parametrize(
+    "through", [lambda x: sg.mean(x), lambda x: sg.mean(sg.stop(x)), lambda x: sg.sum(x, over="x")]
+)
+def test_later_draws_that_no_input_moves_are_weighted(through):
+    """The distribution of y depends on the draws of x alone: held fixed it needs no score, left out it does."""
+
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=3)
+        y = sg.sample("y", Bernoulli, logits=3.0 * through(x) - 1.0, n=2)
+        return torch.exp(sg.mean(y) * sg.mean(x))
+
+    compiled, theta = objective.compile(sg.LOO()), torch.tensor(0.3, dtype=F64)
+    for order in (1, 2):
+        assert sg.verify(compiled, theta, order=order).relative_bias < EXACT
+
+
+def test_many_terms_share_one_derivation_of_their_replays(monkeypatch):
+    made = []
+
+    class Counted(Derivation):
+        def __init__(self, *args, **kwargs):
+            made.append(self)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(_leave_one_out, "Derivation", Counted)
+
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=3)
+        total = sg.sample("y", Bernoulli, logits=sg.mean(x))
+        for k in range(5):
+            total = total + torch.sin(k + sg.mean(x)) + sg.mean(k * x)
+        return total
+
+    compiled = objective.compile(sg.LOO())
+    assert len(made) == 1
+    assert sg.verify(compiled, torch.tensor(0.3, dtype=F64)).relative_bias < EXACT
+
+
+def test_updates_of_a_plate_of_parameters_that_meet_in_the_objective():
+    """The direction of each sums the derivatives of all objectives, of which one is left out."""
+
+    @sg.graph
+    def objective(theta):
+        start = sg.sample("x", Bernoulli, logits=theta, n=3) * theta
+        return sg.mean(sg.ascend(start, start * sg.mean(start) ** 2, 0.5)) ** 2
+
+    compiled, theta = objective.compile(sg.LOO()), torch.tensor(0.4, dtype=F64)
+    for order in (1, 2):
+        assert sg.verify(compiled, theta, order=order).relative_bias < EXACT
