@@ -15,8 +15,10 @@ from torch.utils import _pytree as pytree
 from . import _node as nd
 from ._axes import Axes, Axis, describe
 from ._control import control_variate
-from ._derive import Control, Derivation, Site, descends_from
+from ._derive import Derivation
 from ._errors import CompileError, SamplingError
+from ._reach import descends_from
+from ._rules import Control, Site
 from ._trace import Trace
 
 _RIDGE, _CLIP = 1e-5, 10.0  # as in the feature baseline of Duan et al. (2016)

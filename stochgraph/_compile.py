@@ -13,12 +13,14 @@ from . import _node as nd
 from ._axes import describe
 from ._baselines import baseline_control, compare_with_others
 from ._curvature import curvature_of
-from ._derive import Control, Derivation, Rule, descends_from, samples_in, value_rules
+from ._derive import Derivation
 from ._errors import CompileError, SamplingError
 from ._graph import Graph, scored_samples
 from ._indexing import in_transform
 from ._law import DistributionLaw, _no_path, moving_support_message
 from ._leave_one_out import leave_one_out
+from ._reach import descends_from, samples_in
+from ._rules import Control, Rule, value_rules
 from ._run import Run, seeded
 from ._surrogate import schedule
 from ._trace import Trace

@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from . import _node as nd
 from . import _vectorize as vz
 from ._axes import Axes, Axis
-from ._derive import Site
+from ._rules import Site
 from ._surrogate import Weight
 
 

@@ -12,9 +12,9 @@ from torch.distributions import Distribution
 
 from . import _node as nd
 from ._axes import Axes, Axis, describe, union
-from ._derive import between
 from ._errors import DeclarationError
 from ._law import DistributionLaw, SamplerLaw
+from ._reach import between
 from ._sampler import Sampler
 from ._surrogate import schedule
 from ._symbol import Declaration, Symbol, built_inside, current, declare_apply, refuse_captured, to_nodes

@@ -16,16 +16,26 @@ The four rules, as they stand in the code:
 import copy
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
-from dataclasses import dataclass
-from enum import Enum
 from functools import cached_property
 from typing import Any
 
 from . import _node as nd
 from ._axes import Axes, Axis, describe, union
-from ._curvature import Curvature, ExpandedBox, Expansion, OtherScores
+from ._curvature import ExpandedBox, Expansion, OtherScores
 from ._errors import CompileError
 from ._implicit import CompiledArgmax
+from ._reach import (
+    Reach,
+    averaging_plate,
+    between,
+    data_of,
+    descends_from,
+    find_reach,
+    linear_operands,
+    moves_with,
+    samples_in,
+)
+from ._rules import COST, NOTHING, Key, Kind, Pending, Rule, Site, routing, settled, value_rules
 from ._surrogate import (
     Box,
     CompiledStep,
@@ -37,180 +47,6 @@ from ._surrogate import (
     Weight,
     schedule,
 )
-
-_BOTH = (operator.add, operator.sub)
-_UNARY = (operator.neg, operator.pos)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What an estimator asks of the compiler for its sample node."""
-
-    boxes_costs: bool = True  # box everything that comes later, updates included
-    boxes_means: bool = False  # box where the sample's plate is averaged, and nowhere later
-    averages: bool = False  # the plate's mean log-probability in place of its sum
-    boxes_terms: bool = False  # box the terms of an update's inner objective
-    pathwise: bool = False  # differentiate the draw itself
-    curvature: Curvature | None = None  # box the terms of a mean with an expansion of the likelihood ratio
-    control: "Control | None" = None  # the control variate of what is boxed
-    term_control: "Control | None" = None  # the control variate of the terms of an update's inner objective
-    compares_terms: bool = False  # compare each of those terms with the others of its plate
-
-
-COST = Rule()
-VALUE = Rule(boxes_costs=False)
-
-
-class Kind(Enum):
-    """What a pending box is for."""
-
-    SCORE = "an update's own score, taken at the placeholder"
-    WEIGHT = "a box at the parameters that drew the sample"
-    CONTROLLED = "a weight that still waits for its control variate"
-
-
-Reach = dict[nd.Node, dict[str, frozenset[Axis]]]
-Pending = frozenset[tuple[str, Kind]]
-Key = tuple[nd.Node, Pending]
-NOTHING: Pending = frozenset()
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where a sample's box ends: the declared node, its derived form `term`, and how the box is meant."""
-
-    derivation: "Derivation"
-    node: nd.Node
-    name: str
-    kind: Kind
-    term: nd.Node
-
-    @property
-    def sample(self) -> nd.Sample:
-        """The sample that the box scores."""
-        return self.derivation.samples[self.name]
-
-    @property
-    def aligned(self) -> frozenset[Axis]:
-        """The axes along which the term depends on the sample draw by draw."""
-        return self.derivation.reach[self.kind][self.node][self.name]
-
-    @property
-    def apart(self) -> frozenset[Axis]:
-        """Those of them along which it does not meet other draws on a route that is boxed elsewhere, or not at all."""
-        return self.derivation.dependence[self.node][self.name]
-
-
-Control = Callable[[Site], nd.Node | None]  # to a node of zero mean
-
-
-def value_rules(rules: Mapping[str, Rule]) -> dict[str, Rule]:
-    """The rules under which nothing is boxed: every node has the value that the declaration gives it."""
-    return {name: Rule(boxes_costs=False, pathwise=rule.pathwise) for name, rule in rules.items()}
-
-
-def samples_in(order: Iterable[nd.Node]) -> dict[str, nd.Sample]:
-    """The sample nodes by name."""
-    return {node.name: node for node in order if isinstance(node, nd.Sample)}
-
-
-def averaging_plate(sample: nd.Sample) -> Axis | None:
-    """The innermost plate of a sample: averaging it averages its draws."""
-    plates = [axis for axis in sample.plates if not axis.time]
-    return plates[-1] if plates else None
-
-
-def linear_operands(node: nd.Node, pending: Iterable[str], reach: Mapping[nd.Node, Any]) -> list[int] | None:
-    """The inputs to which a box pending at the node may move; `None` if the node is not linear in them."""
-    if isinstance(node, nd.Reduction):
-        return [0]
-    if not isinstance(node, nd.Apply) or not node.arguments.simple:
-        return None
-    everywhere = list(range(len(node.inputs)))
-    if node.fn in _BOTH or node.fn in _UNARY:
-        return everywhere
-    if node.fn is operator.mul:
-        touched = [i for i in everywhere if not reach[node.inputs[i]].keys().isdisjoint(pending)]
-        return touched if len(touched) <= 1 else None
-    if node.fn is operator.truediv:
-        numerator = isinstance(node.arguments.leaves[0], nd.Node)
-        below = everywhere[1:] if numerator else everywhere
-        free = all(reach[node.inputs[i]].keys().isdisjoint(pending) for i in below)
-        return [0] if numerator and free else None
-    return None
-
-
-def find_reach(
-    order: list[nd.Node], sources: Mapping[str, nd.Sample], rules: Mapping[str, Rule], cut: nd.Node | None = None
-) -> Reach:
-    """For every node, the samples that reach it and are not boxed yet, with the axes on which they do so draw by draw.
-
-    A sample is gone from a node once all its routes there have been boxed at a mean, or dropped at an update. At the
-    node `cut` nothing arrives.
-    """
-    reach: Reach = {}
-    for node in order:
-        merged: dict[str, frozenset[Axis]] = {}
-        if node is not cut:
-            for parent in node.inputs:
-                for name, aligned in reach[parent].items():
-                    merged[name] = merged.get(name, aligned) & aligned
-            merged = {s: a & frozenset(node.axes) for s, a in merged.items() if _passes(node, s, sources, rules)}
-        if isinstance(node, nd.Sample) and node.name in sources:
-            merged[node.name] = frozenset(node.axes)
-        reach[node] = merged
-    return reach
-
-
-def _passes(node: nd.Node, name: str, sources: Mapping[str, nd.Sample], rules: Mapping[str, Rule]) -> bool:
-    rule = rules[name]
-    if isinstance(node, nd.Update):
-        return rule.boxes_costs
-    if rule.boxes_means and isinstance(node, (nd.Reduction, nd.Reduce)):
-        plate = averaging_plate(sources[name])
-        if plate in node.over and isinstance(node, nd.Reduce):
-            raise CompileError(
-                f"sample {name!r} reaches {node.name!r} (axes reduced: {describe(node.over)}), which is not a mean: "
-                "an estimator that linearises at the plate's mean has no mean to linearise at; use SF for this node"
-            )
-        return plate not in node.over
-    return True
-
-
-def moves_with(order: list[nd.Node], sources: Iterable[nd.Node], pathwise: Iterable[str] = ()) -> set[nd.Node]:
-    """The nodes whose value moves with the sources while every draw is held fixed (pathwise draws move)."""
-    moving, moved_draws = set(sources), set(pathwise)
-    for node in order:
-        held = isinstance(node, nd.Sample) and node.name not in moved_draws
-        if not held and not isinstance(node, nd.Stop) and any(parent in moving for parent in node.inputs):
-            moving.add(node)
-    return moving
-
-
-def descends_from(order: list[nd.Node], *sources: nd.Node) -> set[nd.Node]:
-    """The nodes and all their descendants, through values and distributions."""
-    found = set(sources)
-    for node in order:
-        if any(parent in found for parent in node.inputs):
-            found.add(node)
-    return found
-
-
-def between(start: nd.Node, goal: nd.Node) -> list[nd.Node]:
-    """The nodes on a way from `start` to `goal`, `start` itself left out."""
-    order: list[nd.Node] = []
-    seen, stack = {goal}, [goal]
-    while stack:
-        node = stack.pop()
-        order.append(node)
-        fresh = [parent for parent in node.inputs if parent not in seen]
-        seen.update(fresh)
-        stack.extend(fresh)
-    below = {start}
-    for node in sorted(order, key=lambda n: n.index):
-        if any(parent in below for parent in node.inputs):
-            below.add(node)
-    return sorted(below - {start}, key=lambda n: n.index)
 
 
 class Derivation:
@@ -301,7 +137,7 @@ class Derivation:
         return self.memo[node, pending]
 
     def _reaches(self, node: nd.Node, pending: Pending) -> Pending:
-        return frozenset((s, kind) for s, kind in pending if s in self.reach[_place(kind)][node])
+        return frozenset((s, kind) for s, kind in pending if s in self.reach[routing(kind)][node])
 
     def _needs(self, node: nd.Node, pending: Pending) -> list[Key]:
         if self._elsewhere(node) and not pending:
@@ -319,18 +155,18 @@ class Derivation:
     def _due(self, node: nd.Node, pending: Pending) -> list[str]:
         """The samples whose control variate belongs at the node: below it, nothing changes in how they are boxed."""
         waiting = [s for s, kind in pending if kind is Kind.CONTROLLED]
-        found = self.alignments_below(node, _settled(pending, waiting)) if waiting else {}
+        found = self.alignments_below(node, settled(pending, waiting)) if waiting else {}
         return sorted((s for s in waiting if found[s] is not None), key=lambda s: self.samples[s].index)
 
     def _controlled(self, node: nd.Node, pending: Pending) -> Pending:
-        return _settled(pending, self._due(node, pending))
+        return settled(pending, self._due(node, pending))
 
     def alignments_below(self, node: nd.Node, pending: Pending) -> dict[str, frozenset[Axis] | None]:
         """The axes along which the weights pending at the node are kept wherever they end; `None` if that differs."""
         stack = [(node, pending)]
         while stack:
             key = stack[-1]
-            below = [] if self._stuck(*key) else [(n, _settled(p, [s for s, _ in p])) for n, p in self._needs(*key)]
+            below = [] if self._stuck(*key) else [(n, settled(p, [s for s, _ in p])) for n, p in self._needs(*key)]
             missing = [child for child in below if child not in self.alignments]
             stack.extend(missing)
             if not missing:
@@ -349,13 +185,13 @@ class Derivation:
     def _stuck(self, node: nd.Node, pending: Pending) -> Pending:
         """The pending boxes that stay at the node, which is not linear in what they score."""
         nonlinear = {place for place in self.reach if self._operands(node, pending, place) is None}
-        return frozenset((s, kind) for s, kind in pending if _place(kind) in nonlinear)
+        return frozenset((s, kind) for s, kind in pending if routing(kind) in nonlinear)
 
     def _moving_on(self, node: nd.Node, pending: Pending) -> list[Pending]:
         """What each input of a node receives: the boxes that move through it, and at a mean those that belong there."""
         received = [NOTHING] * len(node.inputs)
         for place in self.reach:
-            chosen = frozenset((s, kind) for s, kind in pending if _place(kind) is place)
+            chosen = frozenset((s, kind) for s, kind in pending if routing(kind) is place)
             for position in self._operands(node, pending, place) or ():
                 received[position] |= chosen
         return [found | self._averaged(node) for found in received]
@@ -373,7 +209,7 @@ class Derivation:
         The kinds are asked apart: where an update's own scores stand decides its direction, and that must not depend on
         what else is boxed.
         """
-        names = [s for s, kind in pending if _place(kind) is place]
+        names = [s for s, kind in pending if routing(kind) is place]
         operands = linear_operands(node, names, self.reach[place])
         if operands is None or place is Kind.WEIGHT or not names:
             return operands
@@ -557,24 +393,6 @@ def _refuse_mixed_copies(update: nd.Update, psi: Placeholder, surrogate: nd.Node
                 f"keeps the plate {min(mixed).name!r}: there is one {update.name!r} for each of its draws, but "
                 f"{node.name!r} reduces that plate. Reduce it in the whole objective of the outer update"
             )
-
-
-def data_of(update: nd.Update, order: list[nd.Node]) -> list[str]:
-    """The samples that feed an update's objective, other than through what it is a function of."""
-    samples = samples_in(order)
-    reach = find_reach(order, samples, dict.fromkeys(samples, COST), cut=update.variable)
-    return list(reach[update.objective])
-
-
-def _place(kind: Kind) -> Kind:
-    """Boxes that wait for a control variate move as all weights do."""
-    return Kind.SCORE if kind is Kind.SCORE else Kind.WEIGHT
-
-
-def _settled(pending: Pending, names: Iterable[str]) -> Pending:
-    """The pending boxes, those of `names` no longer waiting for a control variate."""
-    chosen = set(names)
-    return frozenset((s, _place(kind) if s in chosen else kind) for s, kind in pending)
 
 
 def _controlled(term: nd.Node, controls: Iterable[nd.Node | None]) -> nd.Node:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import _node as nd
 from ._declare import declare
-from ._derive import moves_with, samples_in
+from ._reach import moves_with, samples_in
 from ._surrogate import schedule
 
 

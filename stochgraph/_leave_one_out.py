@@ -17,8 +17,10 @@ from torch.utils import _pytree as pytree
 from . import _node as nd
 from ._axes import Axes, Axis, describe
 from ._control import control_variate
-from ._derive import COST, Derivation, Kind, Rule, Site, averaging_plate, descends_from, samples_in
+from ._derive import Derivation
 from ._errors import CompileError, SamplingError
+from ._reach import averaging_plate, descends_from, samples_in
+from ._rules import COST, Kind, Rule, Site
 from ._surrogate import CompiledUpdate, Controlled, Score, Weight, execute, schedule
 
 _CELLS = 16384  # how many numbers a node may have in one chunk of replays

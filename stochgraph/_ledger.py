@@ -14,7 +14,7 @@ from typing import Literal
 from . import _node as nd
 from ._axes import Axis
 from ._curvature import Expansion
-from ._derive import averaging_plate, between
+from ._reach import averaging_plate, between
 from ._surrogate import Box, CompiledUpdate, Controlled, Placeholder, ScoreTerm, Total, Weight
 
 Counted = Literal["once", "linearized", "dropped", "scaled", "twice"]
