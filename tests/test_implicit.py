@@ -16,13 +16,14 @@ from torch.distributions import Bernoulli, Categorical, Normal
 import stochgraph as sg
 from stochgraph._symbol import _current
 from stochgraph.algorithms.policies import GaussianMLP
-from stochgraph.solvers import Adam, ClosedForm, ConjugateGradient, Dense, Newton, Problem
+from stochgraph.solvers import LBFGS, Adam, ClosedForm, ConjugateGradient, Dense, Newton, Problem
 from stochgraph.solvers._linear import conjugate_gradient
 from tests import problems
 from tests.problems import BANDIT_REWARD, BANDIT_THETA, F64
 
 EXACT = 1e-12
 NEWTON = Newton(tolerance=1e-12)
+L_BFGS = LBFGS(tolerance=1e-12)
 ADAM = Adam(steps=5000, lr=0.05, tolerance=1e-11)
 CONJUGATE = ConjugateGradient(tolerance=1e-14)
 
@@ -96,7 +97,7 @@ def quadratic_value(parameters, tasks):
 
 
 @pytest.mark.parametrize("linear_solver", [CONJUGATE, Dense()], ids=["conjugate gradients", "dense"])
-@pytest.mark.parametrize("solver", [NEWTON, ADAM], ids=["Newton", "Adam"])
+@pytest.mark.parametrize("solver", [NEWTON, ADAM, L_BFGS], ids=["Newton", "Adam", "L-BFGS"])
 def test_quadratic_problem(solver, linear_solver):
     compiled = quadratic(solver, linear_solver).compile(sg.SF())
     value, grad = compiled.value_and_grad(PARAMETERS, generator=seeded())
@@ -268,7 +269,9 @@ CLOSED_FORMS = {"D1": scaled_by_multiplier, "D2": lambda phi: soft_greedy(phi).s
 
 
 @pytest.mark.parametrize("linear_solver", [CONJUGATE, Dense()], ids=["conjugate gradients", "dense"])
-@pytest.mark.parametrize("solver", [NEWTON, ADAM, "closed form"], ids=["Newton", "Adam", "closed form"])
+@pytest.mark.parametrize(
+    "solver", [NEWTON, ADAM, L_BFGS, "closed form"], ids=["Newton", "Adam", "L-BFGS", "closed form"]
+)
 @pytest.mark.parametrize("distance", CLOSED_FORMS)
 def test_tabular_closed_forms(distance, solver, linear_solver):
     """Logits have a free constant per state: the Hessian is singular there, and no damping is needed."""
@@ -787,7 +790,7 @@ def declared(inner, **solvers):
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 @pytest.mark.parametrize(
-    "solver", [Adam(steps=3), Newton(steps=0), ClosedForm(lambda t: t)], ids=lambda s: type(s).__name__
+    "solver", [Adam(steps=3), Newton(steps=0), LBFGS(steps=0), ClosedForm(lambda t: t)], ids=lambda s: type(s).__name__
 )
 def test_a_solver_that_does_not_converge(solver, name):
     compiled = declared(lambda psi, theta, x: -((psi - 2.0 - x) ** 2).sum(), solver=solver)
@@ -904,7 +907,7 @@ def test_newton_for_a_softmax(start):
 def test_single_precision():
     matrix, target = spd(2, 4).float(), torch.randn(2, 4, generator=seeded(2))
     problem = Problem(lambda x: -0.5 * torch.einsum("ki,kij,kj->k", x - target, matrix, x - target))
-    for solver in (Newton(tolerance=1e-4), Adam(steps=3000, tolerance=1e-4)):
+    for solver in (Newton(tolerance=1e-4), LBFGS(tolerance=1e-4), Adam(steps=3000, tolerance=1e-4)):
         assert difference(solver.solve(problem, torch.zeros(2, 4)), target) < 1e-3
     rhs = torch.ones(2, 4)
     for linear in (ConjugateGradient(), Dense()):

@@ -6,9 +6,10 @@ import torch
 from torch import Tensor
 
 from ._base import Problem, Solver
+from ._line_search import bounded, rising_step
 from ._linear import conjugate_gradient
 
-_MOST_PRODUCTS, _MOST_HALVINGS, _SUFFICIENT = 200, 30, 1e-4
+_MOST_PRODUCTS = 200
 
 
 @dataclass(frozen=True)
@@ -46,26 +47,10 @@ class Newton(Solver):
                 break
             # A copy that is done asks for nothing.
             direction = self._direction(problem, x, torch.where(far.unsqueeze(-1), gradient, 0.0), norm)
-            x = _search(problem, x, direction, (gradient * direction).sum(-1))
+            x = rising_step(problem, x, direction, (gradient * direction).sum(-1))
         return x
 
     def _direction(self, problem: Problem, x: Tensor, gradient: Tensor, norm: Tensor) -> Tensor:
         accuracy = norm.sqrt().clamp(max=0.1)
         found = conjugate_gradient(problem.curvature(x), gradient, min(2 * x.shape[-1], _MOST_PRODUCTS), accuracy)
-        direction = found.solution + found.rise
-        # Longer steps may end where everything is flat, far from any maximum: a softmax over large logits is.
-        longest = (1 + x.norm(dim=-1)) / direction.norm(dim=-1).clamp(min=torch.finfo(x.dtype).tiny)
-        return direction * longest.clamp(max=1.0).unsqueeze(-1)
-
-
-def _search(problem: Problem, x: Tensor, direction: Tensor, slope: Tensor) -> Tensor:
-    """Halve each copy's step until its value rises, up to rounding, by a fair share of what the slope promises."""
-    value = problem.value(x)
-    rounding = 16 * torch.finfo(x.dtype).eps * value.abs().clamp(min=1.0)
-    step = torch.ones_like(value)
-    for _ in range(_MOST_HALVINGS):
-        short = ~(problem.value(x + step.unsqueeze(-1) * direction) >= value + _SUFFICIENT * step * slope - rounding)
-        if not bool(short.any()):
-            break
-        step = torch.where(short, step / 2, step)
-    return x + step.unsqueeze(-1) * direction
+        return bounded(x, found.solution + found.rise)
