@@ -256,14 +256,13 @@ def _update(word: str, params: Symbol, objective: Symbol, lr: Any, sign: int) ->
 
 
 def _refuse_mixed_copies(word: str, start: nd.Node, goal: nd.Node) -> None:
-    """Each plate that is left gets its own copy of the parameters: nothing that depends on them may mix its draws."""
-    copied = set(goal.axes) - set(start.axes)
+    """Each plate that is left has its own copy of the parameters: nothing that depends on them may mix its draws."""
     for node in between(start, goal):
-        mixed = copied & set(getattr(node, "over", ()))
+        mixed = set(goal.axes) & set(getattr(node, "over", ()))
         if mixed:
             raise DeclarationError(
                 f"sg.{word} of {start.name!r}: the inner objective {goal.name!r} keeps the plate {min(mixed).name!r}, "
-                f"so each of its draws gets its own copy of {start.name!r}; but {node.name!r} reduces that plate of "
+                f"so each of its draws has its own copy of {start.name!r}; but {node.name!r} reduces that plate of "
                 "something that depends on the copies. Reduce the plate in the whole objective, or compute "
                 f"{node.name!r} from parameters that are not updated, sg.apply(torch.clone, params)"
             )
