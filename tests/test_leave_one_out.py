@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Categorical, Normal
+from torch.distributions import Bernoulli, Categorical, Normal, Uniform
 
 import stochgraph as sg
 from stochgraph import _leave_one_out
@@ -185,6 +185,24 @@ def test_a_plate_of_one_is_refused():
 def test_a_plate_that_is_not_averaged_is_refused():
     with pytest.raises(sg.CompileError, match=r"'x' reaches .* \(axes reduced: \(x\)\).*use SF"):
         problems.extreme().compile(sg.LOO())
+
+
+def test_a_later_draw_whose_support_moves_with_what_is_left_out_is_refused():
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=3)
+        return sg.sample("y", Uniform, 0.0, 1.0 + sg.mean(x)) ** 2
+
+    with pytest.raises(sg.CompileError, match=r"'y' .*the support of Uniform moves with the draws .*use SF"):
+        objective.compile(sg.LOO())
+    objective.compile(sg.SF())
+
+    @sg.graph
+    def apart(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=3)
+        return sg.mean(sg.sample("y", Uniform, 0.0, 1.0 + x)) ** 2
+
+    apart.compile(sg.LOO())  # left out is y's own draw, whose support moves with no other
 
 
 def test_a_draw_without_a_plate_is_scored_as_by_the_score_function():
