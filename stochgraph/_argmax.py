@@ -111,7 +111,7 @@ def argmax(
             f"sg.argmax over {variable.name!r}: the objective {goal.name!r} does not depend on {variable.name!r} "
             "through values: any value of it is a solution"
         )
-    _refuse_mixed_copies("argmax", variable, goal, set(goal.axes))
+    _refuse_mixed_copies("argmax", variable, goal)
     start = _start(variable, goal, init, solver)
     declaration = objective._declaration
     name = declaration.unique(variable.like.name + "'")

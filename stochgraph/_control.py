@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 
 from . import _node as nd
 from . import _vectorize as vz
-from ._axes import Axes, Axis
+from ._axes import Axes, Axis, union
 from ._rules import Site
 from ._surrogate import Weight
 
@@ -55,7 +55,8 @@ class ControlVariate(nd.Node):
         super().__init__(f"control variate({term.name}, {weight.sample.name})", term.index, inputs)
 
     def infer_axes(self) -> Axes:
-        return self.term_axes
+        """Those of the term; in an update also the plates that only the copies of its parameters have."""
+        return self.term_axes if self.left_out else union(self.term_axes, *(node.axes for node in self.inputs))
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         axes = self.axes if self.left_out is None else (self.left_out[1], *self.axes)

@@ -11,7 +11,7 @@ from typing import Any
 from torch.distributions import Distribution
 
 from . import _node as nd
-from ._axes import Axes, Axis, describe, union
+from ._axes import Axes, describe, union
 from ._errors import DeclarationError
 from ._law import DistributionLaw, SamplerLaw
 from ._reach import between
@@ -287,7 +287,7 @@ def _update(word: str, params: Symbol, objective: Symbol, lr: Any, sign: int) ->
             f"sg.{word} of {start.name!r}: the inner objective {goal.name!r} does not depend on {start.name!r}, "
             "neither through values nor through a distribution; its gradient would be zero"
         )
-    _refuse_mixed_copies(word, start, goal, set(goal.axes) - set(start.axes))
+    _refuse_mixed_copies(word, start, goal)
     rate = nd.Arguments((to_nodes(lr),), {})
     declaration = params._declaration
     name = declaration.unique(start.name + "'")
@@ -303,14 +303,14 @@ def _refuse_time(word: str, start: nd.Node, goal: nd.Node) -> None:
         )
 
 
-def _refuse_mixed_copies(word: str, start: nd.Node, goal: nd.Node, copied: set[Axis]) -> None:
-    """Each plate that is left gets its own copy of the parameters: nothing that depends on them may mix its draws."""
+def _refuse_mixed_copies(word: str, start: nd.Node, goal: nd.Node) -> None:
+    """Each plate that is left has its own copy of the parameters: nothing that depends on them may mix its draws."""
     for node in between(start, goal):
-        mixed = copied & set(getattr(node, "over", ()))
+        mixed = set(goal.axes) & set(getattr(node, "over", ()))
         if mixed:
             raise DeclarationError(
                 f"sg.{word} of {start.name!r}: the inner objective {goal.name!r} keeps the plate {min(mixed).name!r}, "
-                f"so each of its draws gets its own copy of {start.name!r}; but {node.name!r} reduces that plate of "
+                f"so each of its draws has its own copy of {start.name!r}; but {node.name!r} reduces that plate of "
                 "something that depends on the copies. Reduce the plate in the whole objective, or compute "
                 f"{node.name!r} from parameters that are not updated, sg.apply(torch.clone, params)"
             )

@@ -88,8 +88,8 @@ def _later(site: Site, plate: Axis) -> list[Site]:
 
 def _weighting_everything(derivation: Derivation) -> Derivation:
     """Boxes costs with every sample that is scored or descends from one: leaving a draw out moves its distribution."""
-    moving = descends_from(derivation.order, *derivation.samples.values())
-    names = [s for s, node in samples_in(derivation.order).items() if s in derivation.rules or node in moving]
+    moving, drawn = descends_from(derivation.order, *derivation.samples.values()), samples_in(derivation.order)
+    names = [s for s, node in drawn.items() if s in derivation.rules or node in moving]
     if len(names) == len(derivation.rules) and all(_boxes_all(rule) for rule in derivation.rules.values()):
         return derivation
     rules = {s: Rule(pathwise=True) if s in derivation.pathwise else COST for s in names}
@@ -140,6 +140,7 @@ class Replay(nd.Node):
         self.term_axes = node.axes
         self.program, self.captured = split(root, plate, name)
         self.names = _weighted_in(self.program)
+        _refuse_moving_supports(self.program)
         declared = samples_in(derivation.order)
         drawn = [n.name for n in self.program if isinstance(n, nd.Sample)]
         inputs: list[nd.Node] = [derivation.score(declared[s]) for s in self.names]
@@ -214,6 +215,15 @@ def _refuse_other_reductions(program: Iterable[nd.Node], plate: Axis, name: str)
             raise CompileError(
                 f"sample {name!r} reaches {node.name!r} (axes reduced: {describe(node.over)}), which is not a mean: "
                 "there is no mean to leave one draw out of; use SF for this node"
+            )
+
+
+def _refuse_moving_supports(program: Iterable[nd.Node]) -> None:
+    for node in [scored.sample for scored in program if isinstance(scored, Score)]:
+        if node.law.has_moving_support:
+            raise CompileError(
+                f"sample {node.name!r} (axes: {describe(node.axes)}): the support of {node.law.name} moves with the "
+                "draws that leave-one-out leaves out, so no importance ratio reuses it; use SF in place of LOO"
             )
 
 

@@ -257,17 +257,11 @@ class CompiledStep(CompiledUpdate):
         captured = values[first:]
         start = self.copies(run, values[0])
         again = not self.detach and _is_differentiated((start, captured))
-        grads = gradient(lambda psi: self._total(run, captured, psi, 0), start, again)
+        grads = gradient(lambda psi: self.objective(run, captured, psi).sum(), start, again)
         if len(self.surrogates) > 1:  # control variates change the derivative of a direction, and not the direction
-            plain = gradient(lambda psi: self._total(run, captured, psi, 1), start, False)
+            plain = gradient(lambda psi: self.objective(run, captured, psi, 1).sum(), start, False)
             grads = pytree.tree_map(lambda one, other: one + (other - one).detach(), grads, plain)
         return self._step(run, start, grads, values[1:first])
-
-    def _total(self, run: Any, captured: Sequence[Any], psi: Any, which: int) -> Tensor:
-        total, axes = self.objective(run, captured, psi, which), self.surrogates[which].axes
-        if run.left_out is not None and run.left_out.plate in axes:
-            total = run.left_out.without(total, axes)
-        return total.sum()
 
     def _rates(self, values: Sequence[Any], spec: pytree.TreeSpec) -> list[tuple[Any, bool]]:
         """The step size of every leaf of the parameters, and whether it has the plates in front."""

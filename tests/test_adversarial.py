@@ -128,6 +128,16 @@ def test_copies_of_the_parameters_must_not_mix(scored):
         sg.graph(lambda theta: body(theta))
 
 
+def test_parameters_of_a_plate_must_not_mix_either():
+    def body(theta):
+        task = sg.sample("task", Bernoulli, torch.tensor(0.5), n=2)
+        start = theta * (1 + task)
+        return sg.mean(sg.ascend(start, start * sg.mean(start), 0.5))
+
+    with pytest.raises(sg.DeclarationError, match=r"keeps the plate 'task', .* but .* reduces that plate"):
+        sg.graph(lambda theta: body(theta))
+
+
 @pytest.mark.parametrize(
     "cost",
     [

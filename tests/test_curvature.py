@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.distributions import Bernoulli
 
 import stochgraph as sg
 from stochgraph._curvature import loaded, taylor
@@ -251,3 +252,22 @@ def test_one_pass_equals_sampling_and_replaying(make, estimator):
     expected = torch.func.grad(compiled.surrogate)(MDP_THETA, trace)
     assert float(value) == pytest.approx(float(trace.value), abs=1e-13)
     assert grad.flatten().tolist() == pytest.approx(expected.flatten().tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize("baseline", [lambda trace: 0.7, "loo"])
+def test_a_baseline_in_an_update_with_a_copy_of_the_parameters_for_each_task(baseline):
+    """The data have no task, the copies that score them do: each task's step is that of a graph without tasks."""
+
+    def objective(task_of):
+        def body(theta):
+            task = task_of()
+            y = sg.sample("y", Bernoulli, logits=theta, n=3)
+            adapted = sg.ascend(theta, sg.mean(torch.sin(y)) + 0 * task, 0.5)
+            return adapted**2 if isinstance(task, float) else sg.mean(adapted**2)
+
+        return sg.graph(body).compile({"y": sg.LoadedDiCE(1.0, baseline)})
+
+    alone = objective(lambda: 1.0)
+    tasks = objective(lambda: sg.sample("task", Bernoulli, torch.tensor(0.5, dtype=F64), n=2))
+    found, expected = (sg.verify(c, torch.tensor(0.3, dtype=F64)) for c in (tasks, alone))
+    assert float(found.expectation) == pytest.approx(float(expected.expectation), abs=1e-13)
