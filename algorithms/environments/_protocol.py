@@ -64,6 +64,10 @@ class Environment(ABC):
         """Declare a plate "task" of `n` tasks. For use inside a declaration."""
         return sg.sample("task", self.task_distribution, n=n)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: the settings, not the episodes, which are in attributes that begin with `_`."""
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
     def _started(self, task: Tensor, shape: tuple[int, ...]) -> Tensor:
         """The tasks, whose shape must be `(episodes, *shape)`."""
         if task.shape[1:] != shape or task.dim() == 0 or not task.is_floating_point():
