@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from ._networks import Parameters, module_parameters, tanh_network, tanh_parameters
+from ._networks import Parameters as Parameters
+from ._networks import module_parameters, tanh_network, tanh_parameters
 
 
 class Policy(Protocol):

@@ -198,3 +198,6 @@ def _check_fit(environment: Environment, policy: Policy) -> None:
             f"an action of {kind} is {wanted}, one of {name} is of {action.dtype} and has the shape "
             f"{tuple(action.shape[1:])}: choose a policy for {'discrete' if environment.discrete else 'such'} actions"
         )
+    actions = getattr(policy, "actions", environment.action_size)
+    if environment.discrete and actions != environment.action_size:
+        raise ValueError(f"{kind} has {environment.action_size} actions, {name} chooses among {actions}")

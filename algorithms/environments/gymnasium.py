@@ -25,7 +25,7 @@ class GymnasiumEnvironment(Environment):
 
     Observations are boxes, flattened, or integers, as indicator vectors. Actions are boxes, passed on as they are,
     or integers; wrap environments (`gymnasium.wrappers`) for anything else. An episode ends when it is terminated or
-    truncated; what the vector environment resets by itself after that is masked.
+    truncated; what the vector environment makes of it after that (`AutoresetMode.NEXT_STEP` or `SAME_STEP`) is masked.
 
     Args:
         make: builds the vector environment for tasks of shape `(episodes, *task)`.
@@ -77,26 +77,24 @@ class GymnasiumEnvironment(Environment):
         self._like = task.new_empty(())
         if not self._serves(task):
             self._build(task)
-        self._ended = np.zeros(len(task), dtype=bool)
         seeds = torch.randint(2**31, (len(task),)).tolist()
         if self.reset_options is None:
             return self._observe(self._vector.reset(seed=seeds)[0])
-        self._vector.reset(seed=seeds)
         tasks, which = task.unique(dim=0, return_inverse=True)
-        for k, one in enumerate(tasks):
+        observation, _ = self._vector.reset(seed=seeds, options=self.reset_options(tasks[0]))
+        for k, one in enumerate(tasks[1:], start=1):
             mask = (which == k).numpy(force=True)
             observation, _ = self._vector.reset(seed=seeds, options={"reset_mask": mask, **self.reset_options(one)})
         return self._observe(observation)
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        acted = self._acted(action).numpy(force=True)
         space = self._vector.single_action_space
-        acted = self._acted(action).numpy(force=True).astype(space.dtype).reshape(-1, *space.shape)
+        acted = acted.astype(space.dtype).reshape(-1, *space.shape)
         if self.discrete:
             acted = acted + space.start
-        self._revive()
         observation, reward, terminated, truncated, _ = self._vector.step(acted)
-        self._ended |= terminated | truncated
-        done = torch.from_numpy(self._ended.copy()).to(self._like.device)
+        done = torch.from_numpy(terminated | truncated).to(self._like.device)
         return self._observe(observation), torch.from_numpy(np.array(reward)).to(self._like), done
 
     def close(self) -> None:
@@ -109,21 +107,16 @@ class GymnasiumEnvironment(Environment):
         self.close()
         self._vector, self._built_for = self.make(task), task.clone()
         if self._vector.num_envs != len(task):
-            raise ValueError(
-                f"make must build one environment per task: {len(task)} tasks, {self._vector.num_envs} built"
-            )
+            built = self._vector.num_envs
+            raise ValueError(f"make must build one environment per task: {len(task)} tasks, {built} built")
+        if getattr(self._vector.metadata.get("autoreset_mode"), "name", None) == "DISABLED":
+            raise ValueError("AutoresetMode.DISABLED: ended episodes cannot be stepped; choose NEXT_STEP or SAME_STEP")
 
     def _serves(self, task: Tensor) -> bool:
         """Whether the vector environment at hand is one for these tasks."""
         if self._vector is None or self._built_for is None or len(task) != len(self._built_for):
             return False
         return self.reset_options is not None or bool((task == self._built_for.to(task)).all())
-
-    def _revive(self) -> None:
-        """Reset what has ended in a vector environment that leaves this to its caller."""
-        mode = getattr(self._vector.metadata.get("autoreset_mode"), "name", None)
-        if mode == "DISABLED" and self._ended.any():
-            self._vector.reset(options={"reset_mask": self._ended.copy()})
 
     def _observe(self, observation: Any) -> Tensor:
         values = torch.from_numpy(np.array(observation))

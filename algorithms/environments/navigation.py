@@ -117,8 +117,9 @@ class CornerNavigation(Environment):
         return self._position
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        moved = self._acted(action).clamp(-0.2, 0.2)
         before = self._position
-        self._position = before + self._acted(action).clamp(-0.2, 0.2)
+        self._position = before + moved
         distance = (self._position - self._goal).norm(dim=-1)
         done = torch.zeros_like(distance, dtype=torch.bool)
         if self.reward == "distance":
@@ -170,11 +171,12 @@ class LineNavigation(Environment):
         return self._position.unsqueeze(-1)
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        moved = self._position + self._acted(action).squeeze(-1)
+        acted = self._acted(action).squeeze(-1)
+        moved = self._position + acted
         reward = 0.01 / (0.01 + (self._position - self._goal).abs())
         stays = (reward >= 0.95) | (moved.abs() > 1)
         chance = torch.rand_like(moved)
-        slipped = (self._position + torch.where(chance < 0.05, -0.1, 0.1)).clamp(-1.1, 1.1)
-        moved = torch.where(chance < 0.1, slipped, moved)
+        slipped = torch.where(chance < 0.05, self._position - 0.1, self._position + 0.1)
+        moved = torch.where(chance < 0.1, slipped.clamp(-1.1, 1.1), moved)
         self._position = torch.where(stays, self._position, moved)
         return self._position.unsqueeze(-1), reward, torch.zeros_like(stays)

@@ -44,7 +44,8 @@ class Tabular(Environment, ABC):
         return self._observe()
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        row = (self._table, self._state, self._acted(action).long())
+        acted = self._acted(action).long()
+        row = (self._table, self._state, acted)
         chance = torch.rand(len(action), 1, dtype=self._cumulated.dtype, device=self._cumulated.device)
         self._state = (chance >= self._cumulated[row]).sum(-1)
         return self._observe(), self._paid(self._reward[(*row, self._state)]), self._ends[self._table, self._state]
