@@ -25,11 +25,10 @@ from ._networks import module_parameters, tanh_network, tanh_parameters
 class Policy(Protocol):
     """What rollouts and algorithms need of a policy.
 
-    Methods take one set of parameters, and batches of observations and actions. With `batched`, `sample` also takes
-    `sets` of parameters, stacked, and as many batches of observations, `(sets, batch, observation)`.
+    Methods take one set of parameters, and batches of observations and actions. With an attribute `batched` that is
+    true, `sample` also takes `sets` of parameters, stacked, and as many batches of observations, `(sets, batch,
+    observation)`; without it, it is mapped.
     """
-
-    batched: bool
 
     def initial(
         self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"

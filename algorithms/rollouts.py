@@ -74,9 +74,8 @@ class Rollouts(sg.Sampler):
     def draw(self, batch_shape: torch.Size, *parents: Any) -> Trajectory:
         parameters, task = parents
         like = next(leaf for leaf in pytree.tree_leaves(parameters) if leaf.is_floating_point())
-        plates = [n if n != 1 else batch_shape[d] for d, n in enumerate(task.shape[: len(batch_shape)])]
         event = task.shape[len(batch_shape) :]
-        task = task.expand(*plates, *event).reshape(-1, *event).to(device=like.device, dtype=like.dtype)
+        task = task.to(like).expand(*batch_shape, *event).reshape(-1, *event)
         act = acting(self.policy, parameters, batch_shape)
         noise = self.policy.noise((self.horizon, math.prod(batch_shape)), like)
         with one_thread():
@@ -126,7 +125,7 @@ def acting(policy: Policy, parameters: Any, plates: torch.Size) -> Act:
     own = pytree.tree_unflatten([flat(leaf) for leaf in leaves], spec)
     if not varying:
         return lambda observation, noise: policy.sample(own, observation, noise)
-    mapped = policy.sample if policy.batched else torch.vmap(policy.sample)
+    mapped = policy.sample if getattr(policy, "batched", False) else torch.vmap(policy.sample)
 
     def act(observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         action, log_prob = mapped(own, observation.unflatten(0, (sets, -1)), noise.unflatten(0, (sets, -1)))

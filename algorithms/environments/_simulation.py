@@ -39,6 +39,7 @@ class Simulation:
         velocity: `qvel` of every simulation, `(episodes, nv)`; live.
         torso: the position of the first body, as of the last substep's beginning, `(episodes, 3)`; live.
         contact: `cfrc_ext` of every simulation, `(episodes, bodies, 6)`, if asked for.
+        step_time: the time that a step takes in the simulated world, in seconds.
     """
 
     position: Array
@@ -54,11 +55,6 @@ class Simulation:
         self.threads = threads or processors()
         self.with_contact = contact
         self._compile()
-
-    @property
-    def step_time(self) -> float:
-        """The time that a step takes in the simulated world, in seconds."""
-        return self.model.opt.timestep * self.frame_skip
 
     def start(self, position: Array, velocity: Array) -> None:
         """Start one simulation per row, at rest in everything but the given state."""
@@ -83,7 +79,7 @@ class Simulation:
         self._control[:] = control
         with quiet(self._mujoco):
             self._batch.step(running, nstep=self.frame_skip)
-        if self._batch.warning[..., 1].any():
+        if self._warnings.any():
             raise SimulationError(self._diverged())
         if self.with_contact:
             self._read_contact(range(len(control)) if running is None else running)
@@ -95,6 +91,7 @@ class Simulation:
         path = gymnasium / "envs" / "mujoco" / "assets" / self.model_file
         with quiet(self._mujoco):
             self.model = self._mujoco.MjModel.from_xml_path(str(path))
+        self.step_time = self.model.opt.timestep * self.frame_skip
         self._batch: Any = None
 
     def _make(self, episodes: int) -> None:
@@ -107,6 +104,7 @@ class Simulation:
         self.position, self.velocity = self._batch.bind("qpos"), self._batch.bind("qvel")
         self.torso = self._batch.bind("xpos")[:, 1]
         self._control = self._batch.bind("ctrl")
+        self._warnings = self._batch.warning[..., 1]
         if self.with_contact:
             self._data = self._mujoco.MjData(self.model)
             self.contact = np.zeros((episodes, self.model.nbody, 6))
@@ -120,7 +118,7 @@ class Simulation:
 
     def _diverged(self) -> str:
         """What went wrong, in which episodes."""
-        counts = self._batch.warning[..., 1]
+        counts = self._warnings
         episodes, kinds = np.flatnonzero(counts.any(1)), np.flatnonzero(counts.any(0))
         names = [self._mujoco.mjtWarning(kind).name.removeprefix("mjWARN_") for kind in kinds]
         shown = ", ".join(str(i) for i in episodes[:5]) + (", ..." if len(episodes) > 5 else "")

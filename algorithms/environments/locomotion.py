@@ -15,7 +15,7 @@ All episodes are simulations of one `mujoco.batch.Batch`: no Python object and n
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -228,21 +228,31 @@ class Locomotion(Environment):
 
     def reset(self, task: Tensor) -> Tensor:
         self._like = self._started(task, ()).new_empty(())
+        self._dtype = self._like.numpy(force=True).dtype  # converted at once: between physics, every call is a cold one
         self._task = task.double().numpy(force=True)
-        self._ended = np.zeros(len(task), dtype=bool)
+        self._done = torch.zeros(len(task), dtype=torch.bool, device=task.device)
+        self._running: NDArray[np.int32] | None = None  # all
         self.simulation.start(*self._initial_state(len(task)))
         return self._observe()
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         control = self._acted(action).double().numpy(force=True)
         before = self._where().copy()
-        running = np.flatnonzero(~self._ended).astype(np.int32) if self._ended.any() else None
-        self.simulation.step(control, running)
+        self.simulation.step(control, self._running)
         velocity = (self._where() - before) / self.simulation.step_time
-        healthy = self._healthy()
-        self._ended |= ~healthy
-        reward = self._task_reward(velocity) + self.robot.bonus * healthy - self._costs(control)
-        return self._observe(), self._tensor(reward), torch.from_numpy(self._ended.copy()).to(self._like.device)
+        reward = self._task_reward(velocity) - self._costs(control)
+        if self.robot.healthy:
+            healthy = self._healthy()
+            reward += self.robot.bonus * healthy
+            self._end(~healthy)
+        return self._observe(), self._tensor(reward), self._done
+
+    def _end(self, unhealthy: NDArray[np.bool_]) -> None:
+        """End episodes. What has ended is not simulated any more."""
+        if not unhealthy.any():
+            return
+        self._done = self._done | torch.from_numpy(unhealthy).to(self._done.device)
+        self._running = np.flatnonzero(~self._done.numpy(force=True)).astype(np.int32)
 
     def _initial_state(self, episodes: int) -> tuple[Array, Array]:
         """Positions and velocities, `(episodes, nq)` and `(episodes, nv)`."""
@@ -283,7 +293,7 @@ class Locomotion(Environment):
         parts = [simulation.position[:, robot.hidden :], velocity]
         if robot.contact:
             parts.append(self._contact()[:, 1:].reshape(len(velocity), -1))
-        return self._tensor(np.concatenate(parts, axis=1))
+        return self._tensor(np.concatenate(parts, axis=1, dtype=self._dtype))
 
-    def _tensor(self, values: Array) -> Tensor:
-        return torch.from_numpy(values).to(self._like)
+    def _tensor(self, values: NDArray[Any]) -> Tensor:
+        return torch.from_numpy(values.astype(self._dtype, copy=False)).to(self._like.device)
