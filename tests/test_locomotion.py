@@ -191,6 +191,18 @@ def test_divergence_in_a_rollout(monkeypatch):
         Rollouts(environment, policy).draw(torch.Size([2]), theta, torch.ones(2))
 
 
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e20), (F64, 1e160)])
+def test_rewards_that_cannot_be_represented(dtype, size):
+    """MuJoCo clamps the action, its cost is not finite."""
+    environment = half_cheetah()
+    environment.reset(torch.ones(3, dtype=dtype))
+    action = torch.zeros(3, 6, dtype=dtype)
+    action[2, 1] = size
+    message = r"1 of 3 episodes have rewards that are not finite, the first with the index 2 .* largest action is 1.0e"
+    with pytest.raises(SimulationError, match=message):
+        environment.step(action)
+
+
 def test_what_has_ended_is_not_simulated_any_more():
     """Nor can it diverge."""
     environment = walker2d()

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.distributions import AffineTransform, Bernoulli, Distribution, TransformedDistribution, Uniform
 
 from ._protocol import Environment, at_least_one, one_of
-from ._simulation import Array, Simulation
+from ._simulation import Array, Simulation, SimulationError
 
 Goal = Literal["direction", "velocity"]
 
@@ -245,7 +245,22 @@ class Locomotion(Environment):
             healthy = self._healthy()
             reward += self.robot.bonus * healthy
             self._end(~healthy)
-        return self._observe(), self._tensor(reward), self._done
+        return self._observe(), self._tensor(self._finite(reward, control)), self._done
+
+    def _finite(self, reward: Array, control: Array) -> NDArray[Any]:
+        """The rewards, if they can be represented: MuJoCo clamps huge actions, but their costs are as they are."""
+        with np.errstate(over="ignore"):
+            paid = reward.astype(self._dtype)
+        if not np.isfinite(paid).all():
+            wrong = np.flatnonzero(~np.isfinite(paid) & ~self._done.numpy(force=True))
+            if wrong.size:
+                largest = np.abs(control[wrong[0]]).max()
+                raise SimulationError(
+                    f"{self.robot.name}: {wrong.size} of {len(paid)} episodes have rewards that are not finite, the "
+                    f"first with the index {wrong[0]} (task * trajectories + trajectory); its largest action is "
+                    f"{largest:.1e}: adapted parameters have left their scale (inner step size)"
+                )
+        return paid
 
     def _end(self, unhealthy: NDArray[np.bool_]) -> None:
         """End episodes. What has ended is not simulated any more."""
