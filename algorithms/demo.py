@@ -16,9 +16,10 @@ from torch.distributions import Categorical
 
 import stochgraph as sg
 
-from .environments.navigation import Navigation, goals
+from .environments import Navigation
 from .meta_policy_gradient import adapted_return
 from .policies import GaussianMLP
+from .rollouts import Rollouts
 
 ESTIMATORS = {
     "SF": sg.SF(),
@@ -38,10 +39,10 @@ def standing_still(goal: Tensor) -> Tensor:
 
 def navigation(steps: int) -> sg.Graph:
     """The meta-objective: the return after some inner policy-gradient steps, above that of standing still."""
-    walk = Navigation(POLICY, horizon=HORIZON, reward="distance", action_scale=0.1)
+    walks = Rollouts(Navigation("distance", action_scale=0.1), POLICY, horizon=HORIZON)
     return adapted_return(
-        walk,
-        lambda: goals(TASKS),
+        walks,
+        lambda: walks.environment.declare_tasks(TASKS),
         inner_rate=0.1,
         steps=steps,
         inner=TRAJECTORIES,
