@@ -74,6 +74,7 @@ class _State:
     boxes: tuple[_Count, ...] = ()
     nonlinear: frozenset[str] = frozenset()  # samples in which an operation above is not linear
     outside: frozenset[Axis] = frozenset()  # the axes of the nearest such operation
+    totalled: frozenset[Axis] = frozenset()  # plates that are summed above, not averaged
     left_out: frozenset[str] = frozenset()  # samples with a leave-one-out control variate
     cut: bool = False  # a derivative cannot pass from above
     stopped: bool = False  # by declaration, not by the estimator
@@ -151,7 +152,8 @@ class _Walk:
         if isinstance(node, (nd.Reduction, nd.Reduce)):
             # A box that scores each draw's own term does not cover what other draws do to the term through a mean.
             covering = tuple(box for box in state.boxes if box.aligned.isdisjoint(node.over))
-            state = replace(state, boxes=covering)
+            totalled = () if getattr(node, "mean", False) else [axis for axis in node.over if not axis.time]
+            state = replace(state, boxes=covering, totalled=state.totalled.union(totalled))
         bent = self._bent(node, position)
         outside = frozenset(node.axes) if bent else state.outside
         return replace(state, nonlinear=state.nonlinear | bent, outside=outside)
@@ -305,7 +307,8 @@ def _row(node: nd.Node, state: _State, count: int, path: tuple[str, ...], scored
     own = [box for box in state.boxes if box.sample == node.name]
     word = counted(own)
     plates = tuple(dict.fromkeys(name for box in own for name in box.plates)) if word == "linearized" else ()
-    order = "O(N)" if any(box.grows for box in own) else small
+    grows = averaging_plate(node) in state.totalled or any(box.grows for box in own)
+    order = "O(N)" if grows else small
     return Row(node.name, "", path, word, "distribution", weight_of(own), plates, count, order)
 
 
