@@ -8,6 +8,9 @@ explains how every gradient path is counted, and proves it by enumeration where 
 from . import solvers as solvers
 from ._argmax import argmax as argmax
 from ._argmax import unknown as unknown
+from ._chunks import accumulate as accumulate
+from ._chunks import chunk_size as chunk_size
+from ._chunks import chunks as chunks
 from ._compile import Compiled as Compiled
 from ._declare import apply as apply
 from ._declare import ascend as ascend
@@ -77,9 +80,12 @@ __all__ = [
     "Trace",
     "Verification",
     "VerificationError",
+    "accumulate",
     "apply",
     "argmax",
     "ascend",
+    "chunk_size",
+    "chunks",
     "descend",
     "graph",
     "log_prob",

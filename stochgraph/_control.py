@@ -58,6 +58,10 @@ class ControlVariate(nd.Node):
         """Those of the term; in an update also the plates that only the copies of its parameters have."""
         return self.term_axes if self.left_out else union(self.term_axes, *(node.axes for node in self.inputs))
 
+    @property
+    def mixes(self) -> Axes:
+        return () if self.left_out is None else self.left_out[:1]
+
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         axes = self.axes if self.left_out is None else (self.left_out[1], *self.axes)
         factor = vz.align(*self._draws(values[1]), axes)

@@ -269,12 +269,16 @@ class Derivation:
         if self.update is not None:
             rules = value_rules(self.rules)
         axes = union(parts[0].axes, node.variable.axes, node.objective.axes)
+        psi, inner, surrogates = self._inner(node, rules, axes)
         if isinstance(node, nd.Argmax):
-            return CompiledArgmax(node, parts[0], parts[1:], *self._inner(node, rules, axes), detach)
-        return CompiledStep(node, parts[0], parts[1:], *self._inner(node, rules, axes), detach)
+            return CompiledArgmax(node, parts[0], parts[1:], psi, surrogates, detach)
+        shared = self._shared_scores(node, inner)
+        return CompiledStep(node, parts[0], parts[1:], psi, surrogates, detach, shared)
 
-    def _inner(self, node: nd.Update, rules: Mapping[str, Rule], axes: Axes) -> tuple[Placeholder, list[nd.Node]]:
-        """The update's placeholder and surrogate; behind it the plain one if control variates stand in the first.
+    def _inner(
+        self, node: nd.Update, rules: Mapping[str, Rule], axes: Axes
+    ) -> tuple[Placeholder, "Derivation", list[nd.Node]]:
+        """The update's placeholder, derivation and surrogate; behind it the plain one if it has control variates.
 
         Inside another update's objective the surrogate may depend on copies of that update's parameters: then there is
         one placeholder for each.
@@ -290,7 +294,18 @@ class Derivation:
             return self._inner(node, rules, wider)
         for surrogate in surrogates:
             _refuse_mixed_copies(node, psi, surrogate)
-        return psi, surrogates
+        return psi, inner, surrogates
+
+    def _shared_scores(self, node: nd.Update, inner: "Derivation") -> list[tuple[Score, Score]]:
+        """The scores of an inner derivation with the same ones at the parameters themselves."""
+        found: list[tuple[Score, Score]] = []
+        names = inner.reach[Kind.SCORE][node.objective] if self.update is None else ()
+        for sample in map(self.samples.__getitem__, names):
+            direct = all(parent is node.params or parent not in inner.region for parent in sample.inputs)
+            at_psi = inner.score(sample)
+            if direct and at_psi.axes == sample.axes:
+                found.append((at_psi, self.score(sample)))
+        return found
 
     def _box(self, node: nd.Node, base: nd.Node, pending: Pending, inside: Pending) -> nd.Node:
         """Box a term: importance weights and linearised scores as factors, the update's own scores as a score term."""

@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from . import _node as nd
-from ._axes import Axes, describe
+from ._axes import Axes, describe, without
 from ._errors import SolverError
 from ._indexing import transform_rules
 from ._surrogate import CompiledUpdate
@@ -38,6 +38,11 @@ class CompiledArgmax(CompiledUpdate):
 
     update: nd.Argmax
     starts_matter = False
+
+    @property
+    def mixes(self) -> Axes:
+        """Plates of the unknown that the objective does not have: it is solved for all of their entries at once."""
+        return without(self.psi.axes, self.surrogate.axes)
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         packing = _Packing(self.copies(run, values[0]), self.psi.axes, self.surrogate.axes)
@@ -53,7 +58,7 @@ class CompiledArgmax(CompiledUpdate):
             captured, index = pytree.tree_unflatten(list(context), spec)
             apart.left_out = left_out and replace(left_out, index=index)
             with transform_rules():
-                return packing.per_copy(self.objective(apart, captured, packing.unpack(x)))
+                return packing.per_copy(self.objective(apart, self.known(captured), packing.unpack(x)))
 
         problem = _Implicit(value, self.update.solver, self.update.linear_solver, self._label())
         return packing.unpack(_root(problem, packing.start, *leaves))

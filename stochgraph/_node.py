@@ -21,6 +21,7 @@ from torch.utils import _pytree as pytree
 
 from . import _vectorize as vz
 from ._axes import Axes, Axis, describe, union, without
+from ._trees import map_tensors
 
 # Functions that act on every element alone: broadcasting maps them over plates and time, no vmap needed.
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
@@ -109,6 +110,11 @@ class Node:
     def infer_axes(self) -> Axes:
         """The axes of the value, from the axes of the inputs."""
         return union(*(node.axes for node in self.inputs))
+
+    @property
+    def mixes(self) -> Axes:
+        """The axes along which one entry of the value depends on other entries of the inputs."""
+        return ()
 
     def with_inputs(self, inputs: Sequence["Node"]) -> "Node":
         """This node on other inputs; itself if they are the same."""
@@ -219,6 +225,10 @@ class Reduction(Node):
     def infer_axes(self) -> Axes:
         return without(self.inputs[0].axes, self.over)
 
+    @property
+    def mixes(self) -> Axes:
+        return self.over
+
     def prepare(self) -> None:
         super().prepare()
         self._dims = tuple(i for i, axis in enumerate(self.input_axes[0]) if axis in self.over)
@@ -226,7 +236,7 @@ class Reduction(Node):
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         if isinstance(values[0], Tensor):
             return self._reduce(values[0], run)
-        return pytree.tree_map_only(Tensor, lambda leaf: self._reduce(leaf, run), values[0])
+        return map_tensors(lambda leaf: self._reduce(leaf, run), values[0])
 
     def _reduce(self, value: Tensor, run: Any) -> Tensor:
         if not self._dims:
@@ -267,10 +277,14 @@ class Reduce(Node):
     def infer_axes(self) -> Axes:
         return without(self.inputs[0].axes, self.over)
 
+    @property
+    def mixes(self) -> Axes:
+        return self.over
+
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         axes = self.inputs[0].axes
         kept = [i for i, axis in enumerate(axes) if axis not in self.over]
-        value = pytree.tree_map_only(Tensor, lambda leaf: leaf.movedim(kept, tuple(range(len(kept)))), values[0])
+        value = map_tensors(lambda leaf: leaf.movedim(kept, tuple(range(len(kept)))), values[0])
         return vz.vectorize(self.fn, len(kept))(value)
 
 
@@ -280,7 +294,7 @@ class Stop(Node):
     kind = "stop"
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
-        return pytree.tree_map_only(Tensor, Tensor.detach, values[0])
+        return map_tensors(Tensor.detach, values[0])
 
 
 class Sample(Node):

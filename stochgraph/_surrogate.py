@@ -10,9 +10,16 @@ The gradient inside an update is taken at a placeholder psi, a copy of the param
 `log p(x; psi) * cost` is differentiated at psi through the score only: its cost is evaluated at theta. So the update
 is exactly the function of theta that it is for a fixed sample, and its Jacobian is right even where costs depend on
 theta.
+
+NOTE [scores that two places share]
+The log-probabilities that make an update's direction are taken at psi, which is a copy of theta. Boxes of later costs
+ask for the same numbers at theta. Where draws have no other parent between theta and them, the update hands its own
+over (`Run.found`), with their derivatives: the costliest part of a meta-gradient is not computed twice. Therefore
+scores are scheduled as late as possible.
 """
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -24,6 +31,7 @@ from . import _node as nd
 from . import _vectorize as vz
 from ._axes import Axes, union, without
 from ._indexing import in_transform
+from ._trees import map_tensors, tensors
 
 _FROM_NODE = object()  # marks a step size that a node gives
 
@@ -42,7 +50,8 @@ class Score(nd.Node):
         self._parents = self.inputs[1:]
 
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
-        return run.score(self.sample, values[0], self._parents, values[1:])
+        found = run.found.get(self)
+        return run.score(self.sample, values[0], self._parents, values[1:]) if found is None else found
 
 
 class Weight(nd.Node):
@@ -67,6 +76,10 @@ class Weight(nd.Node):
     def summed(self) -> Axes:
         """The sample's own axes that are reduced; axes that only the parents have stay."""
         return without(self.sample.axes, self.aligned)
+
+    @property
+    def mixes(self) -> Axes:
+        return self.summed
 
     def prepare(self) -> None:
         """Also the dimensions of the score to accumulate, to sum and to average over."""
@@ -113,7 +126,7 @@ class Box(nd.Node):
             base, weight = self.broadcast(values)
             return base * self.factor(weight)
         factor = self.factor(values[1])
-        return pytree.tree_map_only(Tensor, lambda leaf: torch.mul(*self.broadcast([leaf, factor])), values[0])
+        return map_tensors(lambda leaf: torch.mul(*self.broadcast([leaf, factor])), values[0])
 
     def factor(self, weight: Tensor) -> Tensor:
         """What the base is multiplied with: the likelihood ratio."""
@@ -201,14 +214,16 @@ class CompiledUpdate(nd.Node):
         update: nd.Update,
         params: nd.Node,
         rates: Sequence[nd.Node],
-        psi: Placeholder,
+        psi: nd.Node,
         surrogates: Sequence[nd.Node],
         detach: bool,
+        shared: Sequence[tuple[Score, Score]] = (),
     ) -> None:
         self.update = update
         self.psi = psi
         self.surrogates = surrogates
         self.detach = detach
+        self.shared = shared  # scores at psi, and the same at the parameters
         self.rate_count = len(rates)
         parts = [split(surrogate, psi) for surrogate in surrogates]
         self.programs = [program for program, _ in parts]
@@ -235,13 +250,19 @@ class CompiledUpdate(nd.Node):
         if axes == target:
             return params
         sizes = [run.sizes[axis] for axis in target]
-        return pytree.tree_map(
-            lambda leaf: vz.align(leaf, axes, target).expand(*sizes, *leaf.shape[len(axes) :]), params
-        )
 
-    def objective(self, run: Any, captured: Sequence[Any], psi: Any, which: int = 0) -> Tensor:
-        """A surrogate at `psi`, shape `(*axes,)`. `captured`: the values of the inputs behind the step sizes."""
-        known = dict(zip(self.inputs[1 + self.rate_count :], captured, strict=True))
+        def copies(leaf: Tensor) -> Tensor:
+            aligned, shape = vz.align(leaf, axes, target), (*sizes, *leaf.shape[len(axes) :])
+            return aligned if aligned.shape == shape else aligned.expand(shape)
+
+        return map_tensors(copies, params)
+
+    def known(self, captured: Sequence[Any]) -> dict[nd.Node, Any]:
+        """The values that the programs read, from those of the inputs behind the step sizes."""
+        return dict(zip(self.inputs[1 + self.rate_count :], captured, strict=True))
+
+    def objective(self, run: Any, known: dict[nd.Node, Any], psi: Any, which: int = 0) -> Tensor:
+        """A surrogate at `psi`, shape `(*axes,)`. What is computed on the way is added to `known`."""
         known[self.psi] = psi
         execute(self.programs[which], run, known)
         return known[self.surrogates[which]]
@@ -255,13 +276,22 @@ class CompiledStep(CompiledUpdate):
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         first = 1 + self.rate_count
         captured = values[first:]
-        start = self.copies(run, values[0])
+        start, known = self.copies(run, values[0]), self.known(captured)
         again = not self.detach and _is_differentiated((start, captured))
-        grads = gradient(lambda psi: self.objective(run, captured, psi).sum(), start, again)
+        grads = gradient(lambda psi: self.objective(run, known, psi).sum(), start, again)
+        self._hand_over(run, known, again)
         if len(self.surrogates) > 1:  # control variates change the derivative of a direction, and not the direction
-            plain = gradient(lambda psi: self.objective(run, captured, psi, 1).sum(), start, False)
+            fresh = self.known(captured)
+            plain = gradient(lambda psi: self.objective(run, fresh, psi, 1).sum(), start, False)
             grads = pytree.tree_map(lambda one, other: one + (other - one).detach(), grads, plain)
         return self._step(run, start, grads, values[1:first])
+
+    def _hand_over(self, run: Any, known: dict[nd.Node, Any], again: bool) -> None:
+        """Give the scores at psi to whoever asks for them at the parameters; values inside a transform stay there."""
+        if in_transform() or (torch.is_grad_enabled() and not again):
+            return
+        for inner, outer in self.shared:
+            run.found[outer] = known[inner] if again else known[inner].detach()
 
     def _rates(self, values: Sequence[Any], spec: pytree.TreeSpec) -> list[tuple[Any, bool]]:
         """The step size of every leaf of the parameters, and whether it has the plates in front."""
@@ -294,6 +324,8 @@ class CompiledStep(CompiledUpdate):
             leaf = leaf.expand(*sizes, *leaf.shape[len(sizes) :])
         if plates and isinstance(rate, Tensor):
             rate = vz.align(rate, self.axes, self.axes, leaf.dim() - len(self.axes))
+        if isinstance(rate, (int, float)):
+            return torch.add(leaf, step, alpha=self.update.sign * rate)
         return leaf + self.update.sign * rate * step
 
 
@@ -301,7 +333,7 @@ def _is_differentiated(tree: Any) -> bool:
     """Whether a derivative may be taken through the values: inside transforms there is no telling, so yes."""
     if in_transform():
         return True
-    watched = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(tree))
+    watched = any(leaf.requires_grad for leaf in tensors(tree))
     return watched and torch.is_grad_enabled()
 
 
@@ -315,17 +347,18 @@ def gradient(fn: Callable[[Any], Tensor], start: Any, again: bool) -> Any:
         grads = torch.func.grad(fn)(start)
         return grads if again else pytree.tree_map(Tensor.detach, grads)
     with torch.enable_grad():
-        leaves, spec = pytree.tree_flatten(start)
-        copies = [x.view_as(x) if x.requires_grad and again else x.detach().requires_grad_() for x in leaves]
-        total = fn(pytree.tree_unflatten(copies, spec))
+        psi = map_tensors(lambda x: x.view_as(x) if x.requires_grad and again else x.detach().requires_grad_(), start)
+        total = fn(psi)
         if not total.requires_grad:
-            return pytree.tree_map(torch.zeros_like, start)
-        grads = torch.autograd.grad(total, copies, create_graph=again, allow_unused=True, materialize_grads=True)
-    return pytree.tree_unflatten([g if again else g.detach() for g in grads], spec)
+            return map_tensors(torch.zeros_like, start)
+        copies = tensors(psi)
+        found = torch.autograd.grad(total, copies, create_graph=again, allow_unused=True, materialize_grads=True)
+    grads = iter(found)
+    return map_tensors(lambda _: next(grads) if again else next(grads).detach(), start)
 
 
 def schedule(roots: Iterable[nd.Node]) -> list[nd.Node]:
-    """The ancestors of the roots in an order that respects inputs, and otherwise the declaration."""
+    """The ancestors of the roots in an order that respects inputs, and otherwise the declaration, scores late."""
     found: dict[nd.Node, int] = {}
     stack = list(roots)
     while stack:
@@ -338,7 +371,8 @@ def schedule(roots: Iterable[nd.Node]) -> list[nd.Node]:
     for node in found:
         for parent in set(node.inputs):
             users[parent].append(node)
-    ready = [(node.index, found[node], node) for node in found if not waiting[node]]
+    place = _places(users)
+    ready = [(place[node], found[node], node) for node in found if not waiting[node]]
     heapq.heapify(ready)
     order = []
     while ready:
@@ -347,8 +381,23 @@ def schedule(roots: Iterable[nd.Node]) -> list[nd.Node]:
         for user in users[node]:
             waiting[user] -= 1
             if not waiting[user]:
-                heapq.heappush(ready, (user.index, found[user], user))
+                heapq.heappush(ready, (place[user], found[user], user))
     return order
+
+
+def _places(users: dict[nd.Node, list[nd.Node]]) -> dict[nd.Node, float]:
+    """When nodes are wanted: in the order of their declaration; scores and their sums not before their use."""
+    places: dict[nd.Node, float] = {}
+    stack = list(users)
+    while stack:
+        node = stack[-1]
+        late = isinstance(node, (Score, Weight, Total))
+        missing = [user for user in users[node] if user not in places] if late else []
+        stack.extend(missing)
+        if not missing:
+            stack.pop()
+            places[node] = min((places[user] for user in users[node]), default=math.inf) if late else node.index
+    return places
 
 
 def split(root: nd.Node, psi: nd.Node) -> tuple[list[nd.Node], list[nd.Node]]:
