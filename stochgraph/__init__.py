@@ -5,6 +5,9 @@ Declare a stochastic computation graph (`graph`, `sample`, `mean`, `sum`, `ascen
 every gradient path is counted, and proves it by enumeration where that is possible.
 """
 
+from ._chunks import accumulate as accumulate
+from ._chunks import chunk_size as chunk_size
+from ._chunks import chunks as chunks
 from ._compile import Compiled as Compiled
 from ._declare import apply as apply
 from ._declare import ascend as ascend
@@ -72,8 +75,11 @@ __all__ = [
     "Trace",
     "Verification",
     "VerificationError",
+    "accumulate",
     "apply",
     "ascend",
+    "chunk_size",
+    "chunks",
     "descend",
     "graph",
     "log_prob",

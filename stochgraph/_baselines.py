@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from . import _node as nd
-from ._axes import Axes, Axis, describe
+from ._axes import Axes, Axis, describe, union
 from ._control import control_variate
 from ._derive import Control, Derivation, Site, descends_from
 from ._errors import CompileError, SamplingError
@@ -94,6 +94,10 @@ class Others(nd.Node):
         self.sample, self.plates = sample, plates
         super().__init__(f"mean of the others({term.name})", term.index, [term])
 
+    @property
+    def mixes(self) -> Axes:
+        return self.plates
+
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         return pytree.tree_map_only(Tensor, lambda leaf: self._others(leaf.detach(), run), values[0])
 
@@ -130,6 +134,10 @@ class Called(nd.Node):
     def infer_axes(self) -> Axes:
         return self.wanted
 
+    @property
+    def mixes(self) -> Axes:
+        return union(*self.input_axes)
+
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
         with torch.no_grad():
             found = torch.as_tensor(self.fn(self._trace(run, values)), dtype=run.dtype, device=run.device)
@@ -156,6 +164,10 @@ class Fitted(nd.Node):
     def __init__(self, term: nd.Node, drawn: nd.Node, sample: nd.Sample, discount: float) -> None:
         self.sample, self.discount = sample, discount
         super().__init__(f"linear baseline({term.name})", term.index, [term, drawn])
+
+    @property
+    def mixes(self) -> Axes:
+        return self.axes[-2:]  # the trajectories of the innermost plate, and their time
 
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
         costs, draws = values

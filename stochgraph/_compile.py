@@ -1,7 +1,7 @@
 """Compiled graphs: sampling, surrogates and gradients."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -131,6 +131,12 @@ class Compiled:
             The value of the objective for the draws, and the gradient: a pytree like the differentiated input, or a
             tuple of them if `wrt` names several.
         """
+        sizes = _check_sizes(self.graph, sizes or {})
+        with seeded(generator, inputs):
+            return self._value_and_grad(inputs, lambda named: Run(named, sizes))
+
+    def _value_and_grad(self, inputs: Any, run_at: Callable[[Mapping[str, Any]], Run]) -> tuple[Tensor, Any]:
+        """The value and gradient of one pass, which `run_at` makes from the inputs."""
         named = self._named(inputs)
         leaves, spec = pytree.tree_flatten([named[name] for name in self.wrt])
         leaves = [leaf.detach().requires_grad_() if _floats(leaf) else leaf for leaf in leaves]
@@ -138,9 +144,8 @@ class Compiled:
         if not wanted:
             raise TypeError(f"{self.graph.name}: no leaf of the input {self.wrt[0]!r} is a floating-point tensor")
         named.update(zip(self.wrt, pytree.tree_unflatten(leaves, spec), strict=True))
-        run = Run(named, _check_sizes(self.graph, sizes or {}))
-        with torch.enable_grad(), seeded(generator, inputs):
-            loss = self._surrogate(run)
+        with torch.enable_grad():
+            loss = self._surrogate(run_at(named))
         grads = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
         result = pytree.tree_unflatten([next(grads) if _floats(leaf) else None for leaf in leaves], spec)
         return loss.detach(), result[0] if len(result) == 1 else tuple(result)

@@ -55,6 +55,10 @@ class ControlVariate(nd.Node):
     def infer_axes(self) -> Axes:
         return self.term_axes
 
+    @property
+    def mixes(self) -> Axes:
+        return () if self.left_out is None else self.left_out[:1]
+
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         axes = self.axes if self.left_out is None else (self.left_out[1], *self.axes)
         factor = vz.align(*self._draws(values[1]), axes)

@@ -125,6 +125,10 @@ class OtherScores(nd.Node):
         self.sample, self.aligned, self.average = weight.sample, weight.aligned, False
         super().__init__(f"others({weight.name})", weight.index, [weight])
 
+    @property
+    def mixes(self) -> Axes:
+        return (self.plate,)
+
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
         excess = self.weight.excess(values[0])
         dim = self.axes.index(self.plate)

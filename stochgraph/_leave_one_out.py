@@ -101,6 +101,10 @@ class Replay(nd.Node):
     def infer_axes(self) -> Axes:
         return (self.left_out, *self.term_axes)
 
+    @property
+    def mixes(self) -> Axes:
+        return (self.plate,)
+
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         count = run.sizes[self.plate]
         if count < 2:

@@ -109,6 +109,11 @@ class Node:
         """The axes of the value, from the axes of the inputs."""
         return union(*(node.axes for node in self.inputs))
 
+    @property
+    def mixes(self) -> Axes:
+        """The axes along which one entry of the value depends on other entries of the inputs."""
+        return ()
+
     def with_inputs(self, inputs: Sequence["Node"]) -> "Node":
         """This node on other inputs; itself if they are the same."""
         if all(new is old for new, old in zip(inputs, self.inputs, strict=True)):
@@ -218,6 +223,10 @@ class Reduction(Node):
     def infer_axes(self) -> Axes:
         return without(self.inputs[0].axes, self.over)
 
+    @property
+    def mixes(self) -> Axes:
+        return self.over
+
     def prepare(self) -> None:
         super().prepare()
         self._dims = tuple(i for i, axis in enumerate(self.input_axes[0]) if axis in self.over)
@@ -265,6 +274,10 @@ class Reduce(Node):
 
     def infer_axes(self) -> Axes:
         return without(self.inputs[0].axes, self.over)
+
+    @property
+    def mixes(self) -> Axes:
+        return self.over
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         axes = self.inputs[0].axes

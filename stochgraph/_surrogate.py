@@ -68,6 +68,10 @@ class Weight(nd.Node):
         """The sample's own axes that are reduced; axes that only the parents have stay."""
         return without(self.sample.axes, self.aligned)
 
+    @property
+    def mixes(self) -> Axes:
+        return self.summed
+
     def prepare(self) -> None:
         """Also the dimensions of the score to accumulate, to sum and to average over."""
         super().prepare()
