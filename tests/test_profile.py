@@ -204,7 +204,9 @@ def test_the_plot_is_logarithmic_where_bars_would_vanish():
         return [axes.get_yscale() for axes in sg.Profile(made, torch.zeros(1), "the given truth", 9).plot().axes]
 
     assert scales(1.0) == ["linear", "log", "log", "linear", "linear"]  # a bias of zero has no logarithm
-    assert scales(0.0) == scales(1e-33) == ["linear", "linear", "log", "linear", "linear"]  # nor has one but for rounding
+    assert (
+        scales(0.0) == scales(1e-33) == ["linear", "linear", "log", "linear", "linear"]
+    )  # nor has one but for rounding
 
 
 @pytest.mark.parametrize("repeats", [1, 0, -1])

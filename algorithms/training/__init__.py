@@ -18,6 +18,8 @@ from .problem import Problem as Problem
 from .ranks import Ranks as Ranks
 from .ranks import joined_ranks as joined_ranks
 from .reports import Reporter as Reporter
+from .results import Result as Result
+from .results import load_result as load_result
 from .run_folder import RunFolder as RunFolder
 from .settings import Setting as Setting
 from .trainer import Outcome as Outcome

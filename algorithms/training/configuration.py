@@ -67,7 +67,7 @@ class Configuration:
     gradient_clip: float | None = _option(10.0, "the largest norm of a meta-gradient; none: any", least=0)
     iterations: int = _option(500, "steps of meta-training", least=1)
     seed: int = _option(0, "seed of parameters, tasks and draws")
-    precision: str = _option("float32", "float32 or float64")
+    precision: str = _option("float32", "of all numbers: float32 or float64")
     shards: int = _option(1, "parts of a meta-batch, each with randomness of its own: what ranks share out", least=1)
     chunk: int | None = _option(None, "tasks differentiated at a time; none: all of a shard", least=1)
     threads: int | None = _option(None, "threads of torch; none: as torch chooses", least=1)

@@ -17,7 +17,9 @@ from .configuration import Configuration, ConfigurationError
 from .randomness import generator_for
 from .ranks import ALONE, Ranks
 from .settings import estimator_of, optimizer_of, setting_of
-from .watched import EnvironmentFailure, Watched
+from .watched import EnvironmentFailure, watched
+
+_HELD_OUT = 20  # tasks in a shard of held-out tasks
 
 
 class Batch:
@@ -123,9 +125,9 @@ class Problem:
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
         self.setting = setting_of(configuration)
-        self.trajectories = Watched(self.setting.trajectories, configuration.environment)
+        self.trajectories = watched(self.setting.trajectories, configuration.environment)
         self.compiled = self.compile()
-        self.learner(self.initial())  # refused now or never
+        self._check()
 
     def declare(self, steps: int | None = None) -> sg.Graph:
         """The meta-objective: the return after the configured inner steps, or after others."""
@@ -171,9 +173,8 @@ class Problem:
 
     def evaluate(self, theta: Parameters, ranks: Ranks = ALONE, tasks: int | None = None) -> Tensor:
         """Returns on held-out tasks after 0, 1, ... adaptation steps, `(tasks, 1 + steps)`; the same tasks for all."""
-        run = self.configuration
-        tasks = tasks or run.evaluation_tasks
-        sizes = split(tasks, -(-tasks // -(-run.tasks // run.shards)))
+        tasks = tasks or self.configuration.evaluation_tasks
+        sizes = [min(_HELD_OUT, tasks - start) for start in range(0, tasks, _HELD_OUT)]
         found = [
             task_returns(self._draw(self._evaluated, theta, size, f"held-out shard {i}", ("held-out", i)))
             for i, size in ranks.own(list(enumerate(sizes)))
@@ -184,6 +185,15 @@ class Problem:
     def _evaluated(self) -> sg.Compiled:
         """A graph with as many steps as are evaluated: its inner data are the trajectories of all steps before."""
         return self.declare(self.configuration.evaluation_steps).compile(sg.SF())
+
+    def _check(self) -> None:
+        """What would be refused at the first meta-batch."""
+        self.learner(self.initial())
+        if self.configuration.chunk is not None:
+            try:
+                sg.chunks(self.compiled, sg.Trace(torch.tensor(0.0), {}, {}, {}), over="task", chunk=1)
+            except sg.CompileError as error:
+                raise ConfigurationError(f"chunk={self.configuration.chunk}: {error}") from error
 
     def _draw(
         self, compiled: sg.Compiled, theta: Parameters, tasks: int, part: str, purpose: Sequence[Any]

@@ -51,9 +51,10 @@ class RunFolder:
         there = Configuration.load(self.configuration_path)
         names = there.conflicts(configuration)
         if names:
-            differences = ", ".join(f"{n}={getattr(there, n)!r} and not {getattr(configuration, n)!r}" for n in names)
+            differences = ", ".join(f"{n}={getattr(there, n)!r} not {getattr(configuration, n)!r}" for n in names)
             raise ConfigurationError(
-                f"{self.path} holds a run with {differences}: give the same values to continue it, or another output"
+                f"{self.path} holds a run with {differences}: continue it with the configuration in "
+                f"{self.configuration_path}, or give another output"
             )
 
     @contextmanager

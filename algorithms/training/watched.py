@@ -12,14 +12,19 @@ class EnvironmentFailure(sg.SamplingError):
     """An environment raised an error, or returned a reward that is not a finite number."""
 
 
-class Watched(sg.Sampler):
+def watched(sampler: sg.Sampler, name: str) -> sg.Sampler:
     """A sampler of trajectories whose failures name the environment, the task, the trajectory and the step.
 
     Args:
         sampler: a sampler with a field `reward` over time; its first plate is that of the tasks.
         name: the name of the environment.
     """
+    kind = type(type(sampler).__name__, (_Watched,), {})  # graphs and errors show the class of a sampler
+    found: sg.Sampler = kind(sampler, name)
+    return found
 
+
+class _Watched(sg.Sampler):
     def __init__(self, sampler: sg.Sampler, name: str) -> None:
         self.sampler = sampler
         self.name = name
