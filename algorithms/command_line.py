@@ -8,6 +8,7 @@ from typing import Any
 
 try:
     import click
+    from click.core import ParameterSource
 except ImportError as error:
     raise ImportError("the command line needs click: pip install 'stochgraph[train]'") from error
 
@@ -60,12 +61,12 @@ def _json(text: str) -> Any:
         return text
 
 
-def _pairs(_: Any, __: Any, given: tuple[str, ...]) -> dict[str, Any] | None:
+def _pairs(_: Any, __: Any, given: tuple[str, ...]) -> dict[str, Any]:
     """`name=value` pairs as a mapping."""
     for pair in given:
         if "=" not in pair:
             raise click.BadParameter(f"{pair!r}: expected name=value")
-    return {name: _json(value) for name, _, value in (pair.partition("=") for pair in given)} or None
+    return {name: _json(value) for name, _, value in (pair.partition("=") for pair in given)}
 
 
 def configured(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,9 +74,11 @@ def configured(command: Callable[..., Any]) -> Callable[..., Any]:
 
     def run(config: Path | None, **given: Any) -> Any:
         own = {name: given.pop(name) for name in list(given) if name not in fields}
+        source = click.get_current_context().get_parameter_source
+        changes = {name: value for name, value in given.items() if source(name) is not ParameterSource.DEFAULT}
         with readable_errors():
             base = Configuration() if config is None else Configuration.load(config)
-            return command(base.replace(**{name: value for name, value in given.items() if value is not None}), **own)
+            return command(base.replace(**changes), **own)
 
     fields = describe()
     run.__doc__ = command.__doc__
@@ -140,6 +143,9 @@ def train_command(configuration: Configuration) -> None:
 
     \b
     torchrun --nproc-per-node 2 --max-restarts 3 --no-python stochgraph train --shards 4
+
+    A process that dies is started again, and the run goes on from its newest checkpoint. On several machines, set
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for that. Only the first process reads and writes the folder.
     """
     with joined_ranks() as ranks:
         outcome = train(configuration, ranks)

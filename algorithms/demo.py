@@ -13,7 +13,7 @@ from torch.distributions import Categorical
 
 import stochgraph as sg
 
-from .training import Configuration, Problem, RunFolder, load_result, train
+from .training import Configuration, ConfigurationError, Problem, RunFolder, TrainingError, load_result, train
 from .training.curves import plot_learning_curves, save_figure
 from .training.reports import default_reporters
 
@@ -157,7 +157,10 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(problem)
     print_ledgers()
     print_biases()
-    folders = meta_train(options.iterations, options.seed, options.out.with_suffix(""))
+    try:
+        folders = meta_train(options.iterations, options.seed, options.out.with_suffix(""))
+    except (ConfigurationError, TrainingError) as error:
+        parser.error(str(error))
     for name, folder in folders.items():
         returns = [record["returns"] for record in RunFolder(folder).metrics("evaluation")]
         (_, first), (before, after) = returns[0], returns[-1]

@@ -1,7 +1,9 @@
 """Several ranks: the same meta-gradient as one, and a run that survives the loss of one of them."""
 
 import json
+import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,7 @@ import torch
 import torch.distributed as distributed
 
 from stochgraph.algorithms.training import ConfigurationError, Problem, Ranks, joined_ranks, train
-from tests.training_cases import FORKS, SMALL, newest, python_environment, run_ranks, timeless
+from tests.training_cases import SMALL, become_rank, in_ranks, newest, python_environment, timeless, train_on_rank
 
 if not distributed.is_available() or not distributed.is_gloo_available():
     pytest.skip("torch is built without gloo", allow_module_level=True)
@@ -26,7 +28,7 @@ def test_ranks_make_the_meta_gradient_of_one_process(tmp_path, count, precision,
     run = SHARED.replace(precision=precision, optimizer="SGD", learning_rate=1.0, gradient_clip=None, iterations=1)
     one, several = (run.replace(output=str(tmp_path / name)) for name in ("one", "several"))
     train(one, reporters=[])
-    assert run_ranks(several, count) == [0] * count
+    assert in_ranks(count, train_on_rank, several) == [0] * count
     start = Problem(run).initial()
     expected, found = (newest(folder.output)["parameters"] for folder in (one, several))
     for name, leaf in start.items():
@@ -39,7 +41,7 @@ def test_a_whole_run_of_two_ranks_is_that_of_one(tmp_path):
     run = SHARED.replace(precision="float64")
     one, two = (run.replace(output=str(tmp_path / name)) for name in ("one", "two"))
     train(one, reporters=[])
-    assert run_ranks(two, 2) == [0, 0]
+    assert in_ranks(2, train_on_rank, two) == [0, 0]
     torch.testing.assert_close(newest(two.output)["parameters"], newest(one.output)["parameters"], rtol=1e-9, atol=0.0)
     for record, expected in zip(timeless(two.output), timeless(one.output), strict=True):
         assert {k: pytest.approx(v, rel=1e-9) if k != "kind" else v for k, v in expected.items()} == record
@@ -50,7 +52,7 @@ def test_a_run_of_one_is_continued_by_two(tmp_path):
     one, mixed = (run.replace(output=str(tmp_path / name)) for name in ("one", "mixed"))
     train(one, reporters=[])
     train(mixed.replace(iterations=2), reporters=[])
-    assert run_ranks(mixed, 2) == [0, 0]
+    assert in_ranks(2, train_on_rank, mixed) == [0, 0]
     state = newest(mixed.output)
     assert state["iteration"] == 6
     torch.testing.assert_close(state["parameters"], newest(one.output)["parameters"], rtol=1e-9, atol=0.0)
@@ -64,37 +66,23 @@ def test_more_ranks_than_shards_are_refused(tmp_path):
 
 def stop_one_rank(rank, count, port, folder):
     """Signal the second rank alone, in the second iteration."""
-    import os
-    import signal
-
-    from stochgraph.algorithms.training import problem
-
-    original = problem.Problem.draw
+    original = Problem.draw
 
     def draw(self, theta, iteration, ranks):
         if iteration == 1 and rank == 1:
             os.kill(os.getpid(), signal.SIGTERM)
         return original(self, theta, iteration, ranks)
 
-    problem.Problem.draw = draw  # type: ignore[method-assign]
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    with joined_ranks() as ranks:
-        outcome = train(SHARED.replace(output=folder, iterations=50), ranks, reporters=[])
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Problem, "draw", draw)
+        become_rank(rank, count, port)
+        with joined_ranks() as ranks:
+            outcome = train(SHARED.replace(output=folder, iterations=50), ranks, reporters=[])
     raise SystemExit(0 if (outcome.iteration, outcome.finished) == (2, False) else 1)
 
 
 def test_a_signal_to_one_rank_stops_all_of_them_after_the_same_iteration(tmp_path):
-    import socket
-
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [FORKS.Process(target=stop_one_rank, args=(r, 2, port, str(tmp_path / "run"))) for r in range(2)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-    assert [process.exitcode for process in processes] == [0, 0]
+    assert in_ranks(2, stop_one_rank, str(tmp_path / "run")) == [0, 0]
     assert newest(tmp_path / "run")["iteration"] == 2
 
 

@@ -82,18 +82,23 @@ def train_quietly(configuration: Configuration) -> None:
         train(configuration, ranks, reporters=[])
 
 
+def become_rank(rank: int, count: int, port: int) -> None:
+    """What torchrun tells a process."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
 def train_on_rank(rank: int, count: int, port: int, configuration: Configuration) -> None:
     """Be one of several ranks."""
-    os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    become_rank(rank, count, port)
     train_quietly(configuration)
 
 
-def run_ranks(configuration: Configuration, count: int) -> list[int | None]:
-    """Train with several ranks on this machine: their exit statuses."""
+def in_ranks(count: int, function: Any, *arguments: Any) -> list[int | None]:
+    """Call `function(rank, count, port, *arguments)` in a process per rank: their exit statuses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = [FORKS.Process(target=train_on_rank, args=(r, count, port, configuration)) for r in range(count)]
+    processes = [FORKS.Process(target=function, args=(rank, count, port, *arguments)) for rank in range(count)]
     for process in processes:
         process.start()
     for process in processes:

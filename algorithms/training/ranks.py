@@ -81,10 +81,25 @@ def joined_ranks() -> Iterator[Ranks]:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Ranks()
         return
-    distributed.init_process_group("gloo")
+    distributed.init_process_group("gloo", **_own_store())
     try:
         yield Ranks(distributed.get_rank(), distributed.get_world_size())
     finally:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about ranks that are gone already
             distributed.destroy_process_group()
+
+
+def _own_store() -> dict[str, Any]:
+    """Where ranks on one machine meet, a place of its own after every restart.
+
+    torchrun keeps one store for all restarts, in which gloo would find the addresses of processes that are gone
+    (pytorch issue 135712). The numbers of restarts agree on one machine only: on several, start torchrun with
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which makes a new store each time.
+    """
+    known = os.environ
+    if known.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or known.get("GROUP_WORLD_SIZE") != "1":
+        return {}
+    shared = distributed.TCPStore(known["MASTER_ADDR"], int(known["MASTER_PORT"]), is_master=False)  # type: ignore[attr-defined]
+    store = distributed.PrefixStore(f"restart {known['TORCHELASTIC_RESTART_COUNT']}", shared)  # type: ignore[attr-defined]
+    return {"store": store, "rank": int(known["RANK"]), "world_size": int(known["WORLD_SIZE"])}

@@ -79,7 +79,9 @@ def train(configuration: Configuration, ranks: Ranks = ALONE, reporters: Sequenc
 class Trainer:
     """One run. `train` is the way in; the pieces are here for those who want a loop of their own."""
 
-    def __init__(self, configuration: Configuration, ranks: Ranks = ALONE, reporters: Sequence[Reporter] | None = None) -> None:
+    def __init__(
+        self, configuration: Configuration, ranks: Ranks = ALONE, reporters: Sequence[Reporter] | None = None
+    ) -> None:
         self.configuration = configuration
         self.ranks = ranks
         self.folder = RunFolder(configuration.output, configuration.checkpoints_kept)
