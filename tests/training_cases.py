@@ -27,8 +27,8 @@ SMALL = Configuration(
     checkpoint_every=2,
     threads=1,
 )
-FORKS = multiprocessing.get_context("forkserver")  # torch is imported once, each process is a fork of that
-FORKS.set_forkserver_preload(["stochgraph.algorithms.training"])
+FORKS = multiprocessing.get_context("forkserver")  # what takes seconds to import is imported once, and forked
+FORKS.set_forkserver_preload(["stochgraph.algorithms.training", "torch._dynamo", "matplotlib.figure", __name__])
 
 
 class Hook(Reporter):
