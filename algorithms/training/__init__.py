@@ -21,7 +21,6 @@ from .reports import Reporter as Reporter
 from .results import Result as Result
 from .results import load_result as load_result
 from .run_folder import RunFolder as RunFolder
-from .settings import Setting as Setting
 from .trainer import Outcome as Outcome
 from .trainer import Trainer as Trainer
 from .trainer import TrainingError as TrainingError

@@ -16,7 +16,7 @@ from ..policies import Parameters
 from .configuration import Configuration, ConfigurationError
 from .randomness import generator_for
 from .ranks import ALONE, Ranks
-from .settings import estimator_of, optimizer_of, setting_of
+from .settings import estimator_of, optimizer_of, reference_of, rollouts_of
 from .watched import EnvironmentFailure, watched
 
 _HELD_OUT = 20  # tasks in a shard of held-out tasks
@@ -124,8 +124,9 @@ class Problem:
 
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
-        self.setting = setting_of(configuration)
-        self.trajectories = watched(self.setting.trajectories, configuration.environment)
+        self.rollouts = rollouts_of(configuration)
+        self.reference = reference_of(configuration, self.rollouts.environment)
+        self.trajectories = watched(self.rollouts, configuration.environment)
         self.compiled = self.compile()
         self._check()
 
@@ -134,13 +135,13 @@ class Problem:
         run = self.configuration
         return adapted_return(
             self.trajectories,
-            lambda: self.setting.tasks(run.tasks),
+            lambda: self.rollouts.environment.declare_tasks(run.tasks),
             inner_rate=run.inner_rate,
             steps=run.steps if steps is None else steps,
             inner=run.inner,
             outer=run.outer,
             discount=run.discount,
-            reference=self.setting.reference if run.reference else None,
+            reference=self.reference,
         )
 
     def compile(self, estimator: str | None = None) -> sg.Compiled:
@@ -154,8 +155,7 @@ class Problem:
     def initial(self) -> Parameters:
         """The parameters to start from."""
         generator = generator_for(self.configuration.seed, "parameters")
-        found: Parameters = self.setting.policy.initial(generator, dtype=getattr(torch, self.configuration.precision))
-        return found
+        return self.rollouts.policy.initial(generator, dtype=getattr(torch, self.configuration.precision))
 
     def learner(self, theta: Parameters) -> Learner:
         """What moves these parameters."""

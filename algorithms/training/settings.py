@@ -1,22 +1,35 @@
-"""What the names in a configuration stand for: environments, policies, estimators.
+"""What the names in a configuration stand for: environments, policies, estimators, optimisers.
 
-A new environment is a new row of `ENVIRONMENTS`: a function of a configuration and its options that returns a
-`Setting`.
+A new environment is a new row of `ENVIRONMENTS`, anything that makes an `Environment` of options.
 """
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
 import stochgraph as sg
 
-from ..environments.navigation import Navigation
-from ..policies import GaussianMLP
+from .. import environments
+from ..environments import Environment, Navigation
+from ..policies import CategoricalMLP, GaussianMLP, Policy, TabularSoftmax
+from ..rollouts import Rollouts
 from .configuration import Configuration, ConfigurationError, unknown
 
+ENVIRONMENTS: Mapping[str, Callable[..., Environment]] = {
+    "navigation": environments.Navigation,
+    "corner-navigation": environments.CornerNavigation,
+    "line-navigation": environments.LineNavigation,
+    "frozen-lake": environments.FrozenLake,
+    "random-mdp": environments.RandomMDP,
+    "half-cheetah": environments.half_cheetah,
+    "ant": environments.ant,
+    "walker2d": environments.walker2d,
+    "swimmer": environments.swimmer,
+}
+POLICIES = ("network", "table")  # for continuous or discrete actions, as the environment has them
 ESTIMATORS: Mapping[str, Callable[..., Any]] = {
     "SF": sg.SF,
     "LOO": sg.LOO,
@@ -29,32 +42,37 @@ ESTIMATORS: Mapping[str, Callable[..., Any]] = {
     "SGMRLPublished": sg.SGMRLPublished,
     "FirstOrder": sg.FirstOrder,
 }
-POLICIES: Mapping[str, Callable[..., Any]] = {"gaussian": GaussianMLP}
 
 
-class Setting(NamedTuple):
-    """What is acted in, and by whom.
-
-    Attributes:
-        policy: has `initial(generator, dtype)`, the parameters to start from.
-        trajectories: a sampler with the parents `(parameters, task)` and a field `reward` over time.
-        tasks: declares the plate "task" of so many tasks.
-        reference: the reward per step of standing still, a function of the task; `None` where there is no such thing.
-    """
-
-    policy: Any
-    trajectories: sg.Sampler
-    tasks: Callable[[int], Any]
-    reference: Callable[[Tensor], Tensor] | None = None
-
-
-def setting_of(configuration: Configuration) -> Setting:
-    """The environment and the policy that a configuration names."""
+def rollouts_of(configuration: Configuration) -> Rollouts:
+    """The environment and the policy that a configuration names, together."""
     make = _named("environment", configuration.environment, ENVIRONMENTS)
-    found: Setting = _called("environment_options", make, configuration.environment_options, configuration)
-    if configuration.reference and found.reference is None:
-        raise ConfigurationError(f"reference: {configuration.environment!r} does not say what standing still gives")
+    environment: Environment = _called("environment_options", make, configuration.environment_options)
+    try:
+        return Rollouts(environment, _policy_of(configuration, environment), configuration.horizon)
+    except ValueError as error:
+        raise ConfigurationError(f"policy={configuration.policy!r}: {error}") from error
+
+
+def _policy_of(configuration: Configuration, environment: Environment) -> Policy:
+    _named("policy", configuration.policy, dict.fromkeys(POLICIES))
+    sizes = (environment.observation_size, environment.action_size)
+    make: Callable[..., Policy] = CategoricalMLP if environment.discrete else GaussianMLP
+    options = {"hidden": configuration.hidden, **configuration.policy_options}
+    if configuration.policy == "table":
+        make, options = TabularSoftmax, configuration.policy_options
+    found: Policy = _called("policy_options", make, options, *sizes)
     return found
+
+
+def reference_of(configuration: Configuration, environment: Environment) -> Callable[[Tensor], Tensor] | None:
+    """The reward per step of standing still, if it is to be subtracted; it takes variance away."""
+    if not configuration.reference:
+        return None
+    if not isinstance(environment, Navigation) or environment.goal_size is not None:
+        raise ConfigurationError("reference: only 'navigation' without goal_size says what standing still gives")
+    distance = environment.reward == "distance"
+    return lambda goal: -goal.norm() if distance else -goal.square().sum()
 
 
 def estimator_of(configuration: Configuration, name: str | None = None) -> Any:
@@ -77,30 +95,6 @@ def optimizer_of(configuration: Configuration, parameters: list[Tensor]) -> torc
     return _called("optimizer_options", make, options, parameters)
 
 
-def _policy(configuration: Configuration, observation: int, action: int) -> Any:
-    make = _named("policy", configuration.policy, POLICIES)
-    options = {"hidden": configuration.hidden, **configuration.policy_options}
-    return _called("policy_options", make, options, observation, action)
-
-
-def _navigation(
-    configuration: Configuration, reward: Any = "squared distance", action_scale: float = 1.0, side: float = 0.5
-) -> Setting:
-    policy = _policy(configuration, 2, 2)
-
-    def goals(n: int) -> Any:
-        corner = torch.full((2,), side, dtype=getattr(torch, configuration.precision))
-        return sg.sample("task", torch.distributions.Uniform, -corner, corner, n=n)
-
-    def standing_still(goal: Tensor) -> Tensor:
-        return -goal.norm() if reward == "distance" else -goal.square().sum()
-
-    return Setting(policy, Navigation(policy, configuration.horizon, reward, action_scale), goals, standing_still)
-
-
-ENVIRONMENTS: Mapping[str, Callable[..., Setting]] = {"navigation": _navigation}
-
-
 def _named(field: str, name: str, table: Mapping[str, Any]) -> Any:
     if name not in table:
         raise ConfigurationError(f"{field}={name!r}: " + unknown(name, f"a known {field}", table))
@@ -117,5 +111,5 @@ def _called(field: str, make: Callable[..., Any], options: Mapping[str, Any], *a
         raise ConfigurationError(f"{field}: {error}; {takes}") from error
     try:
         return make(*bound.args, **bound.kwargs)
-    except (TypeError, ValueError, RuntimeError) as error:
+    except (ImportError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"{field}={dict(options)!r}: {error}") from error

@@ -1,5 +1,6 @@
 """Trajectories under watch: whatever goes wrong in an environment is said with its name, and where."""
 
+import copy
 from typing import Any
 
 import torch
@@ -13,33 +14,32 @@ class EnvironmentFailure(sg.SamplingError):
 
 
 def watched(sampler: sg.Sampler, name: str) -> sg.Sampler:
-    """A sampler of trajectories whose failures name the environment, the task, the trajectory and the step.
+    """A copy of a sampler of trajectories whose failures name the environment, the task, the trajectory and the step.
 
     Args:
         sampler: a sampler with a field `reward` over time; its first plate is that of the tasks.
         name: the name of the environment.
     """
-    kind = type(type(sampler).__name__, (_Watched,), {})  # graphs and errors show the class of a sampler
-    found: sg.Sampler = kind(sampler, name)
+    found = copy.copy(sampler)
+    kind = type(sampler)
+    found.__class__ = type(kind.__name__, (_Watching, kind), {"_watched_as": name})
     return found
 
 
-class _Watched(sg.Sampler):
-    def __init__(self, sampler: sg.Sampler, name: str) -> None:
-        self.sampler = sampler
-        self.name = name
-        self.time = sampler.time
+class _Watching(sg.Sampler):
+    """Stands before the class of a sampler; all but `draw` is that class's."""
+
+    _watched_as: str
 
     def draw(self, batch_shape: torch.Size, *parents: Any) -> Any:
         try:
-            value = self.sampler.draw(batch_shape, *parents)
+            value = super().draw(batch_shape, *parents)  # type: ignore[safe-super]  # the sampler's own class is next
         except Exception as error:  # an environment may raise anything
-            raise EnvironmentFailure(f"environment {self.name!r} raised {type(error).__name__}: {error}") from error
+            raise EnvironmentFailure(
+                f"environment {self._watched_as!r} raised {type(error).__name__}: {error}"
+            ) from error
         self._check(value.reward)
         return value
-
-    def log_prob(self, value: Any, *parents: Any) -> Tensor:
-        return self.sampler.log_prob(value, *parents)
 
     def _check(self, reward: Tensor) -> None:
         broken = torch.nonzero(~torch.isfinite(reward))
@@ -47,6 +47,6 @@ class _Watched(sg.Sampler):
             *plates, step = broken[0].tolist()
             place = [f"{word} {i}" for word, i in zip(("task", "trajectory"), plates, strict=False)]
             raise EnvironmentFailure(
-                f"environment {self.name!r}: the reward is {float(reward[tuple(broken[0])])} at "
+                f"environment {self._watched_as!r}: the reward is {float(reward[tuple(broken[0])])} at "
                 + ", ".join([*place, f"step {step}"])
             )
