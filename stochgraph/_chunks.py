@@ -29,8 +29,9 @@ from ._leave_one_out import Replay
 from ._run import Run
 from ._surrogate import Box, CompiledUpdate, Controlled, ScoreTerm, Total, Weight
 from ._trace import Trace
+from ._trees import map_tensors, tensors
 
-_TRANSITIONS = 4000  # draws, or time steps of draws, that one chunk has at least: fewer are slower, more need memory
+_TRANSITIONS = 2000  # draws, or time steps of draws, that one chunk has at least: with fewer the interpreter shows
 _HOW = {nd.Reduction: "sums over the plate", Weight: "adds up the scores of all draws of the plate"}
 _LINEAR_IN_ALL = (operator.add, operator.sub, operator.neg, operator.pos)
 
@@ -134,7 +135,7 @@ def chunks(compiled: Compiled, trace: Trace, *, over: str, chunk: int | None = N
 
 
 def chunk_size(compiled: Compiled, trace: Trace, over: str) -> int:
-    """How many entries of a plate one chunk has by default: enough for 4000 draws of the largest sample node.
+    """How many entries of a plate one chunk has by default: enough for 2000 draws of the largest sample node.
 
     A time step counts as a draw. Fewer leave a processor waiting for the interpreter, more need memory and are no
     faster; on an accelerator more are.
@@ -148,13 +149,13 @@ def chunk_size(compiled: Compiled, trace: Trace, over: str) -> int:
         ...     return sg.mean(sg.sample("x", Normal, task, 1.0, n=1000))
         >>> compiled = objective.compile(sg.SF())
         >>> sg.chunk_size(compiled, compiled.sample(torch.tensor(0.5)), "task")
-        4
+        2
     """
     plate = _plate(compiled, over)
     counts = [1]
     for name, node in samples_in(compiled.graph._order).items():
         if plate in node.axes:
-            shape = _first_tensor(trace.draws[name]).shape
+            shape = tensors(trace.draws[name])[0].shape
             counts.append(prod(n for n, axis in zip(shape, node.axes, strict=False) if axis != plate))
     return max(1, -(-_TRANSITIONS // max(counts)))
 
@@ -170,7 +171,7 @@ def _plate(compiled: Compiled, over: str) -> Axis:
 
 
 def _cut(compiled: Compiled, trace: Trace, plate: Axis, size: int) -> Iterator[tuple[float, Trace]]:
-    count = _first_tensor(trace.draws[plate.name]).shape[_own(compiled, plate)]
+    count = tensors(trace.draws[plate.name])[0].shape[_own(compiled, plate)]
     for start in range(0, count, size):
         length = min(size, count - start)
         yield length / count, _slice(compiled, trace, plate, start, length)
@@ -187,7 +188,7 @@ def _slice(compiled: Compiled, trace: Trace, plate: Axis, start: int, length: in
         if plate not in axes:
             return tree
         dim = axes.index(plate)
-        return pytree.tree_map_only(Tensor, lambda leaf: leaf.narrow(dim, start, length), tree)
+        return map_tensors(lambda leaf: leaf.narrow(dim, start, length), tree)
 
     samples = samples_in(compiled.graph._order)
     draws = {name: narrow(value, samples[name].axes) for name, value in trace.draws.items()}
@@ -200,10 +201,6 @@ def _slice(compiled: Compiled, trace: Trace, plate: Axis, start: int, length: in
 
 def _noise_axes(node: nd.Sample) -> tuple[Axis, ...]:
     return node.parent_axes if node.plate is None else (node.plate, *node.parent_axes)
-
-
-def _first_tensor(tree: Any) -> Tensor:
-    return next(leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
 
 
 def _plus(one: Any, other: Any) -> Any:

@@ -408,7 +408,19 @@ class Derivation:
         if any(rules[s].term_control for s in inner.reach[Kind.SCORE][node.objective]):
             controlled = Derivation(self.order, rules, outer=self, update=node, psi=psi, controls_terms=True)
             surrogate, plain = controlled.inner_surrogate(), surrogate
-        return CompiledUpdate(node, parts[0], parts[1:], psi, surrogate, detach, plain)
+        return CompiledUpdate(node, parts[0], parts[1:], psi, surrogate, detach, plain, self._shared_scores(inner))
+
+    def _shared_scores(self, inner: "Derivation") -> list[tuple[Score, Score]]:
+        """The scores of an inner derivation with the same ones at the parameters themselves."""
+        if self.update is not None or inner.update is None:
+            return []
+        params, found = inner.update.params, []
+        for sample in map(self.samples.__getitem__, inner.reach[Kind.SCORE][inner.update.objective]):
+            direct = all(parent is params or parent not in inner.region for parent in sample.inputs)
+            at_psi = inner.score(sample)
+            if direct and at_psi.axes == sample.axes:
+                found.append((at_psi, self.score(sample)))
+        return found
 
     def _box(self, node: nd.Node, base: nd.Node, pending: Pending, inside: Pending) -> nd.Node:
         """Box a term: importance weights and linearised scores as factors, the update's own scores as a score term."""

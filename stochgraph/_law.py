@@ -17,12 +17,12 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, Pareto, TransformedDistribution, Uniform, constraints
 from torch.distributions.transforms import Transform, _InverseTransform
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from . import _vectorize as vz
 from ._axes import Axes, describe, union
 from ._errors import DeclarationError, SamplingError
 from ._sampler import Sampler
+from ._trees import map_tensors, tensors
 
 MOVING_SUPPORT = (Uniform, Pareto)
 
@@ -209,7 +209,10 @@ class SamplerLaw:
             args, kwargs = node.arguments.fill(parents)
             return self.sampler.log_prob(one, *args, **kwargs)
 
-        scored = vz.vectorize(log_prob, len(axes))(value, *_aligned(values, inputs, axes))
+        if self.sampler.batched:
+            scored = vz.vectorize_shared(log_prob, value, list(values), [node.axes for node in inputs], axes)
+        else:
+            scored = vz.vectorize(log_prob, len(axes))(value, *_aligned(values, inputs, axes))
         expected = len(axes) + self.time
         if scored.dim() != expected:
             raise SamplingError(
@@ -227,11 +230,11 @@ class SamplerLaw:
             return self.sampler.enumerate(*args, **kwargs)
 
         value = vz.vectorize(enumerate_one, len(axes))(*_aligned(values, node.inputs, axes))
-        return pytree.tree_map_only(Tensor, lambda leaf: leaf.movedim(len(axes), 0), value), 0
+        return map_tensors(lambda leaf: leaf.movedim(len(axes), 0), value), 0
 
     def _check(self, node: Any, value: Any, shape: torch.Size) -> None:
         lead = len(shape)
-        leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+        leaves = tensors(value)
         lengths = {leaf.shape[lead : lead + 1] for leaf in leaves} if self.time else {torch.Size()}
         if any(leaf.shape[:lead] != shape for leaf in leaves) or len(lengths) != 1:
             raise SamplingError(
@@ -341,7 +344,7 @@ def _pad_batches(values: Sequence[Any], axes: Sequence[Axes], target: Axes, even
 
 
 def _sizes(aligned: Sequence[Any], dims: int) -> list[int]:
-    leaves = [leaf for leaf in pytree.tree_leaves(list(aligned)) if isinstance(leaf, Tensor)]
+    leaves = tensors(list(aligned))
     return [max(leaf.shape[d] for leaf in leaves) for d in range(dims)]
 
 

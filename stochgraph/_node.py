@@ -20,6 +20,7 @@ from torch.utils import _pytree as pytree
 
 from . import _vectorize as vz
 from ._axes import Axes, Axis, describe, union, without
+from ._trees import map_tensors
 
 # Functions that act on every element alone: broadcasting maps them over plates and time, no vmap needed.
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
@@ -234,7 +235,7 @@ class Reduction(Node):
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         if isinstance(values[0], Tensor):
             return self._reduce(values[0], run)
-        return pytree.tree_map_only(Tensor, lambda leaf: self._reduce(leaf, run), values[0])
+        return map_tensors(lambda leaf: self._reduce(leaf, run), values[0])
 
     def _reduce(self, value: Tensor, run: Any) -> Tensor:
         if not self._dims:
@@ -282,7 +283,7 @@ class Reduce(Node):
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         axes = self.inputs[0].axes
         kept = [i for i, axis in enumerate(axes) if axis not in self.over]
-        value = pytree.tree_map_only(Tensor, lambda leaf: leaf.movedim(kept, tuple(range(len(kept)))), values[0])
+        value = map_tensors(lambda leaf: leaf.movedim(kept, tuple(range(len(kept)))), values[0])
         return vz.vectorize(self.fn, len(kept))(value)
 
 
@@ -292,7 +293,7 @@ class Stop(Node):
     kind = "stop"
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
-        return pytree.tree_map_only(Tensor, Tensor.detach, values[0])
+        return map_tensors(Tensor.detach, values[0])
 
 
 class Sample(Node):

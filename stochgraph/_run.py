@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from . import _node as nd
 from ._axes import Axis, describe
@@ -17,6 +16,7 @@ from ._indexing import scalar_indexing
 from ._law import DistributionLaw
 from ._surrogate import Score, execute
 from ._trace import Trace
+from ._trees import map_tensors, tensors
 
 
 class Run:
@@ -31,12 +31,13 @@ class Run:
         self.log_probs: Mapping[str, Tensor] = trace.log_probs if trace else {}
         self.built: dict[str, tuple[Sequence[nd.Node], Any]] = {}
         self.values: dict[nd.Node, Any] = {}
+        self.found: dict[nd.Node, Tensor] = {}  # scores that updates hand over
         self.left_out: Any = None
 
     @cached_property
     def like(self) -> Tensor | None:
         """A real tensor among the inputs, if there is one."""
-        floats = (x for x in pytree.tree_leaves(dict(self.inputs)) if isinstance(x, Tensor) and x.is_floating_point())
+        floats = (x for x in tensors(dict(self.inputs)) if x.is_floating_point())
         return next(floats, None)
 
     @property
@@ -61,6 +62,7 @@ class Run:
         """This pass with one draw left out of the means over its plate. See `_leave_one_out.LeftOut`."""
         other = copy.copy(self)
         other.left_out, other.log_probs, other.built = left_out, log_probs, {}
+        other.found = {}
         return other
 
     def execute(self, program: Sequence[nd.Node]) -> dict[nd.Node, Any]:
@@ -103,8 +105,7 @@ class Run:
     def _note_sizes(self, node: nd.Sample, value: Any) -> None:
         for axis in (node.plate, node.time):
             if axis is not None and axis not in self.sizes:
-                leaf = value if isinstance(value, Tensor) else pytree.tree_leaves(value)[0]
-                self.sizes[axis] = leaf.shape[node.axes.index(axis)]
+                self.sizes[axis] = tensors(value)[0].shape[node.axes.index(axis)]
 
     def score(self, node: nd.Sample, value: Any, inputs: Sequence[nd.Node], values: list[Any]) -> Tensor:
         """The log-probability of each draw, with the distribution that drew it if its parents are the same nodes."""
@@ -121,7 +122,7 @@ class Run:
     def _not_finite(self, sample: nd.Sample, log_prob: Tensor) -> str:
         where = tuple(int(i) for i in torch.nonzero(~torch.isfinite(log_prob))[0])
         plates = where[: len(sample.plates)]  # a draw is shown whole, with all its time steps
-        draw = pytree.tree_map_only(Tensor, lambda leaf: leaf[plates], self.draws[sample.name])
+        draw = map_tensors(lambda leaf: leaf[plates], self.draws[sample.name])
         return (
             f"sample {sample.name!r} (axes: {describe(sample.axes)}): the log-probability of draw {where} is "
             f"{float(log_prob[where])}; the draw is {draw}. Check the parameters of {sample.law.name}, and that the "
@@ -139,7 +140,7 @@ def seeded(generator: torch.Generator | None, inputs: Any) -> AbstractContextMan
 
 @contextmanager
 def _continuing(generator: torch.Generator, inputs: Any) -> Iterator[None]:
-    devices = {leaf.device for leaf in pytree.tree_leaves(inputs) if isinstance(leaf, Tensor) and leaf.is_cuda}
+    devices = {leaf.device for leaf in tensors(inputs) if leaf.is_cuda}
     with torch.random.fork_rng(devices=[d.index or 0 for d in devices]):
         if generator.device.type == "cpu":
             torch.set_rng_state(generator.get_state())

@@ -15,6 +15,10 @@ class Sampler(ABC):
     and the sample node `tau` gets the time axis `tau.time`. What happens at step t must not depend on what is drawn
     after t: rewards are credited to earlier draws only.
 
+    With `batched = True`, `log_prob` takes draws that share their parents with plates in front, and returns scores with
+    the same plates in front: it is then mapped only over plates on which a parent varies, which saves time. A function
+    of torch operations that reduce the last dimensions alone is batched as it stands.
+
     Example:
         >>> import torch
         >>> import stochgraph as sg
@@ -34,6 +38,7 @@ class Sampler(ABC):
     """
 
     time: bool = False
+    batched: bool = False
 
     @abstractmethod
     def draw(self, batch_shape: torch.Size, *parents: Any) -> Any:
@@ -52,7 +57,10 @@ class Sampler(ABC):
 
     @abstractmethod
     def log_prob(self, value: Any, *parents: Any) -> Tensor:
-        """Score one draw: a scalar, or shape `(time,)` with `time = True`. Mapped over plates by `torch.vmap`."""
+        """Score one draw: a scalar, or shape `(time,)` with `time = True`. Mapped over plates by `torch.vmap`.
+
+        With `batched = True`, `value` may have any plates in front, and so has the result.
+        """
 
     def enumerate(self, *parents: Any) -> Any:
         """All outcomes of one draw, stacked along a leading dimension; optional, for `stochgraph.verify`.

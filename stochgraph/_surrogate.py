@@ -10,9 +10,16 @@ The gradient inside an update is taken at a placeholder psi, a copy of the param
 `log p(x; psi) * cost` is differentiated at psi through the score only: its cost is evaluated at theta. So the update
 is exactly the function of theta that it is for a fixed sample, and its Jacobian is right even where costs depend on
 theta.
+
+NOTE [scores that two places share]
+The log-probabilities that make an update's direction are taken at psi, which is a copy of theta. Boxes of later costs
+ask for the same numbers at theta. Where draws have no other parent between theta and them, the update hands its own
+over (`Run.found`), with their derivatives: the costliest part of a meta-gradient is not computed twice. Therefore
+scores are scheduled as late as possible.
 """
 
 import heapq
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -24,6 +31,7 @@ from . import _node as nd
 from . import _vectorize as vz
 from ._axes import Axes, union, without
 from ._indexing import in_transform
+from ._trees import map_tensors, tensors
 
 _FROM_NODE = object()  # marks a step size that a node gives
 
@@ -42,7 +50,8 @@ class Score(nd.Node):
         self._parents = self.inputs[1:]
 
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
-        return run.score(self.sample, values[0], self._parents, values[1:])
+        found = run.found.get(self)
+        return run.score(self.sample, values[0], self._parents, values[1:]) if found is None else found
 
 
 class Weight(nd.Node):
@@ -119,7 +128,7 @@ class Box(nd.Node):
             base, weight = self.broadcast(values)
             return base * self.factor(weight)
         factor = self.factor(values[1])
-        return pytree.tree_map_only(Tensor, lambda leaf: torch.mul(*self.broadcast([leaf, factor])), values[0])
+        return map_tensors(lambda leaf: torch.mul(*self.broadcast([leaf, factor])), values[0])
 
     def factor(self, weight: Tensor) -> Tensor:
         """What the base is multiplied with: the likelihood ratio."""
@@ -205,12 +214,14 @@ class CompiledUpdate(nd.Node):
         surrogate: nd.Node,
         detach: bool,
         plain: nd.Node | None = None,
+        shared: Sequence[tuple[Score, Score]] = (),
     ) -> None:
         self.update = update
         self.psi = psi
         self.surrogate = surrogate
         self.detach = detach
         self.plain = plain
+        self.shared = shared  # scores at psi, and the same at the parameters
         self.rate_count = len(rates)
         self.program, captured = split(surrogate, psi)
         self.plain_program: list[nd.Node] = []
@@ -228,14 +239,17 @@ class CompiledUpdate(nd.Node):
         captured = dict(zip(self.inputs[first:], values[first:], strict=True))
         start = self._copies(run, values[0])
         again = not self.detach and _is_differentiated((start, list(captured.values())))
-        grads = gradient(lambda psi: self._total(run, captured, psi, self.program, self.surrogate), start, again)
+        known = dict(captured)
+        grads = gradient(lambda psi: self._total(run, known, psi, self.program, self.surrogate), start, again)
+        self._hand_over(run, known, again)
         if self.plain is not None:
             grads = self._with_value_of_plain(run, captured, start, grads)
         return self._step(run, start, grads, values[1:first])
 
     def _with_value_of_plain(self, run: Any, captured: dict[nd.Node, Any], start: Any, grads: Any) -> Any:
         """Control variates change the derivative of a direction, and not the direction."""
-        plain = gradient(lambda psi: self._total(run, captured, psi, self.plain_program, self.plain), start, False)
+        known = dict(captured)
+        plain = gradient(lambda psi: self._total(run, known, psi, self.plain_program, self.plain), start, False)
         return pytree.tree_map(lambda one, other: one + (other - one).detach(), grads, plain)
 
     def _copies(self, run: Any, params: Any) -> Any:
@@ -244,14 +258,24 @@ class CompiledUpdate(nd.Node):
         if axes == target:
             return params
         sizes = [run.sizes[axis] for axis in target]
-        return pytree.tree_map(
-            lambda leaf: vz.align(leaf, axes, target).expand(*sizes, *leaf.shape[len(axes) :]), params
-        )
 
-    def _total(self, run: Any, captured: dict[nd.Node, Any], psi: Any, program: list[nd.Node], root: Any) -> Tensor:
-        known = {**captured, self.psi: psi}
+        def copies(leaf: Tensor) -> Tensor:
+            aligned, shape = vz.align(leaf, axes, target), (*sizes, *leaf.shape[len(axes) :])
+            return aligned if aligned.shape == shape else aligned.expand(shape)
+
+        return map_tensors(copies, params)
+
+    def _total(self, run: Any, known: dict[nd.Node, Any], psi: Any, program: list[nd.Node], root: Any) -> Tensor:
+        known[self.psi] = psi
         execute(program, run, known)
         return known[root].sum()
+
+    def _hand_over(self, run: Any, known: dict[nd.Node, Any], again: bool) -> None:
+        """Give the scores at psi to whoever asks for them at the parameters; values inside a transform stay there."""
+        if in_transform() or (torch.is_grad_enabled() and not again):
+            return
+        for inner, outer in self.shared:
+            run.found[outer] = known[inner] if again else known[inner].detach()
 
     def _rates(self, values: Sequence[Any], spec: pytree.TreeSpec) -> list[tuple[Any, bool]]:
         """The step size of every leaf of the parameters, and whether it has the plates in front."""
@@ -284,6 +308,8 @@ class CompiledUpdate(nd.Node):
             leaf = leaf.expand(*sizes, *leaf.shape[len(sizes) :])
         if plates and isinstance(rate, Tensor):
             rate = vz.align(rate, self.axes, self.axes, leaf.dim() - len(self.axes))
+        if isinstance(rate, (int, float)):
+            return torch.add(leaf, step, alpha=self.update.sign * rate)
         return leaf + self.update.sign * rate * step
 
 
@@ -291,7 +317,7 @@ def _is_differentiated(tree: Any) -> bool:
     """Whether a derivative may be taken through the values: inside transforms there is no telling, so yes."""
     if in_transform():
         return True
-    watched = any(isinstance(leaf, Tensor) and leaf.requires_grad for leaf in pytree.tree_leaves(tree))
+    watched = any(leaf.requires_grad for leaf in tensors(tree))
     return watched and torch.is_grad_enabled()
 
 
@@ -305,17 +331,18 @@ def gradient(fn: Callable[[Any], Tensor], start: Any, again: bool) -> Any:
         grads = torch.func.grad(fn)(start)
         return grads if again else pytree.tree_map(Tensor.detach, grads)
     with torch.enable_grad():
-        leaves, spec = pytree.tree_flatten(start)
-        copies = [x.view_as(x) if x.requires_grad and again else x.detach().requires_grad_() for x in leaves]
-        total = fn(pytree.tree_unflatten(copies, spec))
+        psi = map_tensors(lambda x: x.view_as(x) if x.requires_grad and again else x.detach().requires_grad_(), start)
+        total = fn(psi)
         if not total.requires_grad:
-            return pytree.tree_map(torch.zeros_like, start)
-        grads = torch.autograd.grad(total, copies, create_graph=again, allow_unused=True, materialize_grads=True)
-    return pytree.tree_unflatten([g if again else g.detach() for g in grads], spec)
+            return map_tensors(torch.zeros_like, start)
+        copies = tensors(psi)
+        found = torch.autograd.grad(total, copies, create_graph=again, allow_unused=True, materialize_grads=True)
+    grads = iter(found)
+    return map_tensors(lambda _: next(grads) if again else next(grads).detach(), start)
 
 
 def schedule(roots: Iterable[nd.Node]) -> list[nd.Node]:
-    """The ancestors of the roots in an order that respects inputs, and otherwise the declaration."""
+    """The ancestors of the roots in an order that respects inputs, and otherwise the declaration, scores late."""
     found: dict[nd.Node, int] = {}
     stack = list(roots)
     while stack:
@@ -328,7 +355,8 @@ def schedule(roots: Iterable[nd.Node]) -> list[nd.Node]:
     for node in found:
         for parent in set(node.inputs):
             users[parent].append(node)
-    ready = [(node.index, found[node], node) for node in found if not waiting[node]]
+    place = _places(users)
+    ready = [(place[node], found[node], node) for node in found if not waiting[node]]
     heapq.heapify(ready)
     order = []
     while ready:
@@ -337,8 +365,23 @@ def schedule(roots: Iterable[nd.Node]) -> list[nd.Node]:
         for user in users[node]:
             waiting[user] -= 1
             if not waiting[user]:
-                heapq.heappush(ready, (user.index, found[user], user))
+                heapq.heappush(ready, (place[user], found[user], user))
     return order
+
+
+def _places(users: dict[nd.Node, list[nd.Node]]) -> dict[nd.Node, float]:
+    """When nodes are wanted: in the order of their declaration; scores and their sums not before their use."""
+    places: dict[nd.Node, float] = {}
+    stack = list(users)
+    while stack:
+        node = stack[-1]
+        late = isinstance(node, (Score, Weight, Total))
+        missing = [user for user in users[node] if user not in places] if late else []
+        stack.extend(missing)
+        if not missing:
+            stack.pop()
+            places[node] = min((places[user] for user in users[node]), default=math.inf) if late else node.index
+    return places
 
 
 def split(root: nd.Node, psi: nd.Node) -> tuple[list[nd.Node], list[nd.Node]]:

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ._axes import Axes
+from ._trees import map_tensors, tensors
 
 
 def align(value: Tensor, axes: Axes, target: Axes, rank: int = 0) -> Tensor:
@@ -22,6 +23,8 @@ def align(value: Tensor, axes: Axes, target: Axes, rank: int = 0) -> Tensor:
     missing = max(rank - (value.dim() - len(axes)), 0)
     if axes == target and not missing:
         return value
+    if len(target) == len(axes) + 1 and not missing:  # one operation, whose derivative is one too
+        return value.unsqueeze(next(d for d, axis in enumerate(target) if axis not in axes))
     event = value.shape[len(axes) :]
     sizes = dict(zip(axes, value.shape[: len(axes)], strict=True))
     return value.reshape([sizes.get(axis, 1) for axis in target] + [1] * missing + list(event))
@@ -31,7 +34,7 @@ def align_tree(value: Any, axes: Axes, target: Axes) -> Any:
     """`align` for every tensor of a pytree."""
     if axes == target:
         return value
-    return pytree.tree_map_only(Tensor, lambda leaf: align(leaf, axes, target), value)
+    return map_tensors(lambda leaf: align(leaf, axes, target), value)
 
 
 def broadcast(values: list[Any], axes: list[Axes], target: Axes) -> list[Any]:
@@ -72,6 +75,45 @@ def vectorize(fn: Callable[..., Any], dims: int) -> Callable[..., Any]:
     return fn if dims == 0 else mapped
 
 
+def vectorize_shared(
+    fn: Callable[..., Tensor], value: Any, parents: list[Any], parent_axes: list[Axes], axes: Axes
+) -> Tensor:
+    """`fn(value, *parents)` for a function that takes batches of values with the same parents.
+
+    Only axes along which a parent varies are mapped; in the others the value is handed over as a batch.
+
+    Args:
+        fn: a function of a value with any dimensions in front, and of its parents.
+        value: shape `(*axes, ...)`, of size 1 along axes that it does not have.
+        parents: shape `(*parent_axes, ...)` each.
+        parent_axes: the axes of each parent.
+        axes: all axes, those of the result.
+    """
+    found = zip(parents, parent_axes, strict=True)
+    varying = {a for v, own in found for leaf in tensors(v) for a, n in zip(own, leaf.shape, strict=False) if n != 1}
+    mapped = tuple(axis for axis in axes if axis in varying)
+    order = [*mapped, *(axis for axis in axes if axis not in varying)]
+    alone = [_alone(v, own, mapped) for v, own in zip(parents, parent_axes, strict=True)]
+    result = vectorize(fn, len(mapped))(_reorder(value, [axes.index(axis) for axis in order]), *alone)
+    return _reorder(result, [order.index(axis) for axis in axes])
+
+
+def _alone(parent: Any, axes: Axes, mapped: Axes) -> Any:
+    """A parent with the mapped axes only; it is of size 1 along all others."""
+    kept = tuple(axis for axis in axes if axis in mapped)
+    if kept != axes:
+        wanted = [axis in mapped for axis in axes]
+        parent = map_tensors(lambda leaf: _squeeze(leaf, wanted), parent)
+    return align_tree(parent, kept, mapped)
+
+
+def _reorder(value: Any, order: list[int]) -> Any:
+    """The value with its leading dimensions in another order."""
+    if order == sorted(order):
+        return value
+    return map_tensors(lambda leaf: leaf.movedim(order, tuple(range(len(order)))), value)
+
+
 def _varying(leaf: Any, dims: int) -> list[bool]:
     if not isinstance(leaf, Tensor):
         return [False] * dims
@@ -79,9 +121,11 @@ def _varying(leaf: Any, dims: int) -> list[bool]:
 
 
 def _squeeze(leaf: Any, varies: list[bool]) -> Any:
-    if not isinstance(leaf, Tensor):
+    if not isinstance(leaf, Tensor) or all(varies):
         return leaf
     dims = len(varies)
+    if sum(varies) == dims - 1:  # one operation, whose derivative is one too
+        return leaf.squeeze(varies.index(False))
     return leaf.reshape([n for n, v in zip(leaf.shape[:dims], varies, strict=True) if v] + list(leaf.shape[dims:]))
 
 

@@ -145,7 +145,7 @@ def test_chunks_are_views():
 def test_the_default_size_counts_transitions():
     compiled = meta(1, inner=10, outer=50).compile(sg.LSF())  # 5 steps: 250 transitions per task
     trace = compiled.sample(parameters(), generator=seed())
-    assert sg.chunk_size(compiled, trace, "task") == 16
+    assert sg.chunk_size(compiled, trace, "task") == 8
     assert len(list(sg.chunks(compiled, trace, over="task"))) == 1  # three tasks
 
 
