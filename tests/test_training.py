@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from stochgraph.algorithms.environments.navigation import Navigation
+from stochgraph.algorithms.rollouts import Rollouts
 from stochgraph.algorithms.training import (
     Batch,
     Configuration,
@@ -135,6 +135,29 @@ def test_torch_is_left_as_it_was(small):
     train(small.replace(threads=2), reporters=[])
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.get_num_threads() == threads
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"environment": "frozen-lake", "policy": "table", "policy_options": {}, "environment_options": {"holes": 0.1}},
+        {"environment": "random-mdp", "policy_options": {}, "hidden": ()},
+        {"environment": "corner-navigation", "estimator": "LOO"},
+        {"environment": "swimmer", "environment_options": {"threads": 1}},
+    ],
+    ids=lambda changes: changes["environment"],
+)
+def test_other_environments_and_policies(small, changes):
+    """Continued after two iterations they end with the same bits, too."""
+    if changes["environment"] in ("frozen-lake", "swimmer"):
+        pytest.importorskip("gymnasium")
+        pytest.importorskip("mujoco")
+    run = small.replace(**changes, iterations=4)
+    train(run.replace(iterations=2), reporters=[])
+    train(run, reporters=[])
+    whole = run.replace(output=f"{run.output}-whole")
+    train(whole, reporters=[])
+    assert same_runs(run.output, whole.output)
 
 
 # --- evaluation
@@ -336,14 +359,14 @@ def test_metrics_that_were_cut_by_hand_are_no_hindrance(alone):
 
 def fail(monkeypatch, when, failure):
     """Let the environment fail in the draw number `when`."""
-    original, draws = Navigation.draw, []
+    original, draws = Rollouts.draw, []
 
     def draw(self, batch_shape, *parents):
         value = original(self, batch_shape, *parents)
         draws.append(value)
         return failure(value) if len(draws) == when else value
 
-    monkeypatch.setattr(Navigation, "draw", draw)
+    monkeypatch.setattr(Rollouts, "draw", draw)
 
 
 def broken_reward(value):
@@ -392,7 +415,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing(small, monkeypatch):
             "environment_options: .*rewards.*it takes reward, action_sc",
         ),
         ({"environment_options": {"reward": "far"}}, "environment_options=.*reward='far' is not known"),
-        ({"policy": "tabular"}, "policy='tabular': .*choose from gaussian"),
+        ({"policy": "tabular"}, "policy='tabular': .*did you mean 'table'"),
+        ({"policy": "table", "policy_options": {}}, r"policy='table': an action of Navigation is a vector of 2"),
+        ({"environment": "random-mdp", "policy_options": {}, "reference": True}, "reference: only 'navigation'"),
         ({"policy_options": {"std": 1}}, "policy_options: .*'std'"),
         ({"estimator": "LFS"}, "did you mean 'LSF'"),
         ({"estimator_options": {"baseline": "best"}}, "estimator_options"),

@@ -48,8 +48,9 @@ def rollouts_of(configuration: Configuration) -> Rollouts:
     """The environment and the policy that a configuration names, together."""
     make = _named("environment", configuration.environment, ENVIRONMENTS)
     environment: Environment = _called("environment_options", make, configuration.environment_options)
+    policy = _policy_of(configuration, environment)
     try:
-        return Rollouts(environment, _policy_of(configuration, environment), configuration.horizon)
+        return Rollouts(environment, policy, configuration.horizon)
     except ValueError as error:
         raise ConfigurationError(f"policy={configuration.policy!r}: {error}") from error
 
