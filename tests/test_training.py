@@ -350,6 +350,14 @@ def test_no_readable_checkpoint_is_an_error_that_names_them_all(alone):
         train(SMALL.replace(output=str(alone)), reporters=[])
 
 
+def test_a_checkpoint_of_something_else(alone):
+    state = newest(alone)
+    state["parameters"] = {"weight": torch.zeros(3)}
+    RunFolder(alone).checkpoints.save(6, state)
+    with pytest.raises(TrainingError, match=r"is not one of this run \(KeyError.*give another output"):
+        train(SMALL.replace(output=str(alone)), reporters=[])
+
+
 def test_metrics_that_were_cut_by_hand_are_no_hindrance(alone):
     metrics = alone / "metrics.jsonl"
     metrics.write_bytes(metrics.read_bytes()[:250])

@@ -159,12 +159,21 @@ class Trainer:
         """The first rank reads; the folder need not be there for the others."""
         state = self.ranks.from_first(self.folder.restored(self._say) if self.ranks.first else None)
         if state is not None:
-            self.load_state_dict(state)
+            self._load(state)
             self._say(f"continuing after {self.iteration} iterations")
         if self.iteration > self.configuration.iterations:
             raise ConfigurationError(
                 f"iterations={self.configuration.iterations}: {self.folder.path} has seen {self.iteration} already"
             )
+
+    def _load(self, state: State) -> None:
+        try:
+            self.load_state_dict(state)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint in {self.folder.path} is not one of this run ({error!r}), perhaps of another version "
+                "of the package: give another output"
+            ) from error
 
     def _draw(self) -> None:
         if self.ranks.first:
