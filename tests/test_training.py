@@ -62,7 +62,7 @@ def test_an_iteration_is_one_step_of_the_optimiser_along_the_gradient_of_one_tra
     theta = problem.initial()
     batch = problem.draw(theta, 0)
     value, gradient = batch.value_and_grad(theta)
-    trace = batch._shards[0][1]
+    trace = batch.shards[0][1]
     expected = torch.func.grad(problem.compiled.surrogate)(theta, trace)
     assert value == trace.value
     assert same(gradient, expected)
@@ -92,7 +92,7 @@ def test_metrics_are_means_over_the_batch(small):
     problem = Problem(small)
     theta = problem.initial()
     record = RunFolder(small.output).metrics("iteration")[0]
-    trace = problem.draw(theta, 0)._shards[0][1]
+    trace = problem.draw(theta, 0).shards[0][1]
     expected = [trace.draws[name].reward.sum(-1).mean() for name in ("D1", "tau")]
     torch.testing.assert_close(torch.tensor(record["returns"]), torch.stack(expected))
     assert record["value"] == pytest.approx(float(trace.value))
@@ -112,7 +112,7 @@ def test_shards_are_averaged_by_their_numbers_of_tasks(small):
     problem = Problem(small.replace(tasks=5, shards=2, precision="float64"))
     theta = problem.initial()
     batch = problem.draw(theta, 0)
-    shards = batch._shards
+    shards = batch.shards
     assert [weight for weight, _ in shards] == [2 / 5, 3 / 5]
     assert [len(trace.draws["task"]) for _, trace in shards] == [2, 3]
     expected = sum(weight * torch.func.grad(problem.compiled.surrogate)(theta, t)["log_std"] for weight, t in shards)
@@ -125,7 +125,7 @@ def test_seeds_iterations_and_shards_have_draws_of_their_own(small):
         problem = Problem(small.replace(seed=seed, tasks=4, shards=2))
         theta = Problem(small).initial()
         for iteration in (0, 1):
-            tasks += [trace.draws["task"][0] for _, trace in problem.draw(theta, iteration)._shards]
+            tasks += [trace.draws["task"][0] for _, trace in problem.draw(theta, iteration).shards]
     assert len({tuple(task.tolist()) for task in tasks}) == 8
 
 

@@ -30,23 +30,25 @@ class Batch:
 
     Attributes:
         compiled: the compiled graph.
+        shards: this rank's traces, each with its share of the tasks as its weight.
+        ranks: who has the others.
     """
 
     def __init__(
         self, compiled: sg.Compiled, shards: list[tuple[float, sg.Trace]], ranks: Ranks, chunk: int | None = None
     ) -> None:
         self.compiled = compiled
-        self._shards = shards
-        self._ranks = ranks
+        self.shards = shards
+        self.ranks = ranks
         self._chunk = chunk
 
     def average(self, fn: Callable[[sg.Trace], Any]) -> Any:
         """The average of a function of the trace, a pytree of tensors; shards count with their share of the tasks."""
         total: Any = None
-        for weight, trace in self._shards:
+        for weight, trace in self.shards:
             part = pytree.tree_map(lambda leaf, weight=weight: weight * leaf.detach(), fn(trace))
             total = part if total is None else pytree.tree_map(torch.add, total, part)
-        return self._ranks.sum(total)
+        return self.ranks.sum(total)
 
     def value_and_grad(self, theta: Parameters) -> tuple[Tensor, Parameters]:
         """The value of the objective for these draws, and the estimate of its gradient."""
