@@ -1,0 +1,223 @@
+"""A configuration as a compiled graph, and its meta-batches: draws in shards, averages over all ranks."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+import stochgraph as sg
+
+from ..meta_policy_gradient import adapted_return
+from ..policies import Parameters
+from .configuration import Configuration, ConfigurationError
+from .randomness import generator_for
+from .ranks import ALONE, Ranks
+from .settings import estimator_of, optimizer_of, reference_of, rollouts_of
+from .watched import EnvironmentFailure, watched
+
+_HELD_OUT = 20  # tasks in a shard of held-out tasks
+
+
+class Batch:
+    """The draws of one meta-batch, shared out among the ranks. The objective is a mean over tasks.
+
+    What an optimiser may ask of it: an average over all shards, wherever they are. That covers gradients, values in a
+    line search, divergences, and products with a curvature.
+
+    Attributes:
+        compiled: the compiled graph.
+        shards: this rank's traces, each with its share of the tasks as its weight.
+        ranks: who has the others.
+    """
+
+    def __init__(
+        self, compiled: sg.Compiled, shards: list[tuple[float, sg.Trace]], ranks: Ranks, chunk: int | None = None
+    ) -> None:
+        self.compiled = compiled
+        self.shards = shards
+        self.ranks = ranks
+        self._chunk = chunk
+
+    def average(self, fn: Callable[[sg.Trace], Any]) -> Any:
+        """The average of a function of the trace, a pytree of tensors; shards count with their share of the tasks."""
+        total: Any = None
+        for weight, trace in self.shards:
+            part = pytree.tree_map(lambda leaf, weight=weight: weight * leaf.detach(), fn(trace))
+            total = part if total is None else pytree.tree_map(torch.add, total, part)
+        return self.ranks.sum(total)
+
+    def value_and_grad(self, theta: Parameters) -> tuple[Tensor, Parameters]:
+        """The value of the objective for these draws, and the estimate of its gradient."""
+        value, gradient = self.average(lambda trace: self._value_and_grad(theta, trace))
+        return value, gradient
+
+    def _value_and_grad(self, theta: Parameters, trace: sg.Trace) -> tuple[Tensor, Parameters]:
+        if self._chunk is not None:
+            return sg.accumulate(self.compiled, theta, over="task", trace=trace, chunk=self._chunk)
+        leaves = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
+        loss = self.compiled.surrogate(leaves, trace)
+        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
+        return loss.detach(), dict(zip(leaves, found, strict=True))
+
+
+class Learner(Protocol):
+    """What moves the parameters. `Ascent` is one; a trust region is another."""
+
+    def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
+        """Change the parameters in place; figures to show, such as "gradient_norm", or "kl"."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers, of tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember that."""
+
+
+class Ascent:
+    """One step of an optimiser of `torch.optim` along the meta-gradient, clipped.
+
+    Args:
+        optimizer: made for the parameters, with `maximize=True`.
+        clip: the largest norm; `None` for any.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, clip: float | None = None) -> None:
+        self.optimizer = optimizer
+        self.clip = clip
+
+    def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
+        _, gradient = batch.value_and_grad(theta)
+        norm = torch.nn.utils.get_total_norm(gradient.values())
+        if not torch.isfinite(norm):
+            broken = [name for name, leaf in gradient.items() if not torch.isfinite(leaf).all()]
+            raise sg.SamplingError(f"the meta-gradient of {', '.join(broken) or 'all parameters'} is not finite")
+        for name, leaf in theta.items():
+            leaf.grad = gradient[name]
+        if self.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(theta.values(), self.clip, norm)
+        self.optimizer.step()
+        return {"gradient_norm": float(norm)}
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+
+
+class Problem:
+    """What a configuration asks for: a graph, its estimators, parameters to start from. Made before anything runs.
+
+    Raises:
+        ConfigurationError: the configuration names what there is not, or what does not fit together.
+
+    Example:
+        >>> from stochgraph.algorithms.training import Configuration, Problem
+        >>> problem = Problem(Configuration(horizon=3, tasks=4, inner=2, outer=2, hidden=(4,), shards=2))
+        >>> theta = problem.initial()
+        >>> value, gradient = problem.draw(theta, iteration=0).value_and_grad(theta)
+        >>> gradient.keys() == theta.keys()
+        True
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+        self.rollouts = rollouts_of(configuration)
+        self.reference = reference_of(configuration, self.rollouts.environment)
+        self.trajectories = watched(self.rollouts, configuration.environment)
+        self.compiled = self.compile()
+        self._check()
+
+    def declare(self, steps: int | None = None) -> sg.Graph:
+        """The meta-objective: the return after the configured inner steps, or after others."""
+        run = self.configuration
+        return adapted_return(
+            self.trajectories,
+            lambda: self.rollouts.environment.declare_tasks(run.tasks),
+            inner_rate=run.inner_rate,
+            steps=run.steps if steps is None else steps,
+            inner=run.inner,
+            outer=run.outer,
+            discount=run.discount,
+            reference=self.reference,
+        )
+
+    def compile(self, estimator: str | None = None) -> sg.Compiled:
+        """The graph with the configured estimator, or with another one by name."""
+        chosen = estimator_of(self.configuration, estimator)
+        try:
+            return self.declare().compile(chosen)
+        except sg.StochgraphError as error:
+            raise ConfigurationError(f"estimator={estimator or self.configuration.estimator!r}: {error}") from error
+
+    def initial(self) -> Parameters:
+        """The parameters to start from."""
+        generator = generator_for(self.configuration.seed, "parameters")
+        return self.rollouts.policy.initial(generator, dtype=getattr(torch, self.configuration.precision))
+
+    def learner(self, theta: Parameters) -> Learner:
+        """What moves these parameters."""
+        return Ascent(optimizer_of(self.configuration, list(theta.values())), self.configuration.gradient_clip)
+
+    def draw(self, theta: Parameters, iteration: int, ranks: Ranks = ALONE) -> Batch:
+        """The meta-batch of an iteration; each rank draws its own shards of it."""
+        run = self.configuration
+        sizes = split(run.tasks, run.shards)
+        shards = [
+            (size / run.tasks, self._draw(self.compiled, theta, size, f"shard {i}", (run.seed, "draws", iteration, i)))
+            for i, size in ranks.own(list(enumerate(sizes)))
+        ]
+        return Batch(self.compiled, shards, ranks, run.chunk)
+
+    def evaluate(self, theta: Parameters, ranks: Ranks = ALONE, tasks: int | None = None) -> Tensor:
+        """Returns on held-out tasks after 0, 1, ... adaptation steps, `(tasks, 1 + steps)`; the same tasks for all."""
+        tasks = tasks or self.configuration.evaluation_tasks
+        sizes = [min(_HELD_OUT, tasks - start) for start in range(0, tasks, _HELD_OUT)]
+        found = [
+            task_returns(self._draw(self._evaluated, theta, size, f"held-out shard {i}", ("held-out", i)))
+            for i, size in ranks.own(list(enumerate(sizes)))
+        ]
+        return torch.cat(ranks.gathered(found))
+
+    @cached_property
+    def _evaluated(self) -> sg.Compiled:
+        """A graph with as many steps as are evaluated: its inner data are the trajectories of all steps before."""
+        return self.declare(self.configuration.evaluation_steps).compile(sg.SF())
+
+    def _check(self) -> None:
+        """What would be refused at the first meta-batch."""
+        self.learner(self.initial())
+        if self.configuration.chunk is not None:
+            try:
+                sg.chunks(self.compiled, sg.Trace(torch.tensor(0.0), {}, {}, {}), over="task", chunk=1)
+            except sg.CompileError as error:
+                raise ConfigurationError(f"chunk={self.configuration.chunk}: {error}") from error
+
+    def _draw(
+        self, compiled: sg.Compiled, theta: Parameters, tasks: int, part: str, purpose: Sequence[Any]
+    ) -> sg.Trace:
+        try:
+            return compiled.sample(theta, generator=generator_for(*purpose), sizes={"task": tasks})
+        except EnvironmentFailure as error:
+            raise EnvironmentFailure(f"{error} ({part}, of {tasks} tasks)") from error
+
+
+def task_returns(trace: sg.Trace) -> Tensor:
+    """The mean return of each task before, between and after the inner steps, undiscounted: `(tasks, 1 + steps)`."""
+    names = sorted((name for name in trace.draws if name.startswith("D")), key=lambda name: int(name[1:]))
+    return torch.stack([trace.draws[name].reward.sum(-1).mean(-1) for name in (*names, "tau")], dim=1)
+
+
+def split(count: int, parts: int) -> list[int]:
+    """Sizes of `parts` parts that differ by one at most.
+
+    Example:
+        >>> from stochgraph.algorithms.training.problem import split
+        >>> split(10, 4)
+        [2, 3, 2, 3]
+    """
+    return [end - start for start, end in pairwise(i * count // parts for i in range(parts + 1))]

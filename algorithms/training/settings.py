@@ -1,0 +1,116 @@
+"""What the names in a configuration stand for: environments, policies, estimators, optimisers.
+
+A new environment is a new row of `ENVIRONMENTS`, anything that makes an `Environment` of options.
+"""
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import stochgraph as sg
+
+from .. import environments
+from ..environments import Environment, Navigation
+from ..policies import CategoricalMLP, GaussianMLP, Policy, TabularSoftmax
+from ..rollouts import Rollouts
+from .configuration import Configuration, ConfigurationError, unknown
+
+ENVIRONMENTS: Mapping[str, Callable[..., Environment]] = {
+    "navigation": environments.Navigation,
+    "corner-navigation": environments.CornerNavigation,
+    "line-navigation": environments.LineNavigation,
+    "frozen-lake": environments.FrozenLake,
+    "random-mdp": environments.RandomMDP,
+    "half-cheetah": environments.half_cheetah,
+    "ant": environments.ant,
+    "walker2d": environments.walker2d,
+    "swimmer": environments.swimmer,
+}
+POLICIES = ("network", "table")  # for continuous or discrete actions, as the environment has them
+ESTIMATORS: Mapping[str, Callable[..., Any]] = {
+    "SF": sg.SF,
+    "LOO": sg.LOO,
+    "LSF": sg.LSF,
+    "LoadedDiCE": sg.LoadedDiCE,
+    "LVC": sg.LVC,
+    "Taylor": sg.Taylor,
+    "MAML": sg.MAML,
+    "EMAML": sg.EMAML,
+    "SGMRLPublished": sg.SGMRLPublished,
+    "FirstOrder": sg.FirstOrder,
+}
+
+
+def rollouts_of(configuration: Configuration) -> Rollouts:
+    """The environment and the policy that a configuration names, together."""
+    make = _named("environment", configuration.environment, ENVIRONMENTS)
+    environment: Environment = _called("environment_options", make, configuration.environment_options)
+    policy = _policy_of(configuration, environment)
+    try:
+        return Rollouts(environment, policy, configuration.horizon)
+    except ValueError as error:
+        raise ConfigurationError(f"policy={configuration.policy!r}: {error}") from error
+
+
+def _policy_of(configuration: Configuration, environment: Environment) -> Policy:
+    _named("policy", configuration.policy, dict.fromkeys(POLICIES))
+    sizes = (environment.observation_size, environment.action_size)
+    make: Callable[..., Policy] = CategoricalMLP if environment.discrete else GaussianMLP
+    options = {"hidden": configuration.hidden, **configuration.policy_options}
+    if configuration.policy == "table":
+        make, options = TabularSoftmax, configuration.policy_options
+    found: Policy = _called("policy_options", make, options, *sizes)
+    return found
+
+
+def reference_of(configuration: Configuration, environment: Environment) -> Callable[[Tensor], Tensor] | None:
+    """The reward per step of standing still, if it is to be subtracted; it takes variance away."""
+    if not configuration.reference:
+        return None
+    if not isinstance(environment, Navigation) or environment.goal_size is not None:
+        raise ConfigurationError("reference: only 'navigation' without goal_size says what standing still gives")
+    distance = environment.reward == "distance"
+    return lambda goal: -goal.norm() if distance else -goal.square().sum()
+
+
+def estimator_of(configuration: Configuration, name: str | None = None) -> Any:
+    """The estimator that a configuration names, or another one with its defaults."""
+    if name is not None:
+        return _named("estimator", name, ESTIMATORS)()
+    make = _named("estimator", configuration.estimator, ESTIMATORS)
+    return _called("estimator_options", make, configuration.estimator_options)
+
+
+def optimizer_of(configuration: Configuration, parameters: list[Tensor]) -> torch.optim.Optimizer:
+    """The optimiser that a configuration names, on these parameters; it ascends."""
+    known = {
+        name: kind
+        for name, kind in vars(torch.optim).items()
+        if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
+    }
+    make = _named("optimizer", configuration.optimizer, known)
+    options = {"lr": configuration.learning_rate, "maximize": True, **configuration.optimizer_options}
+    return _called("optimizer_options", make, options, parameters)
+
+
+def _named(field: str, name: str, table: Mapping[str, Any]) -> Any:
+    if name not in table:
+        raise ConfigurationError(f"{field}={name!r}: " + unknown(name, f"a known {field}", table))
+    return table[name]
+
+
+def _called(field: str, make: Callable[..., Any], options: Mapping[str, Any], *arguments: Any) -> Any:
+    """`make(*arguments, **options)`; what it does not take or does not like is an error of the field."""
+    try:
+        bound = inspect.signature(make).bind(*arguments, **options)
+    except TypeError as error:
+        known = list(inspect.signature(make).parameters)[len(arguments) :]
+        takes = f"it takes {', '.join(known)}" if known else "it takes none"
+        raise ConfigurationError(f"{field}: {error}; {takes}") from error
+    try:
+        return make(*bound.args, **bound.kwargs)
+    except (ImportError, TypeError, ValueError, RuntimeError) as error:
+        raise ConfigurationError(f"{field}={dict(options)!r}: {error}") from error
