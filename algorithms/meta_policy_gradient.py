@@ -18,6 +18,7 @@ def adapted_return(
     outer: int = 20,
     discount: float = 1.0,
     reference: Callable[[Tensor], Tensor] | None = None,
+    adapt: Callable[[Any, Any, str], Any] | None = None,
 ) -> sg.Graph:
     r"""Declare the return after some inner policy-gradient steps.
 
@@ -39,6 +40,8 @@ def adapted_return(
         reference: a reward that depends on the task alone (that of standing still, say), subtracted from every
             reward. It takes variance away. Without inner steps it moves no expectation; with them the inner direction
             keeps its mean, and the objective changes through the direction's variance, by O(inner_rate^2 / inner).
+        adapt: declares one inner step in place of the policy gradient above, from the parameters, the sample node of
+            the data and its name; `ascend_advantages` for instance, with its other arguments filled in.
 
     References:
         Finn et al. (2017), eq. 1; Fallah et al. (2021), eq. 6 and, for several steps, eq. 33.
@@ -52,11 +55,16 @@ def adapted_return(
             reward = sg.apply(lambda r, about: r - reference(about), reward, task)
         return sg.sum(reward, discount=discount)
 
+    def step(theta: Any, data: Any, task: Any, plate: str) -> Any:
+        if adapt is not None:
+            return adapt(theta, data, plate)
+        return sg.ascend(theta, sg.mean(total(data, task), over=plate), inner_rate)
+
     def objective(theta: Any) -> Any:
         task = tasks()
         for k in range(1, steps + 1):
             data = sg.sample(f"D{k}", trajectories, theta, task, n=inner)
-            theta = sg.ascend(theta, sg.mean(total(data, task), over=f"D{k}"), inner_rate)
+            theta = step(theta, data, task, f"D{k}")
         tau = sg.sample("tau", trajectories, theta, task, n=outer)
         return sg.mean(total(tau, task))
 

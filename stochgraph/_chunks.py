@@ -191,12 +191,16 @@ def _slice(compiled: Compiled, trace: Trace, plate: Axis, start: int, length: in
         return map_tensors(lambda leaf: leaf.narrow(dim, start, length), tree)
 
     samples = samples_in(compiled.graph._order)
-    draws = {name: narrow(value, samples[name].axes) for name, value in trace.draws.items()}
-    scores = {name: narrow(value, compiled._scores[name].axes) for name, value in trace.log_probs.items()}
+    draws = {name: narrow(trace.draws[name], node.axes) for name, node in samples.items()}
+    scores = {name: narrow(trace.log_probs[name], node.axes) for name, node in _recorded(compiled, trace)}
     # Noise has the plate of its own draws in front, as torch draws it.
-    noise_axes = {name: _noise_axes(samples[name]) for name in trace.noise}
-    noise = {name: narrow(value, noise_axes[name]) for name, value in trace.noise.items()}
+    noise = {name: narrow(trace.noise[name], _noise_axes(samples[name])) for name in samples if name in trace.noise}
     return trace._replace(draws=draws, log_probs=scores, noise=noise)
+
+
+def _recorded(compiled: Compiled, trace: Trace) -> list[tuple[str, nd.Node]]:
+    """The scores that the graph compares with recorded ones; a trace of another graph may hold more."""
+    return [(name, node) for name, node in compiled._scores.items() if name in trace.log_probs]
 
 
 def _noise_axes(node: nd.Sample) -> tuple[Axis, ...]:

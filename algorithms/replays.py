@@ -1,0 +1,163 @@
+"""Graphs on recorded trajectories: other objectives on the trace of a graph that drew it.
+
+A meta-objective draws its trajectories from the parameters. Steps after that look at the same trajectories again: how
+far have the adapted policies moved, what is a clipped objective at other parameters? Those are graphs too. Their sample
+nodes have the same names, but nothing is drawn from the parameters: trajectories are data (`Recorded`), so that no
+distribution is differentiated, and values alone carry the derivative. Replay them on the trace:
+`graph.compile({}).surrogate(parameters, anchor, trace)`.
+
+An `adapt` argument is how a task's parameters are adapted, a function of `(parameters, data, plate)` that declares one
+step; `ascend_advantages` with everything but these three filled in. With `ratio=True` the steps are corrected for data
+that were drawn from other parameters.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import stochgraph as sg
+
+from .advantages import Baseline
+from .policy_gradient import advantages, whole
+
+Adapt = Callable[[Any, Any, str], Any]
+
+
+class Recorded(sg.Sampler):
+    """Trajectories that are in the trace already: they are not drawn, and carry no score.
+
+    Example:
+        >>> import torch, stochgraph as sg
+        >>> from stochgraph.algorithms.replays import Recorded
+        >>> @sg.graph
+        ... def total(weight):
+        ...     return sg.mean(sg.sum(sg.sample("tau", Recorded(), n=2) * weight))
+        >>> trace = sg.Trace(torch.tensor(0.0), {"tau": torch.ones(2, 3)}, {}, {})
+        >>> total.compile({}).surrogate(torch.tensor(2.0), trace)
+        tensor(6.)
+    """
+
+    time = True
+
+    def draw(self, batch_shape: torch.Size, *parents: Any) -> Any:
+        raise sg.SamplingError(
+            "recorded trajectories are not drawn: replay a trace, compiled.surrogate(*inputs, trace)"
+        )
+
+    def log_prob(self, value: Any, *parents: Any) -> Tensor:
+        raise sg.SamplingError("recorded trajectories have no parameters to be scored under")
+
+
+def adapted_divergence(tasks: Callable[[], Any], policy: Any, adapt: Adapt, *, steps: int = 1) -> sg.Graph:
+    r"""Declare how far the adapted policies are from those of an anchor, on the states that the anchor's visited.
+
+    .. math:: \frac1B \sum_b \operatorname{mean}_{i, t}
+              KL\big(\pi_{\theta'_b(anchor)}(\cdot \mid o_{bit}) \,\|\, \pi_{\theta'_b(\theta)}(\cdot \mid o_{bit})\big)
+
+    Inputs of the graph: the parameters and the anchor, at which the trace was drawn. 0 where they are equal, and its
+    gradient as well. Ragged trajectories count by their steps.
+
+    Args:
+        tasks: declares the plate of tasks, named "task", as in the graph that drew the trace.
+        policy: its `kl(old, new, observation)` is the divergence at each observation.
+        adapt: declares one inner step.
+        steps: the number of inner steps.
+
+    References:
+        Finn et al. (2017), section 5.3, for the trust region on adapted policies; Schulman et al. (2015), eq. 12.
+    """
+
+    def divergence(theta: Any, anchor: Any) -> Any:
+        task = tasks()
+        batches = _batches(task, steps)
+        new, old = _adapted(theta, batches, adapt), _adapted(anchor, batches, adapt)
+        tau = whole(sg.sample("tau", Recorded(), task, n=1), "tau")
+
+        def moved(before: Any, after: Any, observation: Tensor, mask: Tensor) -> Tensor:
+            return (policy.kl(before, after, observation) * mask).sum()
+
+        distance = sg.apply(moved, sg.stop(old), new, tau.observation, tau.mask)
+        per_task = sg.mean(distance, over="tau") / sg.mean(sg.apply(torch.sum, tau.mask), over="tau")
+        return sg.mean(per_task)
+
+    return sg.graph(divergence)
+
+
+def clipped_return(
+    tasks: Callable[[], Any],
+    policy: Any,
+    adapt: Adapt,
+    *,
+    steps: int = 1,
+    clip: float = 0.3,
+    penalty: float = 0.0,
+    baseline: Baseline | None = None,
+    discount: float = 1.0,
+    decay: float = 1.0,
+    standardise: bool = False,
+) -> sg.Graph:
+    r"""Declare the clipped meta-objective, for several epochs on one trace.
+
+    .. math:: \frac1B \sum_b \frac1M \sum_{i, t} \min\big(\rho_{bit} A_{bit},\,
+              \operatorname{clip}(\rho_{bit}, 1 - \epsilon, 1 + \epsilon) A_{bit}\big)
+              - \eta \, KL(\pi_{anchor} \| \pi_\theta), \qquad
+              \rho_{bit} = \frac{\pi_{\theta'_b}(a_{bit} \mid o_{bit})}{\pi_{drawn}(a_{bit} \mid o_{bit})}
+
+    Clipping is per step, so it needs the ratio of each step: a replayed surrogate boxes costs with products of them.
+    Therefore this is a graph of its own, on recorded trajectories with the field `log_prob`. At the anchor its gradient
+    is that of the low-variance curvature, if `adapt` has `ratio=True`.
+
+    Inputs of the graph: the parameters and the anchor, at which the trace was drawn.
+
+    Args:
+        tasks: declares the plate of tasks, named "task", as in the graph that drew the trace.
+        policy: has `log_prob`, and for a penalty `kl`.
+        adapt: declares one inner step.
+        steps: the number of inner steps.
+        clip: :math:`\epsilon`.
+        penalty: :math:`\eta`, on the divergence of the policy before adaptation, at the steps of the first inner batch.
+        baseline: of the outer trajectories; see `advantages`.
+        discount: see `advantages`.
+        decay: see `advantages`.
+        standardise: see `advantages`.
+
+    References:
+        Rothfuss et al. (2019), ProMP, eqs. 10 and 11; Schulman et al. (2017), PPO, eq. 7.
+    """
+    options = {"baseline": baseline, "discount": discount, "decay": decay, "standardise": standardise}
+
+    def gain(parameters: Any, trajectory: Any, advantage: Tensor) -> Tensor:
+        log_prob = policy.log_prob(parameters, trajectory.observation, trajectory.action)
+        ratio = torch.exp(torch.where(trajectory.mask > 0, log_prob - trajectory.log_prob, 0.0))
+        return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).sum()
+
+    def objective(theta: Any, anchor: Any) -> Any:
+        task = tasks()
+        batches = _batches(task, steps)
+        adapted = _adapted(theta, batches, adapt)
+        tau = whole(sg.sample("tau", Recorded(), task, n=1), "tau")
+        clipped = sg.mean(sg.apply(gain, adapted, tau, advantages(tau, "tau", **options)))  # type: ignore[arg-type]
+        return clipped - penalty * _moved(theta, anchor, batches["D1"], policy) if penalty and steps else clipped
+
+    return sg.graph(objective)
+
+
+def _batches(task: Any, steps: int) -> dict[str, Any]:
+    """The recorded batches of the inner steps."""
+    names = [f"D{k}" for k in range(1, steps + 1)]
+    return {name: sg.sample(name, Recorded(), task, n=1) for name in names}
+
+
+def _adapted(theta: Any, batches: dict[str, Any], adapt: Adapt) -> Any:
+    for plate, data in batches.items():
+        theta = adapt(theta, data, plate)
+    return theta
+
+
+def _moved(theta: Any, anchor: Any, data: Any, policy: Any) -> Any:
+    """The mean divergence of the policies before adaptation, on the first inner batch."""
+    data = whole(data, "D1")
+    moved = sg.apply(lambda o, n, x, m: (policy.kl(o, n, x) * m).sum(), anchor, theta, data.observation, data.mask)
+    return sg.mean(sg.mean(moved, over="D1") / sg.mean(sg.apply(torch.sum, data.mask), over="D1"))

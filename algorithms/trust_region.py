@@ -1,0 +1,202 @@
+"""Trust-region steps on meta-parameters: as far along the natural gradient as the adapted policies may move.
+
+A step is a function of two functions of the parameters, a gain and a divergence, both replays of one trace. Nothing is
+drawn: candidates of the line search are compared on the very same trajectories.
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+import stochgraph as sg
+
+from .vectors import Vector
+
+Function = Callable[[Any], Tensor]
+
+
+class Step(NamedTuple):
+    """What a trust-region step did.
+
+    Attributes:
+        parameters: the new parameters; the old ones, the same tensors, if no candidate was accepted.
+        accepted: whether the line search found a candidate.
+        gain: by how much the gain rose, 0 if no candidate was accepted.
+        divergence: how far the policies moved, 0 if no candidate was accepted.
+        tries: how many candidates were evaluated.
+        reason: why there was no step; empty if there was one.
+    """
+
+    parameters: Any
+    accepted: bool
+    gain: float
+    divergence: float
+    tries: int
+    reason: str
+
+
+def trust_region_step(
+    parameters: Any,
+    gain: Function | Iterable[tuple[float, Function]],
+    divergence: Function | Iterable[tuple[float, Function]],
+    *,
+    radius: float = 0.01,
+    damping: float = 1e-5,
+    iterations: int = 10,
+    backtracking: float = 0.8,
+    tries: int = 15,
+) -> Step:
+    r"""One step of trust-region policy optimisation.
+
+    .. math:: \theta_{new} = \theta + \beta^j \sqrt{\frac{2 \delta}{s^\top H s}} \, s, \qquad
+              (H + \epsilon I) s \approx g
+
+    g is the gradient of the gain and H the Hessian of the divergence at the old parameters, both exact; s comes from
+    conjugate gradients on exact Hessian-vector products. j counts up until the gain rises and the divergence is at most
+    :math:`\delta`; if it never does, the old parameters stay.
+
+    Args:
+        parameters: a pytree of tensors.
+        gain: what is climbed, a scalar of the parameters: a surrogate replayed on a trace. Or a list of weights and
+            functions whose weighted sum it is, one for each chunk of the trace, for less memory (`replay`).
+        divergence: a scalar of the parameters with its minimum 0 at the old ones, such as `adapted_divergence`; or a
+            list as for `gain`.
+        radius: :math:`\delta`.
+        damping: :math:`\epsilon`.
+        iterations: of the conjugate gradients, at most.
+        backtracking: :math:`\beta`.
+        tries: candidates at most.
+
+    References:
+        Schulman et al. (2015), Trust region policy optimization, appendix C; Finn et al. (2017), section 5.3.
+
+    Example:
+        >>> import torch
+        >>> from stochgraph.algorithms.trust_region import trust_region_step
+        >>> old = torch.tensor([1.0, 2.0])
+        >>> step = trust_region_step(old, lambda t: t.sum(), lambda t: 0.5 * ((t - old) ** 2).sum(), radius=0.01)
+        >>> step.accepted, [round(float(x), 3) for x in step.parameters]
+        (True, [1.099, 2.099])
+    """
+    gains, divergences = _parts(gain), _parts(divergence)
+    start = Vector(parameters)
+    before, slope = _value_and_gradient(gains, start)
+    if not bool(torch.isfinite(slope).all()) or not bool(slope.any()):
+        return Step(parameters, False, 0.0, 0.0, 0, "the gradient of the gain is zero or not finite")
+
+    def product(vector: Tensor) -> Tensor:
+        return _hessian_product(divergences, start, vector) + damping * vector
+
+    direction = conjugate_gradients(product, slope, iterations)
+    curvature = float(direction @ product(direction))
+    if not 0 < curvature < float("inf"):
+        return Step(parameters, False, 0.0, 0.0, 0, "the divergence does not curve along the step")
+    full = (2 * radius / curvature) ** 0.5 * direction
+    for j in range(tries):
+        candidate = start.moved(backtracking**j * full)
+        with torch.no_grad():
+            rise, distance = float(_value(gains, candidate)) - before, float(_value(divergences, candidate))
+        if rise > 0 and distance <= radius:
+            return Step(candidate, True, rise, distance, j + 1, "")
+    reason = f"none of {tries} candidates raised the gain within a divergence of {radius}"
+    return Step(parameters, False, 0.0, 0.0, tries, reason)
+
+
+def conjugate_gradients(
+    product: Callable[[Tensor], Tensor], target: Tensor, iterations: int = 10, tolerance: float = 1e-10
+) -> Tensor:
+    """Solve `A x = target` for a symmetric positive definite A, given by its products with vectors.
+
+    Exact after as many iterations as A has different eigenvalues, up to rounding.
+
+    Args:
+        product: from x to `A x`.
+        target: shape `(size,)`.
+        iterations: at most.
+        tolerance: stop once the squared residual is this fraction of the target's.
+
+    References:
+        Hestenes and Stiefel (1952), section 3.
+
+    Example:
+        >>> import torch
+        >>> from stochgraph.algorithms.trust_region import conjugate_gradients
+        >>> conjugate_gradients(lambda x: torch.tensor([2.0, 4.0]) * x, torch.tensor([2.0, 2.0]))
+        tensor([1.0000, 0.5000])
+    """
+    solution, residual, direction = torch.zeros_like(target), target.clone(), target.clone()
+    squared = residual @ residual
+    enough = tolerance * squared
+    for _ in range(iterations):
+        if not bool(squared > enough):
+            break
+        image = product(direction)
+        step = squared / (direction @ image)
+        solution, residual = solution + step * direction, residual - step * image
+        before, squared = squared, residual @ residual
+        direction = residual + squared / before * direction
+    return solution
+
+
+def replay(
+    compiled: sg.Compiled, trace: sg.Trace, *others: Any, over: str | None = None, chunk: int | None = None
+) -> list[tuple[float, Function]]:
+    """A compiled surrogate as a function of its first input, on one trace: in chunks of a plate.
+
+    Args:
+        compiled: the compiled graph.
+        trace: what was drawn.
+        *others: the inputs after the first.
+        over: the plate to cut; `None` for the whole trace at once.
+        chunk: see `sg.chunks`.
+
+    Example:
+        >>> import torch, stochgraph as sg
+        >>> from torch.distributions import Normal
+        >>> from stochgraph.algorithms.trust_region import replay
+        >>> @sg.graph
+        ... def objective(theta):
+        ...     return sg.mean(sg.sample("x", Normal, theta, 1.0, n=10) ** 2)
+        >>> compiled, theta = objective.compile(sg.SF()), torch.tensor(0.5)
+        >>> trace = compiled.sample(theta)
+        >>> parts = replay(compiled, trace, over="x", chunk=4)
+        >>> bool(torch.isclose(sum(weight * part(theta) for weight, part in parts), trace.value))
+        True
+    """
+    cut = [(1.0, trace)] if over is None else sg.chunks(compiled, trace, over=over, chunk=chunk)
+
+    def function(part: sg.Trace) -> Function:
+        return lambda first: compiled.surrogate(first, *others, part)
+
+    return [(weight, function(part)) for weight, part in cut]
+
+
+def _parts(function: Any) -> list[tuple[float, Function]]:
+    return [(1.0, function)] if callable(function) else list(function)
+
+
+def _value(parts: list[tuple[float, Function]], parameters: Any) -> Tensor:
+    return torch.stack([weight * part(parameters).detach() for weight, part in parts]).sum()
+
+
+def _value_and_gradient(parts: list[tuple[float, Function]], start: Vector) -> tuple[float, Tensor]:
+    value, slope = 0.0, torch.zeros_like(start.flat)
+    for weight, part in parts:
+        point = start.flat.clone().requires_grad_()
+        found = weight * part(start.at(point))
+        value += float(found.detach())
+        slope += torch.autograd.grad(found, point)[0]
+    return value, slope
+
+
+def _hessian_product(parts: list[tuple[float, Function]], start: Vector, vector: Tensor) -> Tensor:
+    """The exact Hessian at the start, times a vector: the derivative of the slope along it."""
+    total = torch.zeros_like(vector)
+    for weight, part in parts:
+        point = start.flat.clone().requires_grad_()
+        (slope,) = torch.autograd.grad(part(start.at(point)), point, create_graph=True)
+        if slope.requires_grad:
+            total += weight * torch.autograd.grad(slope @ vector, point)[0]
+    return total
