@@ -78,7 +78,7 @@ def trust_region_step(
         >>> old = torch.tensor([1.0, 2.0])
         >>> step = trust_region_step(old, lambda t: t.sum(), lambda t: 0.5 * ((t - old) ** 2).sum(), radius=0.01)
         >>> step.accepted, [round(float(x), 3) for x in step.parameters]
-        (True, [1.099, 2.099])
+        (True, [1.1, 2.1])
     """
     gains, divergences = _parts(gain), _parts(divergence)
     start = Vector(parameters)
