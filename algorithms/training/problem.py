@@ -16,7 +16,7 @@ from ..policies import Parameters
 from .configuration import Configuration, ConfigurationError
 from .randomness import generator_for
 from .ranks import ALONE, Ranks
-from .settings import estimator_of, optimizer_of, reference_of, rollouts_of
+from .settings import adaptation_of, estimators_of, optimizer_of, reference_of, rollouts_of
 from .watched import EnvironmentFailure, watched
 
 _HELD_OUT = 20  # tasks in a shard of held-out tasks
@@ -128,6 +128,7 @@ class Problem:
         self.configuration = configuration
         self.rollouts = rollouts_of(configuration)
         self.reference = reference_of(configuration, self.rollouts.environment)
+        self.adapt = adaptation_of(configuration, self.rollouts.policy)
         self.trajectories = watched(self.rollouts, configuration.environment)
         self.compiled = self.compile()
         self._check()
@@ -144,13 +145,15 @@ class Problem:
             outer=run.outer,
             discount=run.discount,
             reference=self.reference,
+            adapt=self.adapt,
         )
 
     def compile(self, estimator: str | None = None) -> sg.Compiled:
         """The graph with the configured estimator, or with another one by name."""
-        chosen = estimator_of(self.configuration, estimator)
+        graph = self.declare()
+        chosen = estimators_of(self.configuration, graph.samples, estimator)
         try:
-            return self.declare().compile(chosen)
+            return graph.compile(chosen)
         except sg.StochgraphError as error:
             raise ConfigurationError(f"estimator={estimator or self.configuration.estimator!r}: {error}") from error
 

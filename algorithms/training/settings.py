@@ -4,7 +4,7 @@ A new environment is a new row of `ENVIRONMENTS`, anything that makes an `Enviro
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor
 import stochgraph as sg
 
 from .. import environments
+from ..advantages import LinearBaseline
 from ..environments import Environment, Navigation
 from ..policies import CategoricalMLP, GaussianMLP, Policy, TabularSoftmax
+from ..policy_gradient import ascend_advantages
 from ..rollouts import Rollouts
 from .configuration import Configuration, ConfigurationError, unknown
 
@@ -82,6 +84,32 @@ def estimator_of(configuration: Configuration, name: str | None = None) -> Any:
         return _named("estimator", name, ESTIMATORS)()
     make = _named("estimator", configuration.estimator, ESTIMATORS)
     return _called("estimator_options", make, configuration.estimator_options)
+
+
+def estimators_of(configuration: Configuration, samples: Iterable[str], name: str | None = None) -> Any:
+    """The estimator of every sample node: with a baseline of its own for the trajectories after adaptation."""
+    chosen, baseline = estimator_of(configuration, name), configuration.outer_baseline
+    if baseline is None:
+        return chosen
+    if baseline not in ("loo", "mean", "linear"):
+        raise ConfigurationError(f"outer_baseline={baseline!r}: choose 'loo', 'mean' or 'linear', or none")
+    return {**{s: chosen for s in samples if s not in ("task", "tau")}, "tau": sg.SF(baseline=baseline)}  # type: ignore[arg-type]
+
+
+def adaptation_of(configuration: Configuration, policy: Policy) -> Callable[[Any, Any, str], Any] | None:
+    """An inner step on advantages, if the configuration asks for one; it has to be declared."""
+    run = configuration
+    if run.inner_baseline not in (None, "linear"):
+        raise ConfigurationError(f"inner_baseline={run.inner_baseline!r}: choose 'linear' or none")
+    if run.inner_baseline is None and run.advantage_decay == 1 and not run.standardise:
+        return None
+    options = {"discount": run.discount, "decay": run.advantage_decay, "standardise": run.standardise}
+    baseline = LinearBaseline() if run.inner_baseline else None
+
+    def adapt(theta: Any, data: Any, plate: str) -> Any:
+        return ascend_advantages(theta, data, plate, policy, run.inner_rate, baseline=baseline, **options)  # type: ignore[arg-type]
+
+    return adapt
 
 
 def optimizer_of(configuration: Configuration, parameters: list[Tensor]) -> torch.optim.Optimizer:
