@@ -307,7 +307,8 @@ def _row(node: nd.Node, state: _State, count: int, path: tuple[str, ...], scored
     own = [box for box in state.boxes if box.sample == node.name]
     word = counted(own)
     plates = tuple(dict.fromkeys(name for box in own for name in box.plates)) if word == "linearized" else ()
-    grows = averaging_plate(node) in state.totalled or any(box.grows for box in own)
+    totalled = averaging_plate(node) in state.totalled and node.name not in state.nonlinear
+    grows = totalled or any(box.grows for box in own)
     order = "O(N)" if grows else small
     return Row(node.name, "", path, word, "distribution", weight_of(own), plates, count, order)
 
