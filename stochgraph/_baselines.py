@@ -187,7 +187,7 @@ class Fitted(nd.Node):
             features = observation_features(draws.observation.detach().double(), costs.dim())
             if hasattr(draws, "mask"):  # steps after the end of an episode teach nothing
                 features = features * draws.mask.unsqueeze(-1)
-            predicted = leave_one_out_fit(features, returns_to_go(costs.detach().double(), self.discount))
+            predicted = leave_one_out_fit(features, discounted_to_go(costs.detach().double(), self.discount))
         return predicted.to(costs.dtype)
 
 
@@ -213,7 +213,7 @@ def observation_features(observation: Tensor, lead: int) -> Tensor:
     return torch.cat([flat, flat**2, powers.expand(*flat.shape[:-1], 4)], -1)
 
 
-def returns_to_go(costs: Tensor, discount: float) -> Tensor:
+def discounted_to_go(costs: Tensor, discount: float) -> Tensor:
     """`sum over u >= t of discount**(u - t) * costs_u`, along the last dimension."""
     steps = torch.arange(costs.shape[-1], dtype=costs.dtype, device=costs.device)
     ahead = steps - steps[:, None]
