@@ -23,6 +23,7 @@ from .advantages import Baseline
 from .policy_gradient import advantages, whole
 
 Adapt = Callable[[Any, Any, str], Any]
+Reference = Callable[[Tensor], Tensor]
 
 
 class Recorded(sg.Sampler):
@@ -50,7 +51,9 @@ class Recorded(sg.Sampler):
         raise sg.SamplingError("recorded trajectories have no parameters to be scored under")
 
 
-def adapted_divergence(tasks: Callable[[], Any], policy: Any, adapt: Adapt, *, steps: int = 1) -> sg.Graph:
+def adapted_divergence(
+    tasks: Callable[[], Any], policy: Any, adapt: Adapt, *, steps: int = 1, inner_reference: Reference | None = None
+) -> sg.Graph:
     r"""Declare how far the adapted policies are from those of an anchor, on the states that the anchor's visited.
 
     .. math:: \frac1B \sum_b \operatorname{mean}_{i, t}
@@ -64,6 +67,7 @@ def adapted_divergence(tasks: Callable[[], Any], policy: Any, adapt: Adapt, *, s
         policy: its `kl(old, new, observation)` is the divergence at each observation.
         adapt: declares one inner step.
         steps: the number of inner steps.
+        inner_reference: a reward that depends on the task alone, subtracted from the rewards of the inner steps.
 
     References:
         Finn et al. (2017), section 5.3, for the trust region on adapted policies; Schulman et al. (2015), eq. 12.
@@ -71,7 +75,7 @@ def adapted_divergence(tasks: Callable[[], Any], policy: Any, adapt: Adapt, *, s
 
     def divergence(theta: Any, anchor: Any) -> Any:
         task = tasks()
-        batches = _batches(task, steps)
+        batches = _batches(task, steps, inner_reference)
         new, old = _adapted(theta, batches, adapt), _adapted(anchor, batches, adapt)
         tau = whole(sg.sample("tau", Recorded(), task, n=1), "tau")
 
@@ -144,10 +148,17 @@ def clipped_return(
     return sg.graph(objective)
 
 
-def _batches(task: Any, steps: int) -> dict[str, Any]:
-    """The recorded batches of the inner steps."""
-    names = [f"D{k}" for k in range(1, steps + 1)]
-    return {name: sg.sample(name, Recorded(), task, n=1) for name in names}
+def _batches(task: Any, steps: int, reference: Reference | None = None) -> dict[str, Any]:
+    """The recorded batches of the inner steps, their rewards measured against the reference."""
+
+    def recorded(name: str) -> Any:
+        data = sg.sample(name, Recorded(), task, n=1)
+        return data if reference is None else sg.apply(relative, data, task)
+
+    def relative(data: Any, about: Tensor) -> Any:
+        return data._replace(reward=data.reward - reference(about))  # type: ignore[misc]
+
+    return {name: recorded(name) for name in (f"D{k}" for k in range(1, steps + 1))}
 
 
 def _adapted(theta: Any, batches: dict[str, Any], adapt: Adapt) -> Any:

@@ -16,9 +16,11 @@ from .. import environments
 from ..advantages import LinearBaseline
 from ..environments import Environment, Navigation
 from ..policies import CategoricalMLP, GaussianMLP, Policy, TabularSoftmax
-from ..policy_gradient import ascend_advantages
+from ..policy_gradient import ascend_advantages, ascend_returns
+from ..replays import Adapt
 from ..rollouts import Rollouts
 from .configuration import Configuration, ConfigurationError, unknown
+from .learners import TrustRegion
 
 ENVIRONMENTS: Mapping[str, Callable[..., Environment]] = {
     "navigation": environments.Navigation,
@@ -96,7 +98,7 @@ def estimators_of(configuration: Configuration, samples: Iterable[str], name: st
     return {**{s: chosen for s in samples if s not in ("task", "tau")}, "tau": sg.SF(baseline=baseline)}  # type: ignore[arg-type]
 
 
-def adaptation_of(configuration: Configuration, policy: Policy) -> Callable[[Any, Any, str], Any] | None:
+def adaptation_of(configuration: Configuration, policy: Policy) -> Adapt | None:
     """An inner step on advantages, if the configuration asks for one; it has to be declared."""
     run = configuration
     if run.inner_baseline not in (None, "linear"):
@@ -112,6 +114,20 @@ def adaptation_of(configuration: Configuration, policy: Policy) -> Callable[[Any
     return adapt
 
 
+def recorded_adaptation_of(configuration: Configuration, policy: Policy) -> Adapt:
+    """The same inner step on recorded trajectories."""
+    declared, run = adaptation_of(configuration, policy), configuration
+    if declared is not None:
+        return declared
+    return lambda theta, data, plate: ascend_returns(theta, data, plate, policy, run.inner_rate, discount=run.discount)
+
+
+def trust_region_of(configuration: Configuration, divergence: sg.Compiled) -> TrustRegion:
+    """Trust-region steps as a configuration has them."""
+    found: TrustRegion = _called("optimizer_options", TrustRegion, configuration.optimizer_options, divergence)
+    return found
+
+
 def optimizer_of(configuration: Configuration, parameters: list[Tensor]) -> torch.optim.Optimizer:
     """The optimiser that a configuration names, on these parameters; it ascends."""
     known = {
@@ -119,7 +135,7 @@ def optimizer_of(configuration: Configuration, parameters: list[Tensor]) -> torc
         for name, kind in vars(torch.optim).items()
         if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
     }
-    make = _named("optimizer", configuration.optimizer, known)
+    make = _named("optimizer", configuration.optimizer, {**known, "TRPO": None})
     options = {"lr": configuration.learning_rate, "maximize": True, **configuration.optimizer_options}
     return _called("optimizer_options", make, options, parameters)
 

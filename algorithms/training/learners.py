@@ -1,0 +1,128 @@
+"""What moves the parameters of a run, given the draws of a meta-batch."""
+
+from typing import Any, Protocol
+
+import torch
+
+import stochgraph as sg
+
+from ..policies import Parameters
+from ..trust_region import trust_region_step
+from .batches import Batch
+
+
+class Learner(Protocol):
+    """What moves the parameters: `Ascent`, `TrustRegion`, or anything with these methods."""
+
+    def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
+        """Change the parameters in place; figures to show, such as "gradient_norm", or "kl"."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers, of tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember that."""
+
+
+class Ascent:
+    """One step of an optimiser of `torch.optim` along the meta-gradient, clipped.
+
+    Args:
+        optimizer: made for the parameters, with `maximize=True`.
+        clip: the largest norm; `None` for any.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, clip: float | None = None) -> None:
+        self.optimizer = optimizer
+        self.clip = clip
+
+    def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
+        _, gradient = batch.value_and_grad(theta)
+        return {"gradient_norm": self.ascend(theta, gradient)}
+
+    def ascend(self, theta: Parameters, gradient: Parameters) -> float:
+        """One step along this gradient, in place; its norm before clipping."""
+        norm = torch.nn.utils.get_total_norm(gradient.values())
+        if not torch.isfinite(norm):
+            broken = [name for name, leaf in gradient.items() if not torch.isfinite(leaf).all()]
+            raise sg.SamplingError(f"the meta-gradient of {', '.join(broken) or 'all parameters'} is not finite")
+        for name, leaf in theta.items():
+            leaf.grad = gradient[name]
+        if self.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(theta.values(), self.clip, norm)
+        self.optimizer.step()
+        return float(norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+
+
+class TrustRegion:
+    """One step as far along the natural gradient as the adapted policies may move; see `trust_region_step`.
+
+    The gain is the surrogate of the meta-objective, replayed on the draws of the meta-batch. Nothing is remembered from
+    one step to the next.
+
+    Args:
+        divergence: the graph of `adapted_divergence`, compiled.
+        radius: how far the policies may move, on average over tasks and time steps.
+        damping: added to the curvature.
+        iterations: of the conjugate gradients, at most.
+        backtracking: the factor from one candidate to the next.
+        tries: candidates at most.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        divergence: sg.Compiled,
+        *,
+        radius: float = 0.01,
+        damping: float = 1e-5,
+        iterations: int = 10,
+        backtracking: float = 0.8,
+        tries: int = 15,
+    ) -> None:
+        _require("radius", radius, radius > 0, "more than 0")
+        _require("damping", damping, damping >= 0, "at least 0")
+        _require("iterations", iterations, _positive(iterations), "an integer of at least 1")
+        _require("backtracking", backtracking, 0 < backtracking < 1, "between 0 and 1")
+        _require("tries", tries, _positive(tries), "an integer of at least 1")
+        self.divergence = divergence
+        self.options: dict[str, Any] = {"radius": radius, "damping": damping, "iterations": iterations}
+        self.options |= {"backtracking": backtracking, "tries": tries}
+
+    def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
+        anchor = {name: leaf.clone() for name, leaf in theta.items()}
+        gain, divergence = batch.parts(batch.compiled), batch.parts(self.divergence, anchor)
+        step = trust_region_step(anchor, gain, divergence, reduce=batch.ranks.sum, **self.options)
+        if not step.gradient_norm < float("inf"):
+            raise sg.SamplingError("the meta-gradient is not finite")
+        for name, leaf in theta.items():
+            leaf.copy_(step.parameters[name])
+        return {
+            "gradient_norm": step.gradient_norm,
+            "kl": step.divergence,
+            "gain": step.gain,
+            "tries": float(step.tries),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+def _require(name: str, value: Any, fits: bool, words: str) -> None:
+    if not fits:
+        raise ValueError(f"{name}={value!r}: must be {words}")
