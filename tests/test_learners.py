@@ -1,6 +1,7 @@
 """Runs whose parameters are moved by other things than an optimiser of torch: trust regions, clipped epochs."""
 
 import copy
+from functools import partial
 from typing import Any
 
 import pytest
@@ -85,7 +86,7 @@ def test_accepted_steps_stay_within_the_radius(trust, changes):
         before = {name: leaf.clone() for name, leaf in theta.items()}
         figures = learner.step(theta, problem.draw(theta, iteration))
         again = problem.draw(before, iteration)
-        found = float(again.average(lambda trace, old=before: divergence.surrogate(theta, old, trace)))
+        found = float(again.average(partial(divergence.surrogate, theta, before)))
         if figures["gain"] == 0:
             assert same(theta, before)
             continue
@@ -105,10 +106,15 @@ def test_a_trust_region_run_in_two_halves_is_the_run_in_one(trust, tmp_path):
     assert same_runs(trust.output, whole.output)
 
 
+def well_posed(optimizer: str) -> dict[str, Any]:
+    """With few draws the curvature is nearly singular, and conjugate gradients would enlarge rounding errors."""
+    return {"optimizer": optimizer, "optimizer_options": {"damping": 0.1} if optimizer == "TRPO" else {}}
+
+
 @pytest.mark.parametrize("optimizer", ["TRPO"])
 def test_a_step_on_shards_is_the_step_on_their_draws_together(trust, optimizer):
     """In chunks, whole, or as one shard with all the draws: the same mean over tasks, so the same step."""
-    run = trust.replace(shards=2, optimizer=optimizer)
+    run = trust.replace(shards=2, **well_posed(optimizer))
     problem, chunked = Problem(run), Problem(run.replace(chunk=1))
     start = problem.initial()
     split = problem.draw(start, 0)
@@ -135,7 +141,7 @@ def stepped(problem: Problem, batch: Any) -> Any:
 
 @pytest.mark.parametrize("optimizer", ["TRPO"])
 def test_a_run_of_two_ranks_is_that_of_one(tmp_path, optimizer):
-    run = TRUST.replace(tasks=5, shards=3, iterations=3, optimizer=optimizer)
+    run = TRUST.replace(tasks=5, shards=3, iterations=3, **well_posed(optimizer))
     one, two = (run.replace(output=str(tmp_path / name)) for name in ("one", "two"))
     train(one, reporters=[])
     assert in_ranks(2, train_on_rank, two) == [0, 0]
