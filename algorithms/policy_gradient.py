@@ -147,6 +147,20 @@ def ascend_returns(
         rate: the step size.
         discount: :math:`\gamma`, per time step.
         ratio: see `ascend_advantages`.
+
+    Example:
+        >>> import torch, stochgraph as sg
+        >>> from stochgraph.algorithms.environments import Navigation
+        >>> from stochgraph.algorithms.policies import GaussianMLP
+        >>> from stochgraph.algorithms.policy_gradient import ascend_returns
+        >>> from stochgraph.algorithms.rollouts import Rollouts
+        >>> walks = Rollouts(Navigation(), GaussianMLP(2, 2, hidden=()), horizon=3)
+        >>> @sg.graph
+        ... def objective(theta):
+        ...     data = sg.sample("D", walks, theta, walks.environment.declare_tasks(2), n=4)
+        ...     return sg.mean(ascend_returns(theta, data, "D", walks.policy, 0.1)["log_std"].sum())
+        >>> objective.compile(sg.SF()).sample(walks.policy.initial()).value.shape
+        torch.Size([])
     """
     trajectories = whole(data, plate)
     gain = sg.apply(_gain(policy, ratio), parameters, trajectories, sg.apply(_discounted(discount), trajectories))

@@ -101,6 +101,8 @@ def clipped_return(
     discount: float = 1.0,
     decay: float = 1.0,
     standardise: bool = False,
+    reference: Reference | None = None,
+    inner_reference: Reference | None = None,
 ) -> sg.Graph:
     r"""Declare the clipped meta-objective, for several epochs on one trace.
 
@@ -126,6 +128,8 @@ def clipped_return(
         discount: see `advantages`.
         decay: see `advantages`.
         standardise: see `advantages`.
+        reference: a reward that depends on the task alone, subtracted from the rewards after adaptation.
+        inner_reference: the same for the rewards of the inner steps.
 
     References:
         Rothfuss et al. (2019), ProMP, eqs. 10 and 11; Schulman et al. (2017), PPO, eq. 7.
@@ -139,9 +143,9 @@ def clipped_return(
 
     def objective(theta: Any, anchor: Any) -> Any:
         task = tasks()
-        batches = _batches(task, steps)
+        batches = _batches(task, steps, inner_reference)
         adapted = _adapted(theta, batches, adapt)
-        tau = whole(sg.sample("tau", Recorded(), task, n=1), "tau")
+        tau = whole(_recorded("tau", task, reference), "tau")
         clipped = sg.mean(sg.apply(gain, adapted, tau, advantages(tau, "tau", **options)))  # type: ignore[arg-type]
         return clipped - penalty * _moved(theta, anchor, batches["D1"], policy) if penalty and steps else clipped
 
@@ -150,15 +154,14 @@ def clipped_return(
 
 def _batches(task: Any, steps: int, reference: Reference | None = None) -> dict[str, Any]:
     """The recorded batches of the inner steps, their rewards measured against the reference."""
+    return {name: _recorded(name, task, reference) for name in (f"D{k}" for k in range(1, steps + 1))}
 
-    def recorded(name: str) -> Any:
-        data = sg.sample(name, Recorded(), task, n=1)
-        return data if reference is None else sg.apply(relative, data, task)
 
-    def relative(data: Any, about: Tensor) -> Any:
-        return data._replace(reward=data.reward - reference(about))  # type: ignore[misc]
-
-    return {name: recorded(name) for name in (f"D{k}" for k in range(1, steps + 1))}
+def _recorded(name: str, task: Any, reference: Reference | None) -> Any:
+    data = sg.sample(name, Recorded(), task, n=1)
+    if reference is None:
+        return data
+    return sg.apply(lambda d, about: d._replace(reward=d.reward - reference(about)), data, task)
 
 
 def _adapted(theta: Any, batches: dict[str, Any], adapt: Adapt) -> Any:

@@ -35,7 +35,7 @@ def adapted_log_density(problem: Problem) -> tuple[float, float]:
     policy.__class__ = Scoring
     run, theta = problem.configuration, problem.initial()
     adapt = recorded_adaptation_of(run, policy)
-    inner_reference = problem.reference if problem.adapt is None else None
+    inner_reference = problem._inner_reference
     graph = adapted_divergence(problem._tasks, policy, adapt, steps=run.steps, inner_reference=inner_reference)
     trace = problem.draw(theta, 0).shards[0][1]
     tau = trace.draws["tau"]
@@ -98,12 +98,14 @@ def test_accepted_steps_stay_within_the_radius(trust, changes):
     assert {"gradient_norm", "kl", "gain", "tries"} <= RunFolder(run.output).metrics("iteration")[0].keys()
 
 
-def test_a_trust_region_run_in_two_halves_is_the_run_in_one(trust, tmp_path):
-    whole = trust.replace(output=str(tmp_path / "whole"))
+@pytest.mark.parametrize("optimizer", ["TRPO", "ProMP"])
+def test_a_run_in_two_halves_is_the_run_in_one(trust, tmp_path, optimizer):
+    half = trust.replace(optimizer=optimizer, iterations=4)
+    whole = half.replace(output=str(tmp_path / "whole"))
     train(whole, reporters=[])
-    train(trust.replace(iterations=3), reporters=[])
-    train(trust, reporters=[])
-    assert same_runs(trust.output, whole.output)
+    train(half.replace(iterations=2), reporters=[])
+    train(half, reporters=[])
+    assert same_runs(half.output, whole.output)
 
 
 def well_posed(optimizer: str) -> dict[str, Any]:
@@ -111,7 +113,7 @@ def well_posed(optimizer: str) -> dict[str, Any]:
     return {"optimizer": optimizer, "optimizer_options": {"damping": 0.1} if optimizer == "TRPO" else {}}
 
 
-@pytest.mark.parametrize("optimizer", ["TRPO"])
+@pytest.mark.parametrize("optimizer", ["TRPO", "ProMP"])
 def test_a_step_on_shards_is_the_step_on_their_draws_together(trust, optimizer):
     """In chunks, whole, or as one shard with all the draws: the same mean over tasks, so the same step."""
     run = trust.replace(shards=2, **well_posed(optimizer))
@@ -139,7 +141,7 @@ def stepped(problem: Problem, batch: Any) -> Any:
     return theta
 
 
-@pytest.mark.parametrize("optimizer", ["TRPO"])
+@pytest.mark.parametrize("optimizer", ["TRPO", "ProMP"])
 def test_a_run_of_two_ranks_is_that_of_one(tmp_path, optimizer):
     run = TRUST.replace(tasks=5, shards=3, iterations=3, **well_posed(optimizer))
     one, two = (run.replace(output=str(tmp_path / name)) for name in ("one", "two"))
@@ -159,7 +161,55 @@ def test_a_gradient_that_is_not_finite_is_an_error(trust, monkeypatch):
         train(trust, reporters=[])
 
 
+# --- clipped epochs
+
+
+def test_the_first_clipped_epoch_goes_along_the_meta_gradient(trust):
+    """At the anchor the ratios are 1: the gradient is that of the low-variance curvature."""
+    options = {"standardise": False}
+    run = trust.replace(optimizer="ProMP", optimizer_options=options, estimator="LVC", discount=1.0, reference=True)
+    problem = Problem(run)
+    theta = problem.initial()
+    batch = problem.draw(theta, 0)
+    _, expected = batch.value_and_grad(theta)
+    _, found = batch.replayed(problem.clipped(), theta, theta)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-10)
+
+
+def test_epochs_are_steps_of_adam_on_the_same_draws(trust):
+    problem = Problem(trust.replace(optimizer="ProMP", optimizer_options={"epochs": 3}, gradient_clip=None))
+    theta, expected = problem.initial(), problem.initial()
+    anchor, batch = problem.initial(), problem.draw(theta, 0)
+    figures = problem.learner(theta).step(theta, batch)
+    adam = torch.optim.Adam(list(expected.values()), lr=trust.learning_rate, maximize=True)
+    for _ in range(3):
+        _, gradient = batch.replayed(problem.clipped(), expected, anchor)
+        for name, leaf in expected.items():
+            leaf.grad = gradient[name]
+        adam.step()
+    assert same(theta, expected)
+    moved = float(problem.divergence().surrogate(theta, anchor, batch.shards[0][1]))
+    assert moved > 0
+    assert figures["kl"] == pytest.approx(moved)
+
+
 # --- what does not fit
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizer_options": {"epochs": 0}}, "epochs=0: must be an integer of at least 1"),
+        ({"optimizer_options": {"clip": 0}}, "clip=0: must be more than 0"),
+        ({"optimizer_options": {"penalty": -1}}, "penalty=-1: must be at least 0"),
+        ({"optimizer_options": {"standardise": 1}}, "standardise=1: must be true or false"),
+        ({"optimizer_options": {"radius": 1}}, "'radius'; it takes epochs, clip, penalty, standardise"),
+        ({"outer_baseline": "loo"}, "outer_baseline='loo': ProMP takes 'linear' or none"),
+    ],
+)
+def test_wrong_options_of_clipped_epochs_are_refused(trust, changes, words):
+    with pytest.raises(ConfigurationError, match=words):
+        Problem(trust.replace(optimizer="ProMP", **changes))
 
 
 @pytest.mark.parametrize(

@@ -56,15 +56,28 @@ class Batch:
             for share, function in replay(compiled, trace, *others, over=plate, chunk=self._chunk)
         ]
 
+    def value(self, compiled: sg.Compiled, theta: Parameters, *others: Any) -> Tensor:
+        """The value of a surrogate on these draws."""
+        with torch.no_grad():
+            own = [weight * part(theta) for weight, part in self.parts(compiled, *others)]
+        value: Tensor = self.ranks.sum(torch.stack(own).sum())
+        return value
+
     def value_and_grad(self, theta: Parameters) -> tuple[Tensor, Parameters]:
         """The value of the objective for these draws, and the estimate of its gradient."""
-        value, gradient = self.average(lambda trace: self._value_and_grad(theta, trace))
+        return self.replayed(self.compiled, theta)
+
+    def replayed(self, compiled: sg.Compiled, theta: Parameters, *others: Any) -> tuple[Tensor, Parameters]:
+        """The value of a surrogate on these draws, and its gradient."""
+        value, gradient = self.average(lambda trace: self._replayed(compiled, trace, theta, *others))
         return value, gradient
 
-    def _value_and_grad(self, theta: Parameters, trace: sg.Trace) -> tuple[Tensor, Parameters]:
+    def _replayed(
+        self, compiled: sg.Compiled, trace: sg.Trace, theta: Parameters, *others: Any
+    ) -> tuple[Tensor, Parameters]:
         if self._chunk is not None:
-            return sg.accumulate(self.compiled, theta, over="task", trace=trace, chunk=self._chunk)
+            return sg.accumulate(compiled, theta, *others, over="task", trace=trace, chunk=self._chunk)
         leaves = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
-        loss = self.compiled.surrogate(leaves, trace)
+        loss = compiled.surrogate(leaves, *others, trace)
         found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
         return loss.detach(), dict(zip(leaves, found, strict=True))

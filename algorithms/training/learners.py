@@ -1,5 +1,6 @@
 """What moves the parameters of a run, given the draws of a meta-batch."""
 
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +13,7 @@ from .batches import Batch
 
 
 class Learner(Protocol):
-    """What moves the parameters: `Ascent`, `TrustRegion`, or anything with these methods."""
+    """What moves the parameters: `Ascent`, `TrustRegion`, `ClippedEpochs`, or anything with these methods."""
 
     def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
         """Change the parameters in place; figures to show, such as "gradient_norm", or "kl"."""
@@ -76,6 +77,15 @@ class TrustRegion:
 
     Raises:
         ValueError: an option is out of its range.
+
+    Example:
+        >>> from stochgraph.algorithms.training import Configuration, Problem
+        >>> small = Configuration(horizon=3, tasks=4, inner=4, outer=4, hidden=(4,), optimizer="TRPO")
+        >>> problem = Problem(small.replace(optimizer_options={"radius": 0.02}))
+        >>> theta = problem.initial()
+        >>> figures = problem.learner(theta).step(theta, problem.draw(theta, iteration=0))
+        >>> 0 <= figures["kl"] <= 0.02
+        True
     """
 
     def __init__(
@@ -117,6 +127,76 @@ class TrustRegion:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clipping:
+    """Options of `ClippedEpochs`.
+
+    Attributes:
+        epochs: steps on the draws of a meta-batch.
+        clip: how far the ratio of an action's probabilities may be from 1 and still count.
+        penalty: on the divergence of the policy before adaptation.
+        standardise: standardise the advantages after adaptation.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    epochs: int = 5
+    clip: float = 0.3
+    penalty: float = 5e-4
+    standardise: bool = True
+
+    def __post_init__(self) -> None:
+        _require("epochs", self.epochs, _positive(self.epochs), "an integer of at least 1")
+        _require("clip", self.clip, self.clip > 0, "more than 0")
+        _require("penalty", self.penalty, self.penalty >= 0, "at least 0")
+        _require("standardise", self.standardise, isinstance(self.standardise, bool), "true or false")
+
+
+class ClippedEpochs:
+    """Several steps of an optimiser on the draws of one meta-batch, along the gradient of the clipped objective.
+
+    Args:
+        ascent: takes the steps.
+        objective: the graph of `clipped_return`, compiled.
+        divergence: the graph of `adapted_divergence`, compiled: measured at the end.
+        epochs: the number of steps.
+
+    References:
+        Rothfuss et al. (2019), ProMP, algorithm 1.
+
+    Example:
+        >>> from stochgraph.algorithms.training import Configuration, Problem
+        >>> small = Configuration(horizon=3, tasks=4, inner=4, outer=4, hidden=(4,), optimizer="ProMP")
+        >>> problem = Problem(small.replace(optimizer_options={"epochs": 2}))
+        >>> theta = problem.initial()
+        >>> figures = problem.learner(theta).step(theta, problem.draw(theta, iteration=0))
+        >>> sorted(figures)
+        ['gradient_norm', 'kl']
+    """
+
+    def __init__(self, ascent: Ascent, objective: sg.Compiled, divergence: sg.Compiled, epochs: int = 5) -> None:
+        self.ascent = ascent
+        self.objective = objective
+        self.divergence = divergence
+        self.epochs = epochs
+
+    def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
+        anchor = {name: leaf.clone() for name, leaf in theta.items()}
+        norms = [self._epoch(theta, anchor, batch) for _ in range(self.epochs)]
+        return {"gradient_norm": norms[0], "kl": float(batch.value(self.divergence, theta, anchor))}
+
+    def _epoch(self, theta: Parameters, anchor: Parameters, batch: Batch) -> float:
+        _, gradient = batch.replayed(self.objective, theta, anchor)
+        return self.ascent.ascend(theta, gradient)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.ascent.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ascent.load_state_dict(state)
 
 
 def _positive(value: Any) -> bool:

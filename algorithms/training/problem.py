@@ -1,6 +1,6 @@
 """A configuration as a compiled graph, and its meta-batches: draws in shards, each with randomness of its own."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -12,14 +12,16 @@ import stochgraph as sg
 
 from ..meta_policy_gradient import adapted_return
 from ..policies import Parameters
-from ..replays import adapted_divergence
+from ..replays import adapted_divergence, clipped_return
 from .batches import Batch
 from .configuration import Configuration, ConfigurationError
-from .learners import Ascent, Learner
+from .learners import Ascent, ClippedEpochs, Learner
 from .randomness import generator_for
 from .ranks import ALONE, Ranks
 from .settings import (
     adaptation_of,
+    clipped_baseline_of,
+    clipping_of,
     estimators_of,
     optimizer_of,
     recorded_adaptation_of,
@@ -90,6 +92,10 @@ class Problem:
         run = self.configuration
         if run.optimizer == "TRPO":
             return trust_region_of(run, self.divergence())
+        if run.optimizer == "ProMP":
+            adam = torch.optim.Adam(list(theta.values()), lr=run.learning_rate, maximize=True)
+            ascent, epochs = Ascent(adam, run.gradient_clip), clipping_of(run).epochs
+            return ClippedEpochs(ascent, self.clipped(), self.divergence(), epochs)
         return Ascent(optimizer_of(run, list(theta.values())), run.gradient_clip)
 
     def divergence(self) -> sg.Compiled:
@@ -100,7 +106,25 @@ class Problem:
             self.rollouts.policy,
             recorded_adaptation_of(run, self.rollouts.policy),
             steps=run.steps,
-            inner_reference=self.reference if self.adapt is None else None,
+            inner_reference=self._inner_reference,
+        ).compile({})
+
+    def clipped(self) -> sg.Compiled:
+        """The clipped meta-objective, on recorded trajectories."""
+        run, options = self.configuration, clipping_of(self.configuration)
+        return clipped_return(
+            self._tasks,
+            self.rollouts.policy,
+            recorded_adaptation_of(run, self.rollouts.policy, ratio=True),
+            steps=run.steps,
+            clip=options.clip,
+            penalty=options.penalty,
+            baseline=clipped_baseline_of(run),
+            discount=run.discount,
+            decay=run.advantage_decay,
+            standardise=options.standardise,
+            reference=self.reference,
+            inner_reference=self._inner_reference,
         ).compile({})
 
     def draw(self, theta: Parameters, iteration: int, ranks: Ranks = ALONE) -> Batch:
@@ -127,6 +151,11 @@ class Problem:
     def _evaluated(self) -> sg.Compiled:
         """A graph with as many steps as are evaluated: its inner data are the trajectories of all steps before."""
         return self.declare(self.configuration.evaluation_steps).compile(sg.SF())
+
+    @property
+    def _inner_reference(self) -> Callable[[Tensor], Tensor] | None:
+        """Steps on advantages do without it."""
+        return self.reference if self.adapt is None else None
 
     def _tasks(self) -> Any:
         return self.rollouts.environment.declare_tasks(self.configuration.tasks)
