@@ -115,7 +115,7 @@ def readable_errors() -> Iterator[None]:
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="stochgraph")
 def main() -> None:
-    r"""Gradient estimators for stochastic computation graphs, and meta-training with them.
+    """Gradient estimators for stochastic computation graphs, and meta-training with them.
 
     \b
     stochgraph train --output results/first --iterations 300     train; the same again continues
@@ -126,13 +126,13 @@ def main() -> None:
 
     Everything that a run is made of is an option, a field of the run.json that is written next to its results, and of
     `stochgraph.algorithms.training.Configuration`.
-    """
+    """  # noqa: D301  # click looks for the character itself
 
 
 @main.command("train")
 @configured
 def train_command(configuration: Configuration) -> None:
-    r"""Train, and write everything to one folder.
+    """Train, and write everything to one folder.
 
     The folder gets run.json (the configuration), metrics.jsonl (one line per iteration and evaluation), checkpoints,
     learning_curve.png, and files for TensorBoard if that is installed. If the folder holds the run already, it is
@@ -146,7 +146,7 @@ def train_command(configuration: Configuration) -> None:
 
     A process that dies is started again, and the run goes on from its newest checkpoint. On several machines, set
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for that. Only the first process reads and writes the folder.
-    """
+    """  # noqa: D301
     with joined_ranks() as ranks:
         outcome = train(configuration, ranks)
     if not outcome.finished:

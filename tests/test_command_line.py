@@ -47,6 +47,8 @@ def test_the_entry_point_is_the_command():
 def test_help_lists_the_commands_and_every_field():
     commands = call("--help").output
     assert all(f"\n  {name} " in commands for name in ("train", "evaluate", "explain", "profile", "demo"))
+    assert all(re.search(rf"^ *stochgraph {name} .{{20,}}$", commands, re.MULTILINE) for name in ("evaluate", "demo"))
+    assert "\\b" not in commands + call("train", "--help").output
     for command in ("train", "explain", "profile"):
         listed = call(command, "--help").output
         assert all(f"--{name.replace('_', '-')}" in listed for name in describe())

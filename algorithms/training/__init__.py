@@ -2,18 +2,19 @@
 
 `Configuration` says what a run is. `train` runs it, or continues it. The pieces:
 
-- `problem` makes a compiled graph of a configuration, and meta-batches: draws in shards, averages over all ranks.
+- `problem` makes a compiled graph of a configuration, and draws meta-batches in shards; `batches` averages over them,
+  wherever they are; `learners` moves the parameters: optimisers of torch, trust-region steps.
 - `settings` has what the names in a configuration stand for; new environments and estimators are new rows there.
 - `randomness`: an iteration's draws are a function of the seed and the iteration's number, nothing is carried along.
 - `trainer` has the loop; `run_folder`, `checkpoints` and `files` what it writes; `reports` who is told; `ranks` who
   shares the work.
 """
 
+from .batches import Batch as Batch
 from .checkpoints import CheckpointError as CheckpointError
 from .configuration import Configuration as Configuration
 from .configuration import ConfigurationError as ConfigurationError
-from .problem import Batch as Batch
-from .problem import Learner as Learner
+from .learners import Learner as Learner
 from .problem import Problem as Problem
 from .ranks import Ranks as Ranks
 from .ranks import joined_ranks as joined_ranks

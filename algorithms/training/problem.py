@@ -1,112 +1,37 @@
-"""A configuration as a compiled graph, and its meta-batches: draws in shards, averages over all ranks."""
+"""A configuration as a compiled graph, and its meta-batches: draws in shards, each with randomness of its own."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 import stochgraph as sg
 
 from ..meta_policy_gradient import adapted_return
 from ..policies import Parameters
+from ..replays import adapted_divergence, clipped_return
+from .batches import Batch
 from .configuration import Configuration, ConfigurationError
+from .learners import Ascent, ClippedEpochs, Learner
 from .randomness import generator_for
 from .ranks import ALONE, Ranks
-from .settings import adaptation_of, estimators_of, optimizer_of, reference_of, rollouts_of
+from .settings import (
+    adaptation_of,
+    clipped_baseline_of,
+    clipping_of,
+    estimators_of,
+    optimizer_of,
+    recorded_adaptation_of,
+    reference_of,
+    rollouts_of,
+    trust_region_of,
+)
 from .watched import EnvironmentFailure, watched
 
 _HELD_OUT = 20  # tasks in a shard of held-out tasks
-
-
-class Batch:
-    """The draws of one meta-batch, shared out among the ranks. The objective is a mean over tasks.
-
-    What an optimiser may ask of it: an average over all shards, wherever they are. That covers gradients, values in a
-    line search, divergences, and products with a curvature.
-
-    Attributes:
-        compiled: the compiled graph.
-        shards: this rank's traces, each with its share of the tasks as its weight.
-        ranks: who has the others.
-    """
-
-    def __init__(
-        self, compiled: sg.Compiled, shards: list[tuple[float, sg.Trace]], ranks: Ranks, chunk: int | None = None
-    ) -> None:
-        self.compiled = compiled
-        self.shards = shards
-        self.ranks = ranks
-        self._chunk = chunk
-
-    def average(self, fn: Callable[[sg.Trace], Any]) -> Any:
-        """The average of a function of the trace, a pytree of tensors; shards count with their share of the tasks."""
-        total: Any = None
-        for weight, trace in self.shards:
-            part = pytree.tree_map(lambda leaf, weight=weight: weight * leaf.detach(), fn(trace))
-            total = part if total is None else pytree.tree_map(torch.add, total, part)
-        return self.ranks.sum(total)
-
-    def value_and_grad(self, theta: Parameters) -> tuple[Tensor, Parameters]:
-        """The value of the objective for these draws, and the estimate of its gradient."""
-        value, gradient = self.average(lambda trace: self._value_and_grad(theta, trace))
-        return value, gradient
-
-    def _value_and_grad(self, theta: Parameters, trace: sg.Trace) -> tuple[Tensor, Parameters]:
-        if self._chunk is not None:
-            return sg.accumulate(self.compiled, theta, over="task", trace=trace, chunk=self._chunk)
-        leaves = {name: leaf.detach().requires_grad_() for name, leaf in theta.items()}
-        loss = self.compiled.surrogate(leaves, trace)
-        found = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True, materialize_grads=True)
-        return loss.detach(), dict(zip(leaves, found, strict=True))
-
-
-class Learner(Protocol):
-    """What moves the parameters. `Ascent` is one; a trust region is another."""
-
-    def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
-        """Change the parameters in place; figures to show, such as "gradient_norm", or "kl"."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """What it remembers, of tensors and plain values."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Remember that."""
-
-
-class Ascent:
-    """One step of an optimiser of `torch.optim` along the meta-gradient, clipped.
-
-    Args:
-        optimizer: made for the parameters, with `maximize=True`.
-        clip: the largest norm; `None` for any.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, clip: float | None = None) -> None:
-        self.optimizer = optimizer
-        self.clip = clip
-
-    def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
-        _, gradient = batch.value_and_grad(theta)
-        norm = torch.nn.utils.get_total_norm(gradient.values())
-        if not torch.isfinite(norm):
-            broken = [name for name, leaf in gradient.items() if not torch.isfinite(leaf).all()]
-            raise sg.SamplingError(f"the meta-gradient of {', '.join(broken) or 'all parameters'} is not finite")
-        for name, leaf in theta.items():
-            leaf.grad = gradient[name]
-        if self.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(theta.values(), self.clip, norm)
-        self.optimizer.step()
-        return {"gradient_norm": float(norm)}
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.optimizer.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state)
 
 
 class Problem:
@@ -138,7 +63,7 @@ class Problem:
         run = self.configuration
         return adapted_return(
             self.trajectories,
-            lambda: self.rollouts.environment.declare_tasks(run.tasks),
+            self._tasks,
             inner_rate=run.inner_rate,
             steps=run.steps if steps is None else steps,
             inner=run.inner,
@@ -164,7 +89,43 @@ class Problem:
 
     def learner(self, theta: Parameters) -> Learner:
         """What moves these parameters."""
-        return Ascent(optimizer_of(self.configuration, list(theta.values())), self.configuration.gradient_clip)
+        run = self.configuration
+        if run.optimizer == "TRPO":
+            return trust_region_of(run, self.divergence())
+        if run.optimizer == "ProMP":
+            adam = torch.optim.Adam(list(theta.values()), lr=run.learning_rate, maximize=True)
+            ascent, epochs = Ascent(adam, run.gradient_clip), clipping_of(run).epochs
+            return ClippedEpochs(ascent, self.clipped(), self.divergence(), epochs)
+        return Ascent(optimizer_of(run, list(theta.values())), run.gradient_clip)
+
+    def divergence(self) -> sg.Compiled:
+        """How far the adapted policies are from those of an anchor, on recorded trajectories."""
+        run = self.configuration
+        return adapted_divergence(
+            self._tasks,
+            self.rollouts.policy,
+            recorded_adaptation_of(run, self.rollouts.policy),
+            steps=run.steps,
+            inner_reference=self._inner_reference,
+        ).compile({})
+
+    def clipped(self) -> sg.Compiled:
+        """The clipped meta-objective, on recorded trajectories."""
+        run, options = self.configuration, clipping_of(self.configuration)
+        return clipped_return(
+            self._tasks,
+            self.rollouts.policy,
+            recorded_adaptation_of(run, self.rollouts.policy, ratio=True),
+            steps=run.steps,
+            clip=options.clip,
+            penalty=options.penalty,
+            baseline=clipped_baseline_of(run),
+            discount=run.discount,
+            decay=run.advantage_decay,
+            standardise=options.standardise,
+            reference=self.reference,
+            inner_reference=self._inner_reference,
+        ).compile({})
 
     def draw(self, theta: Parameters, iteration: int, ranks: Ranks = ALONE) -> Batch:
         """The meta-batch of an iteration; each rank draws its own shards of it."""
@@ -190,6 +151,14 @@ class Problem:
     def _evaluated(self) -> sg.Compiled:
         """A graph with as many steps as are evaluated: its inner data are the trajectories of all steps before."""
         return self.declare(self.configuration.evaluation_steps).compile(sg.SF())
+
+    @property
+    def _inner_reference(self) -> Callable[[Tensor], Tensor] | None:
+        """Steps on advantages do without it."""
+        return self.reference if self.adapt is None else None
+
+    def _tasks(self) -> Any:
+        return self.rollouts.environment.declare_tasks(self.configuration.tasks)
 
     def _check(self) -> None:
         """What would be refused at the first meta-batch."""

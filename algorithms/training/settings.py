@@ -13,12 +13,14 @@ from torch import Tensor
 import stochgraph as sg
 
 from .. import environments
-from ..advantages import LinearBaseline
+from ..advantages import Baseline, LinearBaseline
 from ..environments import Environment, Navigation
 from ..policies import CategoricalMLP, GaussianMLP, Policy, TabularSoftmax
-from ..policy_gradient import ascend_advantages
+from ..policy_gradient import ascend_advantages, ascend_returns
+from ..replays import Adapt
 from ..rollouts import Rollouts
 from .configuration import Configuration, ConfigurationError, unknown
+from .learners import Clipping, TrustRegion
 
 ENVIRONMENTS: Mapping[str, Callable[..., Environment]] = {
     "navigation": environments.Navigation,
@@ -96,20 +98,48 @@ def estimators_of(configuration: Configuration, samples: Iterable[str], name: st
     return {**{s: chosen for s in samples if s not in ("task", "tau")}, "tau": sg.SF(baseline=baseline)}  # type: ignore[arg-type]
 
 
-def adaptation_of(configuration: Configuration, policy: Policy) -> Callable[[Any, Any, str], Any] | None:
+def adaptation_of(configuration: Configuration, policy: Policy, ratio: bool = False) -> Adapt | None:
     """An inner step on advantages, if the configuration asks for one; it has to be declared."""
     run = configuration
     if run.inner_baseline not in (None, "linear"):
         raise ConfigurationError(f"inner_baseline={run.inner_baseline!r}: choose 'linear' or none")
     if run.inner_baseline is None and run.advantage_decay == 1 and not run.standardise:
         return None
-    options = {"discount": run.discount, "decay": run.advantage_decay, "standardise": run.standardise}
+    options = {"discount": run.discount, "decay": run.advantage_decay, "standardise": run.standardise, "ratio": ratio}
     baseline = LinearBaseline() if run.inner_baseline else None
 
     def adapt(theta: Any, data: Any, plate: str) -> Any:
         return ascend_advantages(theta, data, plate, policy, run.inner_rate, baseline=baseline, **options)  # type: ignore[arg-type]
 
     return adapt
+
+
+def recorded_adaptation_of(configuration: Configuration, policy: Policy, ratio: bool = False) -> Adapt:
+    """The same inner step on recorded trajectories; `ratio` as in `ascend_advantages`."""
+    declared, run = adaptation_of(configuration, policy, ratio), configuration
+    if declared is not None:
+        return declared
+    options: dict[str, Any] = {"discount": run.discount, "ratio": ratio}
+    return lambda theta, data, plate: ascend_returns(theta, data, plate, policy, run.inner_rate, **options)
+
+
+def trust_region_of(configuration: Configuration, divergence: sg.Compiled) -> TrustRegion:
+    """Trust-region steps as a configuration has them."""
+    found: TrustRegion = _called("optimizer_options", TrustRegion, configuration.optimizer_options, divergence)
+    return found
+
+
+def clipping_of(configuration: Configuration) -> Clipping:
+    """The options of clipped epochs."""
+    found: Clipping = _called("optimizer_options", Clipping, configuration.optimizer_options)
+    return found
+
+
+def clipped_baseline_of(configuration: Configuration) -> Baseline | None:
+    """What the advantages after adaptation are measured against in clipped epochs."""
+    if configuration.outer_baseline not in (None, "linear"):
+        raise ConfigurationError(f"outer_baseline={configuration.outer_baseline!r}: ProMP takes 'linear' or none")
+    return LinearBaseline() if configuration.outer_baseline else None
 
 
 def optimizer_of(configuration: Configuration, parameters: list[Tensor]) -> torch.optim.Optimizer:
@@ -119,7 +149,7 @@ def optimizer_of(configuration: Configuration, parameters: list[Tensor]) -> torc
         for name, kind in vars(torch.optim).items()
         if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
     }
-    make = _named("optimizer", configuration.optimizer, known)
+    make = _named("optimizer", configuration.optimizer, {**known, "TRPO": None, "ProMP": None})
     options = {"lr": configuration.learning_rate, "maximize": True, **configuration.optimizer_options}
     return _called("optimizer_options", make, options, parameters)
 
