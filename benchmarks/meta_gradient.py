@@ -71,6 +71,13 @@ class Recorded(sg.Sampler):
     def log_prob(self, value: Trajectory, *parents: Any) -> Tensor:
         return POLICY.log_prob(parents[0], value.observation, value.action)
 
+    def log_prob_stacked(self, value: Trajectory, *parents: Any) -> Tensor:
+        parameters, lead = parents[0], value.reward.shape
+        if not getattr(POLICY, "batched", False) or parameters["log_std"].shape[0] != lead[0]:
+            return super().log_prob_stacked(value, *parents)
+        observation, action = (x.reshape(lead[0], -1, x.shape[-1]) for x in (value.observation, value.action))
+        return POLICY.log_prob(parameters, observation, action).reshape(lead)
+
 
 class Case(NamedTuple):
     """An estimator and the sizes of a problem."""

@@ -16,6 +16,7 @@ from enum import Enum
 from math import prod
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
@@ -31,7 +32,9 @@ from ._surrogate import Box, CompiledUpdate, Controlled, ScoreTerm, Total, Weigh
 from ._trace import Trace
 from ._trees import map_tensors, tensors
 
-_TRANSITIONS = 2000  # draws, or time steps of draws, that one chunk has at least: with fewer the interpreter shows
+# Draws, or time steps of draws, that a chunk has at least for every thread: with fewer the interpreter shows, with more
+# than this on more than four threads the memory does.
+_TRANSITIONS, _THREADS = 2000, 4
 _HOW = {nd.Reduction: "sums over the plate", Weight: "adds up the scores of all draws of the plate"}
 _LINEAR_IN_ALL = (operator.add, operator.sub, operator.neg, operator.pos)
 
@@ -135,10 +138,11 @@ def chunks(compiled: Compiled, trace: Trace, *, over: str, chunk: int | None = N
 
 
 def chunk_size(compiled: Compiled, trace: Trace, over: str) -> int:
-    """How many entries of a plate one chunk has by default: enough for 2000 draws of the largest sample node.
+    """How many entries of a plate one chunk has by default: 2000 draws of the largest sample node for every thread.
 
-    A time step counts as a draw. Fewer leave a processor waiting for the interpreter, more need memory and are no
-    faster; on an accelerator more are.
+    A time step counts as a draw, and at most four threads of torch count. Fewer leave a processor waiting for the
+    interpreter, more need memory and are no faster; on an accelerator more are. Chunks of another size move a gradient
+    by rounding: give the size where runs on different machines must agree to the last bit.
 
     Example:
         >>> import torch, stochgraph as sg
@@ -146,10 +150,10 @@ def chunk_size(compiled: Compiled, trace: Trace, over: str) -> int:
         >>> @sg.graph
         ... def objective(theta):
         ...     task = sg.sample("task", Normal, theta, 1.0, n=20)
-        ...     return sg.mean(sg.sample("x", Normal, task, 1.0, n=1000))
+        ...     return sg.mean(sg.sample("x", Normal, task, 1.0, n=8000))
         >>> compiled = objective.compile(sg.SF())
         >>> sg.chunk_size(compiled, compiled.sample(torch.tensor(0.5)), "task")
-        2
+        1
     """
     plate = _plate(compiled, over)
     counts = [1]
@@ -157,7 +161,8 @@ def chunk_size(compiled: Compiled, trace: Trace, over: str) -> int:
         if plate in node.axes:
             shape = tensors(trace.draws[name])[0].shape
             counts.append(prod(n for n, axis in zip(shape, node.axes, strict=False) if axis != plate))
-    return max(1, -(-_TRANSITIONS // max(counts)))
+    wanted = _TRANSITIONS * min(torch.get_num_threads(), _THREADS)
+    return -(-wanted // max(counts))
 
 
 def _plate(compiled: Compiled, over: str) -> Axis:

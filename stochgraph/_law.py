@@ -209,12 +209,18 @@ class SamplerLaw:
         axes = union(node.plates, *(parent.axes for parent in inputs))
         value = vz.align_tree(value, node.plates, axes)
 
-        def log_prob(one: Any, *parents: Any) -> Tensor:
-            args, kwargs = node.arguments.fill(parents)
-            return self.sampler.log_prob(one, *args, **kwargs)
+        def bound(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            def scored(one: Any, *parents: Any) -> Tensor:
+                args, kwargs = node.arguments.fill(parents)
+                return method(one, *args, **kwargs)
 
+            return scored
+
+        log_prob = bound(self.sampler.log_prob)
         if self.sampler.batched:
-            scored = vz.vectorize_shared(log_prob, value, list(values), [node.axes for node in inputs], axes)
+            stacked = bound(self.sampler.log_prob_stacked)
+            own = [parent.axes for parent in inputs]
+            scored = vz.vectorize_shared(log_prob, stacked, value, list(values), own, axes)
         else:
             scored = vz.vectorize(log_prob, len(axes))(value, *_aligned(values, inputs, axes))
         expected = len(axes) + self.time

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ._vectorize import vectorize
+
 
 class Sampler(ABC):
     """A distribution over structured draws (pytrees), for `stochgraph.sample`.
@@ -17,7 +19,8 @@ class Sampler(ABC):
 
     With `batched = True`, `log_prob` takes draws that share their parents with plates in front, and returns scores with
     the same plates in front: it is then mapped only over plates on which a parent varies, which saves time. A function
-    of torch operations that reduce the last dimensions alone is batched as it stands.
+    of torch operations that reduce the last dimensions alone is batched as it stands. `log_prob_stacked` is what maps
+    it over such a plate, and may be replaced by one batched product of matrices.
 
     Example:
         >>> import torch
@@ -61,6 +64,18 @@ class Sampler(ABC):
 
         With `batched = True`, `value` may have any plates in front, and so has the result.
         """
+
+    def log_prob_stacked(self, value: Any, *parents: Any) -> Tensor:
+        """Score draws of several sets of parents at once; asked with `batched = True` only.
+
+        Args:
+            value: shape `(sets, *plates, ...)`, or `(sets, *plates, time, ...)`.
+            *parents: shape `(sets, ...)`, or `(1, ...)` where a parent is the same for all sets.
+
+        Returns:
+            Shape `(sets, *plates)`, or `(sets, *plates, time)`.
+        """
+        return vectorize(self.log_prob, 1)(value, *parents)
 
     def enumerate(self, *parents: Any) -> Any:
         """All outcomes of one draw, stacked along a leading dimension; optional, for `stochgraph.verify`.

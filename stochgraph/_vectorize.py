@@ -76,7 +76,12 @@ def vectorize(fn: Callable[..., Any], dims: int) -> Callable[..., Any]:
 
 
 def vectorize_shared(
-    fn: Callable[..., Tensor], value: Any, parents: list[Any], parent_axes: list[Axes], axes: Axes
+    fn: Callable[..., Tensor],
+    stacked: Callable[..., Tensor],
+    value: Any,
+    parents: list[Any],
+    parent_axes: list[Axes],
+    axes: Axes,
 ) -> Tensor:
     """`fn(value, *parents)` for a function that takes batches of values with the same parents.
 
@@ -84,6 +89,7 @@ def vectorize_shared(
 
     Args:
         fn: a function of a value with any dimensions in front, and of its parents.
+        stacked: the same mapped over one dimension in front of all of them.
         value: shape `(*axes, ...)`, of size 1 along axes that it does not have.
         parents: shape `(*parent_axes, ...)` each.
         parent_axes: the axes of each parent.
@@ -94,7 +100,8 @@ def vectorize_shared(
     mapped = tuple(axis for axis in axes if axis in varying)
     order = [*mapped, *(axis for axis in axes if axis not in varying)]
     alone = [_alone(v, own, mapped) for v, own in zip(parents, parent_axes, strict=True)]
-    result = vectorize(fn, len(mapped))(_reorder(value, [axes.index(axis) for axis in order]), *alone)
+    mapping = vectorize(stacked, len(mapped) - 1) if mapped else fn
+    result = mapping(_reorder(value, [axes.index(axis) for axis in order]), *alone)
     return _reorder(result, [order.index(axis) for axis in axes])
 
 
