@@ -54,5 +54,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) setuptools wheel
-	$(PIP) --no-build-isolation --editable ".[plot,demo,notebook,dev]"
+	$(PIP) --no-build-isolation --editable ".[plot,environments,train,tensorboard,notebook,dev]"
 	touch $@

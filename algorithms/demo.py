@@ -5,20 +5,17 @@ python -m stochgraph.algorithms.demo [--iterations 1200] [--seed 0] [--out resul
 
 import argparse
 import importlib
-import os
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.distributions import Categorical
 
 import stochgraph as sg
 
-from .environments.navigation import Navigation, goals
-from .meta_policy_gradient import adapted_return
-from .policies import GaussianMLP
+from .training import Configuration, ConfigurationError, Problem, RunFolder, TrainingError, load_result, train
+from .training.curves import plot_learning_curves, save_figure
+from .training.reports import default_reporters
 
 ESTIMATORS = {
     "SF": sg.SF(),
@@ -28,26 +25,26 @@ ESTIMATORS = {
     "SG-MRL as printed": sg.SGMRLPublished(),
 }
 HORIZON, TASKS, TRAJECTORIES = 20, 20, 20
-POLICY = GaussianMLP(2, 2, hidden=(64, 64), log_std=-0.5)
 
 
-def standing_still(goal: Tensor) -> Tensor:
-    """The reward of staying at the origin: what returns are measured against."""
-    return -goal.norm()
-
-
-def navigation(steps: int) -> sg.Graph:
-    """The meta-objective: the return after some inner policy-gradient steps, above that of standing still."""
-    walk = Navigation(POLICY, horizon=HORIZON, reward="distance", action_scale=0.1)
-    return adapted_return(
-        walk,
-        lambda: goals(TASKS),
-        inner_rate=0.1,
-        steps=steps,
+def navigation(
+    estimator: str, iterations: int = 1200, seed: int = 0, output: str = "results/navigation"
+) -> Configuration:
+    """The run: the return after one inner step in a square with a goal that changes from task to task."""
+    return Configuration(
+        output=output,
+        environment="navigation",
+        environment_options={"reward": "distance", "action_scale": 0.1},
+        horizon=HORIZON,
+        reference=True,
+        policy_options={"log_std": -0.5},
+        estimator=estimator,
+        tasks=TASKS,
         inner=TRAJECTORIES,
         outer=TRAJECTORIES,
-        discount=0.99,
-        reference=standing_still,
+        iterations=iterations,
+        seed=seed,
+        evaluate_every=max(iterations // 40, 1),
     )
 
 
@@ -67,7 +64,7 @@ def bandit(steps: int, n: int) -> sg.Graph:
 
 def print_ledgers() -> None:
     """How each estimator counts the paths of the navigation graph."""
-    graph = navigation(steps=1)
+    graph = Problem(navigation("LSF")).declare()
     print(f"{graph!r}\n")
     for name, estimator in ESTIMATORS.items():
         print(f"--- {name}\n{graph.compile(estimator).explain()}\n")
@@ -86,101 +83,32 @@ def print_biases() -> None:
     print()
 
 
-@dataclass
-class Learner:
-    """One meta-learner: parameters, their optimiser, and its learning curve."""
-
-    compiled: sg.Compiled
-    before: sg.Compiled
-    seed: int
-    iterations: list[int] = field(default_factory=list)
-    returns: dict[str, list[float]] = field(default_factory=lambda: {"before": [], "after": []})
-
-    def __post_init__(self) -> None:
-        self.generator = torch.Generator().manual_seed(self.seed)
-        self.theta = POLICY.initial(self.generator)
-        self.optimizer = torch.optim.Adam(self.theta.values(), lr=1e-3, maximize=True)
-
-    def step(self) -> None:
-        """One meta-gradient, clipped, and one step of Adam."""
-        _, gradient = self.compiled.value_and_grad(self.theta, generator=self.generator)
-        for name, leaf in self.theta.items():
-            leaf.grad = gradient[name]
-        torch.nn.utils.clip_grad_norm_(self.theta.values(), 10.0)
-        self.optimizer.step()
-
-    def evaluate(self, iteration: int) -> None:
-        """The return before and after adaptation, on fixed held-out tasks and fixed noise."""
-        found = {}
-        for when, compiled in (("before", self.before), ("after", self.compiled)):
-            held_out = torch.Generator().manual_seed(12345)
-            found[when] = float(compiled.sample(self.theta, generator=held_out, sizes={"task": 100}).value)
-        self.iterations.append(iteration)  # nothing is kept of an evaluation that is interrupted
-        for when, value in found.items():
-            self.returns[when].append(value)
+def meta_train(iterations: int, seed: int, folder: Path) -> dict[str, Path]:
+    """Meta-train with LSF, then with SF: the folders of the runs. An interrupt ends the training, not the program."""
+    folders = {}
+    for name in ("LSF", "SF"):
+        run = navigation(name, iterations, seed, str(folder / name))
+        folders[name] = Path(run.output)
+        if not train(run, reporters=default_reporters(folders[name], name)).finished:
+            break
+    return folders
 
 
-def train(iterations: int, seed: int) -> dict[str, Learner]:
-    """Meta-train with LSF and with SF side by side. An interrupt ends the training, not the program."""
-    from tqdm import tqdm
-
-    before = navigation(steps=0).compile(sg.SF())
-    learners = {
-        name: Learner(navigation(steps=1).compile(estimator), before, seed)
-        for name, estimator in (("LSF", sg.LSF()), ("SF", sg.SF()))
-    }
-    bar = tqdm(range(iterations), unit="step", desc="meta-training", dynamic_ncols=True)
-    try:
-        for iteration in bar:
-            if iteration % max(iterations // 40, 1) == 0:
-                _evaluate(learners, iteration, bar)
-            for learner in learners.values():
-                learner.step()
-        _evaluate(learners, iterations, bar)
-    except KeyboardInterrupt:
-        print("\ninterrupted: showing what has been learned so far")
-    bar.close()
-    return {name: learner for name, learner in learners.items() if learner.returns["after"]}
-
-
-def _evaluate(learners: dict[str, Learner], iteration: int, bar: Any) -> None:
-    for learner in learners.values():
-        learner.evaluate(iteration)
-    bar.set_postfix_str(_progress(learners))
-
-
-def _progress(learners: dict[str, Learner]) -> str:
-    return ", ".join(
-        f"{name}: {learner.returns['before'][-1]:.2f} → {learner.returns['after'][-1]:.2f}"
-        for name, learner in learners.items()
-    )
-
-
-def figure(learners: dict[str, Learner]) -> Any:
+def figure(folders: dict[str, Path]) -> Any:
     """Learning curves, and trajectories before and after adaptation on four held-out tasks."""
     from matplotlib.figure import Figure
 
-    result = Figure(figsize=(13, 2.9 * len(learners)), layout="constrained")
-    grid = result.add_gridspec(len(learners), 6)
-    _curves(result.add_subplot(grid[:, :2]), learners)
-    for row, (name, learner) in enumerate(learners.items()):
-        trace = learner.compiled.sample(
-            learner.theta, generator=torch.Generator().manual_seed(3), sizes={"task": 4, "tau": 10}
+    result = Figure(figsize=(13, 2.9 * len(folders)), layout="constrained")
+    grid = result.add_gridspec(len(folders), 6)
+    plot_learning_curves(result.add_subplot(grid[:, :2]), folders)
+    for row, (name, folder) in enumerate(folders.items()):
+        learned = load_result(folder)
+        trace = learned.problem.compiled.sample(
+            learned.theta, generator=torch.Generator().manual_seed(3), sizes={"task": 4, "tau": 10}
         )
         for k in range(4):
             _paths(result.add_subplot(grid[row, 2 + k]), trace, k, f"{name}, task {k + 1}")
     return result
-
-
-def _curves(axes: Any, learners: dict[str, Learner]) -> None:
-    for color, (name, learner) in zip(("C0", "C1"), learners.items(), strict=False):
-        axes.plot(learner.iterations, learner.returns["after"], color=color, label=f"{name}, after one inner step")
-        axes.plot(learner.iterations, learner.returns["before"], "--", color=color, label=f"{name}, before")
-    axes.axhline(0, color="0.8", zorder=0)
-    axes.set_xlabel("meta-iteration")
-    axes.set_ylabel("return above standing still, held-out tasks")
-    axes.set_title("2-D navigation, one inner step")
-    axes.legend(frameon=False)
 
 
 def _paths(axes: Any, trace: sg.Trace, task: int, title: str) -> None:
@@ -194,18 +122,6 @@ def _paths(axes: Any, trace: sg.Trace, task: int, title: str) -> None:
     axes.set(xlim=(-0.55, 0.55), ylim=(-0.55, 0.55), aspect="equal", title=title, xticks=[], yticks=[])
     if task == 0:
         axes.legend(frameon=False, fontsize=8, loc="upper left")
-
-
-def save(picture: Any, path: Path) -> None:
-    """Write the picture to a temporary name beside its place, then rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{os.getpid()}{path.suffix}")
-    try:
-        picture.savefig(temporary, dpi=110)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
 
 
 def _installed(module: str) -> bool:
@@ -226,7 +142,7 @@ def _problem(options: argparse.Namespace) -> str | None:
     if blocked or options.out.is_dir():
         return f"--out: {blocked or options.out} is {'no' if blocked else 'a'} directory"
     missing = [name for name in ("matplotlib.figure", "tqdm") if not _installed(name)]
-    return f"{missing[0]} is not installed: pip install 'stochgraph[plot,demo]'" if missing else None
+    return f"{missing[0]} is not installed: pip install 'stochgraph[plot,train]'" if missing else None
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -241,14 +157,15 @@ def main(arguments: list[str] | None = None) -> None:
         parser.error(problem)
     print_ledgers()
     print_biases()
-    learners = train(options.iterations, options.seed)
-    if not learners:
-        return
-    for name, learner in learners.items():
-        before, after = (learner.returns[when][-1] for when in ("before", "after"))
-        first = learner.returns["after"][0]
+    try:
+        folders = meta_train(options.iterations, options.seed, options.out.with_suffix(""))
+    except (ConfigurationError, TrainingError) as error:
+        parser.error(str(error))
+    for name, folder in folders.items():
+        returns = [record["returns"] for record in RunFolder(folder).metrics("evaluation")]
+        (_, first), (before, after) = returns[0], returns[-1]
         print(f"{name}: return {before:.2f} before, {after:.2f} after adaptation; {first:.2f} without meta-training")
-    save(figure(learners), options.out)
+    save_figure(figure(folders), options.out)
     print(f"figure: {options.out}")
 
 

@@ -1,25 +1,123 @@
-"""Policies as pure functions of a pytree of parameters: one set per task, or one for all."""
+"""Policies as pure functions of a dictionary of parameters.
 
-import itertools
+Two families, split by what is random: a Gaussian policy has a mean and a free log standard deviation, a softmax policy
+has logits. What computes the mean or the logits is the subclass: a tanh network, a table, or any `torch.nn.Module`.
+
+A policy draws its actions from noise that is handed in: all randomness of a rollout is drawn in one call, and what is
+done in each step is a pure function. It is written for one set of parameters, and `torch.vmap` maps it over one set per
+task. The policies here with `batched = True` take stacked sets as they are, which saves most of the time of a small
+network: a layer is then one batched product of matrices and nothing else.
+"""
+
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
-Parameters = dict[str, Tensor]
+from ._networks import Parameters as Parameters
+from ._networks import module_parameters, tanh_network, tanh_parameters
 
 
-class GaussianMLP:
-    r"""A Gaussian policy whose mean is a tanh network: :math:`a \sim N(\mu_\theta(o), \mathrm{diag}(e^{2 s}))`.
+class Policy(Protocol):
+    """What rollouts and algorithms need of a policy.
 
-    The logarithm of the standard deviation `s` is a free vector with a floor.
+    Methods take one set of parameters, and batches of observations and actions. With an attribute `batched` that is
+    true, `sample` also takes `sets` of parameters, stacked, and as many batches of observations, `(sets, batch,
+    observation)`; without it, it is mapped.
+    """
+
+    def initial(
+        self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
+    ) -> Parameters:
+        """Parameters to start from."""
+
+    def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """What `sample` needs to draw `shape` actions, from torch's default generators: `(*shape, ...)`."""
+
+    def sample(self, parameters: Parameters, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions, and their log-probabilities of shape `(...)`, at observations `(..., observation)`."""
+
+    def log_prob(self, parameters: Parameters, observation: Tensor, action: Tensor) -> Tensor:
+        """The log-probability or log-density of actions, shape `(...)`."""
+
+    def kl(self, old: Parameters, new: Parameters, observation: Tensor) -> Tensor:
+        r"""The divergence :math:`KL(\pi_{old} \| \pi_{new})` at each observation, shape `(...)`."""
+
+
+# --- continuous actions
+
+
+class GaussianPolicy(ABC):
+    r"""A policy :math:`a \sim N(\mu_\theta(o), \mathrm{diag}(e^{2 s}))`: what all subclasses share.
+
+    The logarithm of the standard deviation `s` is the free vector of parameters `log_std`; it counts as
+    `least_log_std` where it is below.
+
+    Args:
+        action: size of an action.
+        log_std: initial value of the log standard deviation.
+        least_log_std: its floor.
+    """
+
+    batched = False
+
+    def __init__(self, action: int, log_std: float = 0.0, least_log_std: float = -5.0) -> None:
+        self.action = action
+        self.log_std = log_std
+        self.least_log_std = least_log_std
+
+    @abstractmethod
+    def mean(self, parameters: Parameters, observation: Tensor) -> Tensor:
+        """The mean action, shape `(..., action)`, of observations of shape `(..., observation)`."""
+
+    def std(self, parameters: Parameters) -> Tensor:
+        """The standard deviation, shape `(action,)`."""
+        return self._log_std(parameters).exp()
+
+    def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Standard normal noise, `(*shape, action)`."""
+        return torch.randn(*shape, self.action, dtype=like.dtype, device=like.device)
+
+    def sample(self, parameters: Parameters, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions `(..., action)` and their log-densities `(...)`."""
+        mean, log_std = self.mean(parameters, observation), self._log_std(parameters)
+        action = mean + log_std.exp() * noise
+        return action, self._log_density(action - mean, log_std)
+
+    def log_prob(self, parameters: Parameters, observation: Tensor, action: Tensor) -> Tensor:
+        """The log-density of actions, shape `(...)`."""
+        return self._log_density(action - self.mean(parameters, observation), self._log_std(parameters))
+
+    def kl(self, old: Parameters, new: Parameters, observation: Tensor) -> Tensor:
+        r"""The divergence :math:`KL(\pi_{old} \| \pi_{new})` at each observation, shape `(...)`."""
+        before, after = self._log_std(old), self._log_std(new)
+        moved = (self.mean(old, observation) - self.mean(new, observation)).square()
+        ratio = (moved + (2 * before).exp()) * (-2 * after).exp()
+        return (after - before + 0.5 * (ratio - 1)).sum(-1)
+
+    def _log_std(self, parameters: Parameters) -> Tensor:  # (action,), or (sets, 1, action)
+        log_std = parameters["log_std"].clamp(min=self.least_log_std)
+        return log_std if log_std.dim() == 1 else log_std.unsqueeze(1)
+
+    def _free(self, dtype: torch.dtype | None, device: str) -> Tensor:
+        return torch.full((self.action,), self.log_std, dtype=dtype, device=device)
+
+    def _log_density(self, deviation: Tensor, log_std: Tensor) -> Tensor:
+        constant = log_std.sum(-1) + 0.5 * math.log(2 * math.pi) * self.action
+        return -0.5 * (deviation * torch.exp(-log_std)).square().sum(-1) - constant
+
+
+class GaussianMLP(GaussianPolicy):
+    r"""A Gaussian policy whose mean is a tanh network.
 
     Args:
         observation: size of an observation.
         action: size of an action.
-        hidden: sizes of the hidden layers.
+        hidden: sizes of the hidden layers; none for a linear policy.
         log_std: initial value of the log standard deviation.
         least_log_std: its floor.
 
@@ -32,6 +130,8 @@ class GaussianMLP:
         torch.Size([5, 2])
     """
 
+    batched = True
+
     def __init__(
         self,
         observation: int,
@@ -40,42 +140,185 @@ class GaussianMLP:
         log_std: float = 0.0,
         least_log_std: float = -5.0,
     ) -> None:
-        sizes = [observation, *hidden]
-        layers: list[torch.nn.Module] = []
-        for before, after in itertools.pairwise(sizes):
-            layers += [torch.nn.Linear(before, after, device="meta"), torch.nn.Tanh()]
-        self.network = torch.nn.Sequential(*layers, torch.nn.Linear(sizes[-1], action, device="meta"))
-        self.action = action
-        self.log_std = log_std
-        self.least_log_std = least_log_std
+        super().__init__(action, log_std, least_log_std)
+        self.sizes = (observation, *hidden, action)
 
     def initial(
         self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
     ) -> Parameters:
         """Fresh parameters: Glorot-uniform weights, zero biases, a last layer a tenth as large."""
-        named = list(self.network.named_parameters())
-        parameters = {}
-        for name, shape in ((name, leaf.shape) for name, leaf in named):
-            if len(shape) == 1:
-                parameters[name] = torch.zeros(shape, dtype=dtype)
-                continue
-            bound = math.sqrt(6 / (shape[0] + shape[1])) * (0.1 if shape[0] == self.action else 1.0)
-            parameters[name] = bound * (2 * torch.rand(shape, generator=generator, dtype=dtype) - 1)
-        parameters["log_std"] = torch.full((self.action,), self.log_std, dtype=dtype)
-        return {name: leaf.to(device) for name, leaf in parameters.items()}
+        return tanh_parameters(self.sizes, generator, dtype, device) | {"log_std": self._free(dtype, device)}
 
     def mean(self, parameters: Parameters, observation: Tensor) -> Tensor:
-        """The mean action, shape `(..., action)`, of observations of shape `(..., observation)`."""
-        weights = {name: leaf for name, leaf in parameters.items() if name != "log_std"}
-        return functional_call(self.network, weights, (observation,))
+        return tanh_network(parameters, observation)
 
-    def std(self, parameters: Parameters) -> Tensor:
-        """The standard deviation, shape `(action,)`."""
-        return parameters["log_std"].clamp(min=self.least_log_std).exp()
+
+class GaussianModule(GaussianPolicy):
+    """A Gaussian policy whose mean is any module, through `torch.func.functional_call`.
+
+    Args:
+        module: maps observations `(..., observation)` to means `(..., action)`. Its buffers stay as they are.
+        action: size of an action.
+        log_std: initial value of the log standard deviation.
+        least_log_std: its floor.
+
+    Example:
+        >>> import torch
+        >>> from stochgraph.algorithms.policies import GaussianModule
+        >>> policy = GaussianModule(torch.nn.Linear(3, 2), action=2)
+        >>> sorted(policy.initial())
+        ['bias', 'log_std', 'weight']
+    """
+
+    def __init__(self, module: torch.nn.Module, action: int, log_std: float = 0.0, least_log_std: float = -5.0) -> None:
+        super().__init__(action, log_std, least_log_std)
+        if "log_std" in dict(module.named_parameters()):
+            raise ValueError("the module has a parameter log_std, which is the policy's own: rename the module's")
+        self.module = module
+
+    def initial(
+        self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
+    ) -> Parameters:
+        """The module's own parameters, copied, whatever the generator."""
+        return module_parameters(self.module, dtype, device) | {"log_std": self._free(dtype, device)}
+
+    def mean(self, parameters: Parameters, observation: Tensor) -> Tensor:
+        weights = {name: leaf for name, leaf in parameters.items() if name != "log_std"}
+        return functional_call(self.module, weights, (observation,))
+
+
+# --- discrete actions
+
+
+class SoftmaxPolicy(ABC):
+    r"""A policy :math:`\pi_\theta(a \mid o) \propto e^{z_\theta(o)_a}`: what all subclasses share.
+
+    Args:
+        actions: the number of actions.
+    """
+
+    batched = False
+
+    def __init__(self, actions: int) -> None:
+        self.actions = actions
+
+    @abstractmethod
+    def logits(self, parameters: Parameters, observation: Tensor) -> Tensor:
+        """Unnormalised log-probabilities, shape `(..., actions)`, at observations of shape `(..., observation)`."""
+
+    def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Standard Gumbel noise, `(*shape, actions)`: the largest of logits plus Gumbel noise is a softmax draw."""
+        return -torch.empty(*shape, self.actions, dtype=like.dtype, device=like.device).exponential_().log()
+
+    def sample(self, parameters: Parameters, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions `(...)`, integers, and their log-probabilities `(...)`."""
+        logits = self.logits(parameters, observation)
+        action = (logits + noise).argmax(-1)
+        return action, _chosen(logits, action)
 
     def log_prob(self, parameters: Parameters, observation: Tensor, action: Tensor) -> Tensor:
-        """The log-density of actions, shape `(...)`."""
-        log_std = parameters["log_std"].clamp(min=self.least_log_std)
-        standardized = (action - self.mean(parameters, observation)) * torch.exp(-log_std)
-        constant = log_std.sum() + 0.5 * math.log(2 * math.pi) * self.action
-        return -0.5 * standardized.square().sum(-1) - constant
+        """The log-probability of actions, shape `(...)`."""
+        return _chosen(self.logits(parameters, observation), action)
+
+    def kl(self, old: Parameters, new: Parameters, observation: Tensor) -> Tensor:
+        r"""The divergence :math:`KL(\pi_{old} \| \pi_{new})` at each observation, shape `(...)`."""
+        before = self.logits(old, observation).log_softmax(-1)
+        after = self.logits(new, observation).log_softmax(-1)
+        return (before.exp() * (before - after)).sum(-1)
+
+
+def _chosen(logits: Tensor, action: Tensor) -> Tensor:
+    """The log-probability of each action."""
+    return logits.log_softmax(-1).gather(-1, action.long().unsqueeze(-1)).squeeze(-1)
+
+
+class TabularSoftmax(SoftmaxPolicy):
+    r"""A softmax over a table of logits :math:`\theta_{s,a}`, zero at first. States are observed as indicator vectors.
+
+    Args:
+        states: the number of states.
+        actions: the number of actions.
+
+    Example:
+        >>> import torch
+        >>> from stochgraph.algorithms.policies import TabularSoftmax
+        >>> policy = TabularSoftmax(3, 2)
+        >>> policy.log_prob(policy.initial(), torch.eye(3), torch.tensor([0, 1, 1])).exp()
+        tensor([0.5000, 0.5000, 0.5000])
+    """
+
+    batched = True
+
+    def __init__(self, states: int, actions: int) -> None:
+        super().__init__(actions)
+        self.states = states
+
+    def initial(
+        self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
+    ) -> Parameters:
+        """The uniform policy, whatever the generator."""
+        return {"logits": torch.zeros(self.states, self.actions, dtype=dtype, device=device)}
+
+    def logits(self, parameters: Parameters, observation: Tensor) -> Tensor:
+        return observation @ parameters["logits"]
+
+
+class CategoricalMLP(SoftmaxPolicy):
+    """A softmax over the outputs of a tanh network.
+
+    Args:
+        observation: size of an observation.
+        actions: the number of actions.
+        hidden: sizes of the hidden layers; none for a linear policy.
+
+    Example:
+        >>> import torch
+        >>> from stochgraph.algorithms.policies import CategoricalMLP
+        >>> policy = CategoricalMLP(4, 3, hidden=(8,))
+        >>> policy.logits(policy.initial(), torch.zeros(5, 4)).shape
+        torch.Size([5, 3])
+    """
+
+    batched = True
+
+    def __init__(self, observation: int, actions: int, hidden: Sequence[int] = (64, 64)) -> None:
+        super().__init__(actions)
+        self.sizes = (observation, *hidden, actions)
+
+    def initial(
+        self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
+    ) -> Parameters:
+        """Fresh parameters: Glorot-uniform weights, zero biases, a last layer a tenth as large."""
+        return tanh_parameters(self.sizes, generator, dtype, device)
+
+    def logits(self, parameters: Parameters, observation: Tensor) -> Tensor:
+        return tanh_network(parameters, observation)
+
+
+class CategoricalModule(SoftmaxPolicy):
+    """A softmax over the outputs of any module, through `torch.func.functional_call`.
+
+    Args:
+        module: maps observations `(..., observation)` to logits `(..., actions)`. Its buffers stay as they are.
+        actions: the number of actions.
+
+    Example:
+        >>> import torch
+        >>> from stochgraph.algorithms.policies import CategoricalModule
+        >>> policy = CategoricalModule(torch.nn.Linear(3, 2), actions=2)
+        >>> policy.logits(policy.initial(), torch.zeros(5, 3)).shape
+        torch.Size([5, 2])
+    """
+
+    def __init__(self, module: torch.nn.Module, actions: int) -> None:
+        super().__init__(actions)
+        self.module = module
+
+    def initial(
+        self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
+    ) -> Parameters:
+        """The module's own parameters, copied, whatever the generator."""
+        return module_parameters(self.module, dtype, device)
+
+    def logits(self, parameters: Parameters, observation: Tensor) -> Tensor:
+        return functional_call(self.module, parameters, (observation,))

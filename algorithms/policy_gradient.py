@@ -129,6 +129,55 @@ def ascend_advantages(
     return sg.ascend(copy, sg.mean(gain, over=plate), rate)
 
 
+def ascend_returns(
+    parameters: Any, data: Any, plate: str, policy: Any, rate: Any, *, discount: float = 1.0, ratio: bool = False
+) -> Any:
+    r"""Declare one policy-gradient step on returns discounted from the start of a trajectory.
+
+    .. math:: \theta' = \theta + \eta \nabla \frac1N \sum_i \sum_t G_{it} \log \pi_\theta(a_{it} \mid o_{it}), \qquad
+              G_{it} = \sum_{u \ge t} \gamma^u r_{iu}
+
+    It is the step that `adapted_return` takes by itself, on data as they are: for graphs on recorded trajectories.
+
+    Args:
+        parameters: see `ascend_advantages`, as for the others.
+        data: the sample node of the trajectories.
+        plate: the name of that node.
+        policy: has `log_prob`.
+        rate: the step size.
+        discount: :math:`\gamma`, per time step.
+        ratio: see `ascend_advantages`.
+
+    Example:
+        >>> import torch, stochgraph as sg
+        >>> from stochgraph.algorithms.environments import Navigation
+        >>> from stochgraph.algorithms.policies import GaussianMLP
+        >>> from stochgraph.algorithms.policy_gradient import ascend_returns
+        >>> from stochgraph.algorithms.rollouts import Rollouts
+        >>> walks = Rollouts(Navigation(), GaussianMLP(2, 2, hidden=()), horizon=3)
+        >>> @sg.graph
+        ... def objective(theta):
+        ...     data = sg.sample("D", walks, theta, walks.environment.declare_tasks(2), n=4)
+        ...     return sg.mean(ascend_returns(theta, data, "D", walks.policy, 0.1)["log_std"].sum())
+        >>> objective.compile(sg.SF()).sample(walks.policy.initial()).value.shape
+        torch.Size([])
+    """
+    trajectories = whole(data, plate)
+    gain = sg.apply(_gain(policy, ratio), parameters, trajectories, sg.apply(_discounted(discount), trajectories))
+    return sg.ascend(parameters, sg.mean(gain, over=plate), rate)
+
+
+def _discounted(discount: float) -> Callable[[Any], Tensor]:
+    """Returns to go, discounted from the first step of the trajectory on."""
+
+    def weights(trajectory: Any) -> Tensor:
+        mask = trajectory.mask
+        start = discount ** torch.arange(mask.shape[-1], dtype=mask.dtype, device=mask.device)
+        return start * returns_to_go(trajectory.reward, mask, discount)
+
+    return weights
+
+
 def _gain(policy: Any, ratio: bool) -> Callable[..., Tensor]:
     """What one trajectory adds to the inner objective."""
 

@@ -23,6 +23,7 @@ from .advantages import Baseline
 from .policy_gradient import advantages, whole
 
 Adapt = Callable[[Any, Any, str], Any]
+Reference = Callable[[Tensor], Tensor]
 
 
 class Recorded(sg.Sampler):
@@ -50,7 +51,9 @@ class Recorded(sg.Sampler):
         raise sg.SamplingError("recorded trajectories have no parameters to be scored under")
 
 
-def adapted_divergence(tasks: Callable[[], Any], policy: Any, adapt: Adapt, *, steps: int = 1) -> sg.Graph:
+def adapted_divergence(
+    tasks: Callable[[], Any], policy: Any, adapt: Adapt, *, steps: int = 1, inner_reference: Reference | None = None
+) -> sg.Graph:
     r"""Declare how far the adapted policies are from those of an anchor, on the states that the anchor's visited.
 
     .. math:: \frac1B \sum_b \operatorname{mean}_{i, t}
@@ -64,6 +67,7 @@ def adapted_divergence(tasks: Callable[[], Any], policy: Any, adapt: Adapt, *, s
         policy: its `kl(old, new, observation)` is the divergence at each observation.
         adapt: declares one inner step.
         steps: the number of inner steps.
+        inner_reference: a reward that depends on the task alone, subtracted from the rewards of the inner steps.
 
     References:
         Finn et al. (2017), section 5.3, for the trust region on adapted policies; Schulman et al. (2015), eq. 12.
@@ -71,7 +75,7 @@ def adapted_divergence(tasks: Callable[[], Any], policy: Any, adapt: Adapt, *, s
 
     def divergence(theta: Any, anchor: Any) -> Any:
         task = tasks()
-        batches = _batches(task, steps)
+        batches = _batches(task, steps, inner_reference)
         new, old = _adapted(theta, batches, adapt), _adapted(anchor, batches, adapt)
         tau = whole(sg.sample("tau", Recorded(), task, n=1), "tau")
 
@@ -97,6 +101,8 @@ def clipped_return(
     discount: float = 1.0,
     decay: float = 1.0,
     standardise: bool = False,
+    reference: Reference | None = None,
+    inner_reference: Reference | None = None,
 ) -> sg.Graph:
     r"""Declare the clipped meta-objective, for several epochs on one trace.
 
@@ -122,6 +128,8 @@ def clipped_return(
         discount: see `advantages`.
         decay: see `advantages`.
         standardise: see `advantages`.
+        reference: a reward that depends on the task alone, subtracted from the rewards after adaptation.
+        inner_reference: the same for the rewards of the inner steps.
 
     References:
         Rothfuss et al. (2019), ProMP, eqs. 10 and 11; Schulman et al. (2017), PPO, eq. 7.
@@ -135,19 +143,25 @@ def clipped_return(
 
     def objective(theta: Any, anchor: Any) -> Any:
         task = tasks()
-        batches = _batches(task, steps)
+        batches = _batches(task, steps, inner_reference)
         adapted = _adapted(theta, batches, adapt)
-        tau = whole(sg.sample("tau", Recorded(), task, n=1), "tau")
+        tau = whole(_recorded("tau", task, reference), "tau")
         clipped = sg.mean(sg.apply(gain, adapted, tau, advantages(tau, "tau", **options)))  # type: ignore[arg-type]
         return clipped - penalty * _moved(theta, anchor, batches["D1"], policy) if penalty and steps else clipped
 
     return sg.graph(objective)
 
 
-def _batches(task: Any, steps: int) -> dict[str, Any]:
-    """The recorded batches of the inner steps."""
-    names = [f"D{k}" for k in range(1, steps + 1)]
-    return {name: sg.sample(name, Recorded(), task, n=1) for name in names}
+def _batches(task: Any, steps: int, reference: Reference | None = None) -> dict[str, Any]:
+    """The recorded batches of the inner steps, their rewards measured against the reference."""
+    return {name: _recorded(name, task, reference) for name in (f"D{k}" for k in range(1, steps + 1))}
+
+
+def _recorded(name: str, task: Any, reference: Reference | None) -> Any:
+    data = sg.sample(name, Recorded(), task, n=1)
+    if reference is None:
+        return data
+    return sg.apply(lambda d, about: d._replace(reward=d.reward - reference(about)), data, task)
 
 
 def _adapted(theta: Any, batches: dict[str, Any], adapt: Adapt) -> Any:

@@ -27,6 +27,7 @@ class Step(NamedTuple):
         divergence: how far the policies moved, 0 if no candidate was accepted.
         tries: how many candidates were evaluated.
         reason: why there was no step; empty if there was one.
+        gradient_norm: the norm of the gain's gradient at the old parameters.
     """
 
     parameters: Any
@@ -35,6 +36,7 @@ class Step(NamedTuple):
     divergence: float
     tries: int
     reason: str
+    gradient_norm: float
 
 
 def trust_region_step(
@@ -47,6 +49,7 @@ def trust_region_step(
     iterations: int = 10,
     backtracking: float = 0.8,
     tries: int = 15,
+    reduce: Callable[[Any], Any] = lambda tree: tree,
 ) -> Step:
     r"""One step of trust-region policy optimisation.
 
@@ -68,6 +71,8 @@ def trust_region_step(
         iterations: of the conjugate gradients, at most.
         backtracking: :math:`\beta`.
         tries: candidates at most.
+        reduce: adds up a pytree of tensors over the processes that share the work, each with parts of its own. All call
+            `trust_region_step` together, and decide alike if the sums are the same bits on each.
 
     References:
         Schulman et al. (2015), Trust region policy optimization, appendix C; Finn et al. (2017), section 5.3.
@@ -82,26 +87,28 @@ def trust_region_step(
     """
     gains, divergences = _parts(gain), _parts(divergence)
     start = Vector(parameters)
-    before, slope = _value_and_gradient(gains, start)
-    if not bool(torch.isfinite(slope).all()) or not bool(slope.any()):
-        return Step(parameters, False, 0.0, 0.0, 0, "the gradient of the gain is zero or not finite")
+    before, slope = reduce(_value_and_gradient(gains, start))
+    norm = float(slope.norm())
+    if not 0 < norm < float("inf"):
+        return Step(parameters, False, 0.0, 0.0, 0, "the gradient of the gain is zero or not finite", norm)
 
     def product(vector: Tensor) -> Tensor:
-        return _hessian_product(divergences, start, vector) + damping * vector
+        return reduce(_hessian_product(divergences, start, vector)) + damping * vector
 
     direction = conjugate_gradients(product, slope, iterations)
     curvature = float(direction @ product(direction))
     if not 0 < curvature < float("inf"):
-        return Step(parameters, False, 0.0, 0.0, 0, "the divergence does not curve along the step")
+        return Step(parameters, False, 0.0, 0.0, 0, "the divergence does not curve along the step", norm)
     full = (2 * radius / curvature) ** 0.5 * direction
     for j in range(tries):
         candidate = start.moved(backtracking**j * full)
         with torch.no_grad():
-            rise, distance = float(_value(gains, candidate)) - before, float(_value(divergences, candidate))
+            value, distance = map(float, reduce((_value(gains, candidate), _value(divergences, candidate))))
+        rise = value - float(before)
         if rise > 0 and distance <= radius:
-            return Step(candidate, True, rise, distance, j + 1, "")
+            return Step(candidate, True, rise, distance, j + 1, "", norm)
     reason = f"none of {tries} candidates raised the gain within a divergence of {radius}"
-    return Step(parameters, False, 0.0, 0.0, tries, reason)
+    return Step(parameters, False, 0.0, 0.0, tries, reason, norm)
 
 
 def conjugate_gradients(
@@ -181,12 +188,12 @@ def _value(parts: list[tuple[float, Function]], parameters: Any) -> Tensor:
     return torch.stack([weight * part(parameters).detach() for weight, part in parts]).sum()
 
 
-def _value_and_gradient(parts: list[tuple[float, Function]], start: Vector) -> tuple[float, Tensor]:
-    value, slope = 0.0, torch.zeros_like(start.flat)
+def _value_and_gradient(parts: list[tuple[float, Function]], start: Vector) -> tuple[Tensor, Tensor]:
+    value, slope = start.flat.new_zeros(()), torch.zeros_like(start.flat)
     for weight, part in parts:
         point = start.flat.clone().requires_grad_()
         found = weight * part(start.at(point))
-        value += float(found.detach())
+        value += found.detach()
         slope += torch.autograd.grad(found, point)[0]
     return value, slope
 

@@ -1,6 +1,6 @@
 """What the compiler costs at run time: one estimate, from the library and written by hand.
 
-Every case is one call of `value_and_grad` (sample, surrogate, backward) with the score function, N = 100, against torch
+Every case is one call of `value_and_grad` (sample, surrogate, backward), N = 100, against torch
 code for the same estimate as one would write it without the library: distributions with their argument checks left on,
 a draw, its log-probability, a running sum of log-probabilities where costs have several ancestors, one backward pass.
 The two must give the same value and gradient for the same seed before either is timed.
@@ -24,7 +24,7 @@ N = 100
 LENGTHS = (5, 20, 80)
 
 
-def normal() -> Case:
+def normal(estimator: Any) -> Case:
     """(a) One plate, a cost per draw."""
 
     @sg.graph
@@ -40,10 +40,10 @@ def normal() -> Case:
         surrogate = (cost * dist.log_prob(x)).mean()
         return cost.mean(), torch.autograd.grad(surrogate, theta)[0]
 
-    return Case("Normal", objective.compile(sg.SF()).value_and_grad, by_hand, torch.tensor(0.3))
+    return Case("Normal", objective.compile(estimator).value_and_grad, by_hand, torch.tensor(0.3))
 
 
-def two_level() -> Case:
+def two_level(estimator: Any) -> Case:
     """(b) A draw whose parameters are a draw."""
 
     @sg.graph
@@ -63,10 +63,10 @@ def two_level() -> Case:
         return cost.mean(), torch.autograd.grad(surrogate, theta)[0]
 
     theta = torch.tensor([0.3, -0.8, 0.5])
-    return Case("Bernoulli, two levels", objective.compile(sg.SF()).value_and_grad, by_hand, theta)
+    return Case("Bernoulli, two levels", objective.compile(estimator).value_and_grad, by_hand, theta)
 
 
-def chain_of_costs(steps: int) -> Case:
+def chain_of_costs(steps: int, estimator: Any) -> Case:
     """(c) A Markov chain with a cost at every step; each cost meets the scores of its own ancestors only."""
 
     @sg.graph
@@ -97,11 +97,14 @@ def chain_of_costs(steps: int) -> Case:
         return total.mean(), torch.autograd.grad(surrogate.mean(), theta)[0]
 
     return Case(
-        f"Bernoulli chain, {steps} costs", objective.compile(sg.SF()).value_and_grad, by_hand, torch.tensor([-0.8, 0.5])
+        f"Bernoulli chain, {steps} costs",
+        objective.compile(estimator).value_and_grad,
+        by_hand,
+        torch.tensor([-0.8, 0.5]),
     )
 
 
-def chain_with_final_cost(steps: int) -> Case:
+def chain_with_final_cost(steps: int, estimator: Any) -> Case:
     """(c) The same chain with one cost at its end."""
 
     @sg.graph
@@ -127,16 +130,22 @@ def chain_with_final_cost(steps: int) -> Case:
 
     return Case(
         f"Bernoulli chain of {steps}, final cost",
-        objective.compile(sg.SF()).value_and_grad,
+        objective.compile(estimator).value_and_grad,
         by_hand,
         torch.tensor([-0.8, 0.5]),
     )
 
 
 def cases() -> list[Case]:
-    """All cases, shortest first."""
-    chains = [chain(steps) for steps in LENGTHS for chain in (chain_of_costs, chain_with_final_cost)]
-    return [normal(), two_level(), *chains]
+    """All cases with SF; then those of the other estimators, which on plain means are the same estimate."""
+    chains = [chain(steps, sg.SF()) for steps in LENGTHS for chain in (chain_of_costs, chain_with_final_cost)]
+    others = {"LSF": sg.LSF(), "LOO": sg.LOO(), "Loaded DiCE": sg.LoadedDiCE(0.9), "Taylor": sg.Taylor()}
+    named = [
+        case._replace(name=f"{case.name}, {name}")
+        for name, estimator in others.items()
+        for case in (normal(estimator), two_level(estimator), *(chain_of_costs(n, estimator) for n in LENGTHS))
+    ]
+    return [normal(sg.SF()), two_level(sg.SF()), *chains, *named]
 
 
 if __name__ == "__main__":

@@ -31,9 +31,10 @@ def LoadedDiCE(decay: float = 1.0, baseline: Baseline | None = None) -> Estimato
     .. math:: \sum_t \big(\square(w_t) - \square(w_t - \log p_t)\big) (R_t - b_t), \qquad
               w_t = \lambda w_{t-1} + \log p_t, \quad R_t = \textstyle\sum_{u \ge t} r_u
 
-    With :math:`\lambda = 1` the mean of every derivative is that of DiCE, so that the bias is that of `LSF`; with
-    :math:`\lambda = 0` it is `LVC`; between them products of scores k steps apart count :math:`\lambda^k` times:
-    bias O(1). In an update the baseline changes the derivative of the direction, never the direction.
+    With :math:`\lambda = 1` every derivative of a plain mean has the expectation that DiCE gives it, and the bias
+    through an update is of the order of `LSF`'s; with :math:`\lambda = 0` it is `LVC`; between them products of scores
+    k steps apart count :math:`\lambda^k` times: bias O(1). In an update the baseline changes the derivative of the
+    direction, never the direction.
 
     Args:
         decay: :math:`\lambda`, between 0 and 1.

@@ -15,8 +15,8 @@ def LOO() -> Estimator:
 
     Through updates the graph is replayed with one draw left out at a time: forward evaluations only, mapped over the N
     draws in chunks. What was drawn after an update is reused with the importance ratio of its log-probabilities at the
-    replay's parameters. With several inner steps that ratio runs over a whole later plate of M draws; it adds
-    :math:`O(M/N)` to the variance.
+    replay's parameters. With several inner steps that ratio runs over whole later plates: their own replays are its
+    control variate, so the variance stays :math:`O(1/N)`.
 
     A draw without a plate is in no mean: there, and on plates that reach the objective through linear operations only,
     it coincides with `SF`.

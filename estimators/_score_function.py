@@ -23,8 +23,9 @@ def SF(baseline: Baseline | None = None) -> Estimator:
             - `"linear"`: for trajectories with a field `observation`: returns-to-go predicted at each step from
               features of the observation and the time, by least squares on the other trajectories of the plate.
             - a function of the trace: one number, or a tensor with one number for each draw (and time step) that has a
-              cost of its own. It is handed a trace whose `value` is not known yet (NaN). It must not use the draw
-              that a number is for; at a time step it may use all that was drawn before that step's own action.
+              cost of its own. It is handed a trace of what was drawn before the cost; its `value` is not known yet
+              (NaN). It must not use the draw that a number is for; at a time step it may use all that was drawn before
+              that step's own action.
 
     References:
         Williams (1992); Tang (2022), eq. 8; Rothfuss et al. (2019), E-MAML as derived. Baselines: Mao et al. (2019),

@@ -1,10 +1,13 @@
 """stochgraph: the compiler of gradient estimators.
 
-Declare a stochastic computation graph (`graph`, `sample`, `mean`, `sum`, `ascend`), choose an estimator per sample node
-(`SF`, `LSF`, `PW`, ...), and the library derives the surrogate whose autograd gradient is the estimate, explains how
-every gradient path is counted, and proves it by enumeration where that is possible.
+Declare a stochastic computation graph (`graph`, `sample`, `mean`, `sum`, `ascend`, `argmax`), choose an estimator per
+sample node (`SF`, `LSF`, `PW`, ...), and the library derives the surrogate whose autograd gradient is the estimate,
+explains how every gradient path is counted, and proves it by enumeration where that is possible.
 """
 
+from . import solvers as solvers
+from ._argmax import argmax as argmax
+from ._argmax import unknown as unknown
 from ._chunks import accumulate as accumulate
 from ._chunks import chunk_size as chunk_size
 from ._chunks import chunks as chunks
@@ -21,6 +24,7 @@ from ._declare import sum as sum
 from ._errors import CompileError as CompileError
 from ._errors import DeclarationError as DeclarationError
 from ._errors import SamplingError as SamplingError
+from ._errors import SolverError as SolverError
 from ._errors import StochgraphError as StochgraphError
 from ._errors import VerificationError as VerificationError
 from ._explain import Explanation as Explanation
@@ -70,6 +74,7 @@ __all__ = [
     "SGMRLPublished",
     "Sampler",
     "SamplingError",
+    "SolverError",
     "StochgraphError",
     "Taylor",
     "Trace",
@@ -77,6 +82,7 @@ __all__ = [
     "VerificationError",
     "accumulate",
     "apply",
+    "argmax",
     "ascend",
     "chunk_size",
     "chunks",
@@ -87,8 +93,10 @@ __all__ = [
     "profile",
     "reduce",
     "sample",
+    "solvers",
     "stop",
     "sum",
+    "unknown",
     "vectorize",
     "verify",
 ]

@@ -15,8 +15,10 @@ from torch.utils import _pytree as pytree
 from . import _node as nd
 from ._axes import Axes, Axis, describe, union
 from ._control import control_variate
-from ._derive import Control, Derivation, Site, descends_from
+from ._derive import Derivation
 from ._errors import CompileError, SamplingError
+from ._reach import descends_from
+from ._rules import Control, Site
 from ._trace import Trace
 
 _RIDGE, _CLIP = 1e-5, 10.0  # as in the feature baseline of Duan et al. (2016)
@@ -38,7 +40,7 @@ def compare_with_others(site: Site) -> nd.Node | None:
 
 
 def _shared_plates(site: Site) -> Axes:
-    return tuple(axis for axis in site.sample.plates if axis in site.aligned and not axis.time)
+    return tuple(axis for axis in site.sample.plates if axis in site.apart and not axis.time)
 
 
 def _others(site: Site, plates: Axes) -> nd.Node:
@@ -121,11 +123,11 @@ class Called(nd.Node):
     kind = "baseline"
 
     def __init__(self, site: Site, fn: Callable[[Trace], Any]) -> None:
-        root, update = site.derivation.root, site.derivation.update
+        root = site.derivation.root
         self.fn, self.sample, self.term = fn, site.sample, site.node
         self.wanted = tuple(axis for axis in self.sample.axes if axis in site.aligned)
-        # What is drawn after an update may depend on it, so a baseline of its terms cannot see that.
-        before = [n for n in root.order if isinstance(n, nd.Sample) and (update is None or n.index < update.index)]
+        # What is drawn later may depend on the term, so a baseline of the term cannot see that.
+        before = [n for n in root.order if isinstance(n, nd.Sample) and n.index <= site.node.index]
         self.names = [n.name for n in before]
         self.scored = [name for name in self.names if name in root.samples]
         scores = [root.score(root.samples[name]) for name in self.scored]
@@ -185,7 +187,7 @@ class Fitted(nd.Node):
             features = observation_features(draws.observation.detach().double(), costs.dim())
             if hasattr(draws, "mask"):  # steps after the end of an episode teach nothing
                 features = features * draws.mask.unsqueeze(-1)
-            predicted = leave_one_out_fit(features, returns_to_go(costs.detach().double(), self.discount))
+            predicted = leave_one_out_fit(features, discounted_to_go(costs.detach().double(), self.discount))
         return predicted.to(costs.dtype)
 
 
@@ -211,7 +213,7 @@ def observation_features(observation: Tensor, lead: int) -> Tensor:
     return torch.cat([flat, flat**2, powers.expand(*flat.shape[:-1], 4)], -1)
 
 
-def returns_to_go(costs: Tensor, discount: float) -> Tensor:
+def discounted_to_go(costs: Tensor, discount: float) -> Tensor:
     """`sum over u >= t of discount**(u - t) * costs_u`, along the last dimension."""
     steps = torch.arange(costs.shape[-1], dtype=costs.dtype, device=costs.device)
     ahead = steps - steps[:, None]

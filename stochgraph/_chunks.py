@@ -24,9 +24,9 @@ from . import _node as nd
 from ._axes import Axis, describe
 from ._compile import Compiled
 from ._control import ControlVariate
-from ._derive import samples_in
 from ._errors import CompileError, SamplingError
 from ._leave_one_out import Replay
+from ._reach import samples_in
 from ._run import Run
 from ._surrogate import Box, CompiledUpdate, Controlled, ScoreTerm, Total, Weight
 from ._trace import Trace
@@ -268,9 +268,9 @@ class _Check:
         """What a node evaluates inside of itself."""
         if isinstance(node, CompiledUpdate):
             self.states[node.psi] = self._by_axes(node.psi)
-            for program, root in ((node.program, node.surrogate), (node.plain_program, node.plain)):
+            for program, root in zip(node.programs, node.surrogates, strict=True):
                 self._walk(program)
-                if root is not None and self.states[root] is _State.MEAN:
+                if self.states[root] is _State.MEAN:
                     raise self._refusal(node, "takes the gradient of a mean over the plate")
         elif isinstance(node, Replay):
             self._walk(node.program)

@@ -1,7 +1,7 @@
 """Compiled graphs: sampling, surrogates and gradients."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NoReturn
 
 import numpy as np
@@ -13,12 +13,14 @@ from . import _node as nd
 from ._axes import describe
 from ._baselines import baseline_control, compare_with_others
 from ._curvature import curvature_of
-from ._derive import Control, Derivation, Rule, descends_from, samples_in, value_rules
+from ._derive import Derivation
 from ._errors import CompileError, SamplingError
 from ._graph import Graph, scored_samples
 from ._indexing import in_transform
 from ._law import DistributionLaw, _no_path, moving_support_message
 from ._leave_one_out import leave_one_out
+from ._reach import descends_from, samples_in
+from ._rules import Control, Rule, value_rules
 from ._run import Run, seeded
 from ._surrogate import schedule
 from ._trace import Trace
@@ -80,6 +82,9 @@ class Compiled:
     ) -> Trace:
         """Draw every sample node once.
 
+        Under `torch.vmap(..., randomness="different")` every element draws for itself. Inside a transform values cannot
+        be looked at: log-probabilities that are not finite go unnoticed there.
+
         Args:
             *inputs: the inputs of the graph, pytrees of tensors.
             generator: source of randomness; default: torch's default generators.
@@ -94,7 +99,8 @@ class Compiled:
         run = self._run(inputs, sizes)
         with torch.no_grad(), seeded(generator, inputs):
             values = run.execute(self._value_program)
-            run.check_scores()
+            if not in_transform():
+                run.check_scores()
         self._check_supports(run)
         log_probs = {name: values[node].detach() for name, node in self._scores.items()}
         return Trace(self._scalar(values[self._value_root], run), dict(run.draws), log_probs, dict(run.noise))
@@ -146,7 +152,10 @@ class Compiled:
         named.update(zip(self.wrt, pytree.tree_unflatten(leaves, spec), strict=True))
         with torch.enable_grad():
             loss = self._surrogate(run_at(named))
-        grads = iter(torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True))
+        found: Iterable[Tensor] = map(torch.zeros_like, wanted)  # an estimator may drop every path
+        if loss.requires_grad:
+            found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
+        grads = iter(found)
         result = pytree.tree_unflatten([next(grads) if _floats(leaf) else None for leaf in leaves], spec)
         return loss.detach(), result[0] if len(result) == 1 else tuple(result)
 
@@ -280,7 +289,7 @@ def _assign(graph: Graph, given: Mapping[str, Any], wrt: tuple[str, ...]) -> dic
             )
     others = scored_samples(graph._order, graph._inputs, [name for name in pathwise if name in needed])
     weighted = {s: SF() for s, node in others.items() if not node.law.has_moving_support}
-    starts = [node.params for node in graph._order if isinstance(node, nd.Update)]
+    starts = [node.params for node in graph._order if isinstance(node, nd.Step)]
     inner = {s: given.get(s, SF()) for s in scored_samples(graph._order, starts, pathwise)}
     found = {**weighted, **inner, **{name: given[name] for name in needed}}
     return {name: found[name] for name in samples_in(graph._order) if name in found}

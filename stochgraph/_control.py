@@ -3,7 +3,9 @@
 Each has the form `- baseline * box(ancestors) * (box(L) - 1)`, L the log-probability of one draw. Its value is zero. At
 the parameters that drew the trace its derivatives of every order have zero mean, provided that the baseline does not
 depend on the draw that L scores. The ancestors' box changes no mean: it is there for second derivatives, in which the
-baseline then takes part as the cost does (Mao et al. 2019).
+baseline then takes part as the cost does (Mao et al. 2019). Time steps before a draw's own are among its ancestors;
+where all draws of a plate are boxed together, so are the draws before it: of each draw what it adds to the box is
+compared, and a baseline for every one of them accounts for the whole box.
 """
 
 from collections.abc import Iterable
@@ -15,8 +17,8 @@ from torch.utils import _pytree as pytree
 
 from . import _node as nd
 from . import _vectorize as vz
-from ._axes import Axes, Axis
-from ._derive import Site
+from ._axes import Axes, Axis, union
+from ._rules import Site
 from ._surrogate import Weight
 
 
@@ -53,7 +55,8 @@ class ControlVariate(nd.Node):
         super().__init__(f"control variate({term.name}, {weight.sample.name})", term.index, inputs)
 
     def infer_axes(self) -> Axes:
-        return self.term_axes
+        """Those of the term; in an update also the plates that only the copies of its parameters have."""
+        return self.term_axes if self.left_out else union(self.term_axes, *(node.axes for node in self.inputs))
 
     @property
     def mixes(self) -> Axes:
@@ -71,15 +74,15 @@ class ControlVariate(nd.Node):
         return product if self.left_out is None else product.sum(0)
 
     def _draws(self, weight: Tensor) -> tuple[Tensor, Axes]:
-        """`box(weight) - 1`, or its increase at each time step; with the axis that takes the plate's place in front."""
+        """`box(weight) - 1`, or its increase step by step; with the axis that takes the plate's place in front."""
         axes = self.input_axes[1]
-        factor = self.weight.excess(weight)
-        if self.stepwise is not None:
-            factor = _increase(factor, axes.index(self.stepwise))
         if self.left_out is None:
-            return factor, axes
+            factor = self.weight.excess(weight)
+            return factor if self.stepwise is None else _increase(factor, axes.index(self.stepwise)), axes
         plate, axis = self.left_out
-        return factor.movedim(axes.index(plate), 0), (axis, *(a for a in axes if a != plate))
+        dim = axes.index(plate)
+        factor = _increase(self.weight.excess(weight.cumsum(dim)), dim)
+        return factor.movedim(dim, 0), (axis, *(a for a in axes if a != plate))
 
 
 def control_variate(

@@ -83,12 +83,6 @@ class Expansion(Weight):
         self._keeps_time = self.sample.time in self.aligned
         self._plates = [d for d in self._gone if d != self._time]
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
-        recorded = run.log_probs.get(self.sample.name)
-        if recorded is None:
-            return self._reduce(values[0] - values[0].detach(), run.left_out)
-        return super().evaluate(run, values)
-
     def _reduce(self, value: Tensor, left_out: Any) -> Tensor:
         """Plates that are summed elsewhere are independent draws: their ratios are multiplied."""
         factor = self.curvature.expand(value.movedim(self._time, -1))

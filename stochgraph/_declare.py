@@ -12,10 +12,11 @@ from torch.distributions import Distribution
 
 from . import _node as nd
 from ._axes import Axes, describe, union
-from ._derive import between
 from ._errors import DeclarationError
 from ._law import DistributionLaw, SamplerLaw
+from ._reach import between
 from ._sampler import Sampler
+from ._surrogate import schedule
 from ._symbol import Declaration, Symbol, built_inside, current, declare_apply, refuse_captured, to_nodes
 
 
@@ -210,7 +211,24 @@ def declare(fn: Callable[..., Any]) -> tuple[list[nd.Input], nd.Node]:
             f"the objective {node.name!r} of {fn.__name__} still has the axes {describe(node.axes)}: reduce them "
             f"with {word}(..., over={node.axes[0].name!r})"
         )
+    _refuse_open_unknowns(node)
     return [symbol._node for symbol in inputs], node  # type: ignore[misc]
+
+
+def _refuse_open_unknowns(objective: nd.Node) -> None:
+    """An unknown has no value outside the objective of the update that solves for it."""
+    order = schedule([objective])
+    open_in: dict[nd.Node, frozenset[nd.Node]] = {}
+    for node in order:
+        found = frozenset[nd.Node]().union(*(open_in[parent] for parent in node.inputs))
+        solved = {node.unknown} if isinstance(node, nd.Argmax) else set()
+        open_in[node] = found - solved | ({node} if isinstance(node, nd.Unknown) else set())
+    for unsolved in open_in[objective]:
+        first = next(node for node in order if unsolved in node.inputs or node is unsolved is objective)
+        raise DeclarationError(
+            f"the objective {objective.name!r} depends on the unknown {unsolved.name!r} (through {first.name!r}) "
+            f"outside an update that solves for it: use what sg.argmax(..., over={unsolved.name}) returns"
+        )
 
 
 def _parameters(fn: Callable[..., Any]) -> list[str]:
@@ -263,12 +281,7 @@ def _choose(x: Symbol, over: str | Iterable[str] | None, default: Axes, word: st
 
 def _update(word: str, params: Symbol, objective: Symbol, lr: Any, sign: int) -> Symbol:
     start, goal = _node(params, word), _node(objective, word)
-    times = [axis for axis in goal.axes if axis.time]
-    if times:
-        raise DeclarationError(
-            f"sg.{word} of {start.name!r}: the inner objective {goal.name!r} still has the time axis "
-            f"{times[0].name!r}: sum over it first, sg.sum(..., over={times[0].name!r})"
-        )
+    _refuse_time(word, start, goal)
     if not _depends(goal, start):
         raise DeclarationError(
             f"sg.{word} of {start.name!r}: the inner objective {goal.name!r} does not depend on {start.name!r}, "
@@ -278,18 +291,26 @@ def _update(word: str, params: Symbol, objective: Symbol, lr: Any, sign: int) ->
     rate = nd.Arguments((to_nodes(lr),), {})
     declaration = params._declaration
     name = declaration.unique(start.name + "'")
-    return declaration.add(nd.Update(name, len(declaration.nodes), start, goal, rate, sign))
+    return declaration.add(nd.Step(name, len(declaration.nodes), start, goal, rate, sign))
+
+
+def _refuse_time(word: str, start: nd.Node, goal: nd.Node) -> None:
+    times = [axis for axis in goal.axes if axis.time]
+    if times:
+        raise DeclarationError(
+            f"sg.{word} of {start.name!r}: the inner objective {goal.name!r} still has the time axis "
+            f"{times[0].name!r}: sum over it first, sg.sum(..., over={times[0].name!r})"
+        )
 
 
 def _refuse_mixed_copies(word: str, start: nd.Node, goal: nd.Node) -> None:
-    """Each plate that is left gets its own copy of the parameters: nothing that depends on them may mix its draws."""
-    copied = set(goal.axes) - set(start.axes)
+    """Each plate that is left has its own copy of the parameters: nothing that depends on them may mix its draws."""
     for node in between(start, goal):
-        mixed = copied & set(getattr(node, "over", ()))
+        mixed = set(goal.axes) & set(getattr(node, "over", ()))
         if mixed:
             raise DeclarationError(
                 f"sg.{word} of {start.name!r}: the inner objective {goal.name!r} keeps the plate {min(mixed).name!r}, "
-                f"so each of its draws gets its own copy of {start.name!r}; but {node.name!r} reduces that plate of "
+                f"so each of its draws has its own copy of {start.name!r}; but {node.name!r} reduces that plate of "
                 "something that depends on the copies. Reduce the plate in the whole objective, or compute "
                 f"{node.name!r} from parameters that are not updated, sg.apply(torch.clone, params)"
             )

@@ -8,199 +8,53 @@ The four rules, as they stand in the code:
    it keeps only the samples that reach that operand (`linear_operands`).
 3. *Nonlinear operations are not.* There the pending box stays. An estimator that linearises puts the box of its
    sample below the mean of the sample's plate instead, whatever comes after it.
-4. *An update is a nonlinear operation* of the terms of its inner objective. The same rules derive the inner
-   surrogate; "dice" curvature is rule 3 again, the box pushed through the update down to those terms.
+4. *An update is a nonlinear operation* of the terms of its inner objective, whether it is a gradient step or the
+   objective's maximum. The same rules derive the inner surrogate; "dice" curvature is rule 3 again, the box pushed
+   through the update down to those terms.
 """
 
 import copy
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
-from dataclasses import dataclass
-from enum import Enum
+from functools import cached_property
 from typing import Any
 
 from . import _node as nd
-from ._axes import Axis, describe
-from ._curvature import Curvature, ExpandedBox, Expansion, OtherScores
+from ._axes import Axes, Axis, describe, union
+from ._curvature import ExpandedBox, Expansion, OtherScores
 from ._errors import CompileError
-from ._surrogate import Box, CompiledUpdate, Controlled, Placeholder, Score, ScoreTerm, Total, Weight, schedule
-
-_BOTH = (operator.add, operator.sub)
-_UNARY = (operator.neg, operator.pos)
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What an estimator asks of the compiler for its sample node."""
-
-    boxes_costs: bool = True  # box everything that comes later, updates included
-    boxes_means: bool = False  # box where the sample's plate is averaged, and nowhere later
-    averages: bool = False  # the plate's mean log-probability in place of its sum
-    boxes_terms: bool = False  # box the terms of an update's inner objective
-    pathwise: bool = False  # differentiate the draw itself
-    curvature: Curvature | None = None  # box the terms of a mean with an expansion of the likelihood ratio
-    control: "Control | None" = None  # the control variate of what is boxed
-    term_control: "Control | None" = None  # the control variate of the terms of an update's inner objective
-    compares_terms: bool = False  # compare each of those terms with the others of its plate
-
-
-COST = Rule()
-VALUE = Rule(boxes_costs=False)
-
-
-class Kind(Enum):
-    """What a pending box is for."""
-
-    SCORE = "an update's own score, taken at the placeholder"
-    WEIGHT = "a box at the parameters that drew the sample"
-    CONTROLLED = "a weight that still waits for its control variate"
-
-
-Reach = dict[nd.Node, dict[str, frozenset[Axis]]]
-Pending = frozenset[tuple[str, Kind]]
-Key = tuple[nd.Node, Pending]
-NOTHING: Pending = frozenset()
-
-
-@dataclass(frozen=True)
-class Site:
-    """Where a sample's box ends: the declared node, its derived form `term`, and how the box is meant."""
-
-    derivation: "Derivation"
-    node: nd.Node
-    name: str
-    kind: Kind
-    term: nd.Node
-
-    @property
-    def sample(self) -> nd.Sample:
-        """The sample that the box scores."""
-        return self.derivation.samples[self.name]
-
-    @property
-    def aligned(self) -> frozenset[Axis]:
-        """The axes along which the term depends on the sample draw by draw."""
-        return self.derivation.reach[self.kind][self.node][self.name]
-
-
-Control = Callable[[Site], nd.Node | None]  # to a node of zero mean
-
-
-def value_rules(rules: Mapping[str, Rule]) -> dict[str, Rule]:
-    """The rules under which nothing is boxed: every node has the value that the declaration gives it."""
-    return {name: Rule(boxes_costs=False, pathwise=rule.pathwise) for name, rule in rules.items()}
-
-
-def samples_in(order: Iterable[nd.Node]) -> dict[str, nd.Sample]:
-    """The sample nodes by name."""
-    return {node.name: node for node in order if isinstance(node, nd.Sample)}
-
-
-def averaging_plate(sample: nd.Sample) -> Axis | None:
-    """The innermost plate of a sample: averaging it averages its draws."""
-    plates = [axis for axis in sample.plates if not axis.time]
-    return plates[-1] if plates else None
-
-
-def linear_operands(node: nd.Node, pending: Iterable[str], reach: Mapping[nd.Node, Any]) -> list[int] | None:
-    """The inputs to which a box pending at the node may move; `None` if the node is not linear in them."""
-    if isinstance(node, nd.Reduction):
-        return [0]
-    if not isinstance(node, nd.Apply) or not node.arguments.simple:
-        return None
-    everywhere = list(range(len(node.inputs)))
-    if node.fn in _BOTH or node.fn in _UNARY:
-        return everywhere
-    if node.fn is operator.mul:
-        touched = [i for i in everywhere if not reach[node.inputs[i]].keys().isdisjoint(pending)]
-        return touched if len(touched) <= 1 else None
-    if node.fn is operator.truediv:
-        numerator = isinstance(node.arguments.leaves[0], nd.Node)
-        below = everywhere[1:] if numerator else everywhere
-        free = all(reach[node.inputs[i]].keys().isdisjoint(pending) for i in below)
-        return [0] if numerator and free else None
-    return None
-
-
-def find_reach(
-    order: list[nd.Node], sources: Mapping[str, nd.Sample], rules: Mapping[str, Rule], cut: nd.Node | None = None
-) -> Reach:
-    """For every node, the samples that reach it and are not boxed yet, with the axes on which they do so draw by draw.
-
-    A sample is gone from a node once all its routes there have been boxed at a mean, or dropped at an update. At the
-    node `cut` nothing arrives.
-    """
-    reach: Reach = {}
-    for node in order:
-        merged: dict[str, frozenset[Axis]] = {}
-        if node is not cut:
-            for parent in node.inputs:
-                for name, aligned in reach[parent].items():
-                    merged[name] = merged.get(name, aligned) & aligned
-            merged = {s: a & frozenset(node.axes) for s, a in merged.items() if _passes(node, s, sources, rules)}
-        if isinstance(node, nd.Sample) and node.name in sources:
-            merged[node.name] = frozenset(node.axes)
-        reach[node] = merged
-    return reach
-
-
-def _passes(node: nd.Node, name: str, sources: Mapping[str, nd.Sample], rules: Mapping[str, Rule]) -> bool:
-    rule = rules[name]
-    if isinstance(node, nd.Update):
-        return rule.boxes_costs
-    if rule.boxes_means and isinstance(node, (nd.Reduction, nd.Reduce)):
-        plate = averaging_plate(sources[name])
-        if plate in node.over and isinstance(node, nd.Reduce):
-            raise CompileError(
-                f"sample {name!r} reaches {node.name!r} (axes reduced: {describe(node.over)}), which is not a mean: "
-                "an estimator that linearises at the plate's mean has no mean to linearise at; use SF for this node"
-            )
-        return plate not in node.over
-    return True
-
-
-def moves_with(order: list[nd.Node], sources: Iterable[nd.Node], pathwise: Iterable[str] = ()) -> set[nd.Node]:
-    """The nodes whose value moves with the sources while every draw is held fixed (pathwise draws move)."""
-    moving, moved_draws = set(sources), set(pathwise)
-    for node in order:
-        held = isinstance(node, nd.Sample) and node.name not in moved_draws
-        if not held and not isinstance(node, nd.Stop) and any(parent in moving for parent in node.inputs):
-            moving.add(node)
-    return moving
-
-
-def descends_from(order: list[nd.Node], source: nd.Node) -> set[nd.Node]:
-    """The node and all its descendants, through values and distributions."""
-    found = {source}
-    for node in order:
-        if any(parent in found for parent in node.inputs):
-            found.add(node)
-    return found
-
-
-def between(start: nd.Node, goal: nd.Node) -> list[nd.Node]:
-    """The nodes on a way from `start` to `goal`, `start` itself left out."""
-    order: list[nd.Node] = []
-    seen, stack = {goal}, [goal]
-    while stack:
-        node = stack.pop()
-        order.append(node)
-        fresh = [parent for parent in node.inputs if parent not in seen]
-        seen.update(fresh)
-        stack.extend(fresh)
-    below = {start}
-    for node in sorted(order, key=lambda n: n.index):
-        if any(parent in below for parent in node.inputs):
-            below.add(node)
-    return sorted(below - {start}, key=lambda n: n.index)
+from ._implicit import CompiledArgmax
+from ._reach import (
+    Reach,
+    averaging_plate,
+    between,
+    data_of,
+    descends_from,
+    find_reach,
+    linear_operands,
+    moves_with,
+    samples_in,
+)
+from ._rules import COST, NOTHING, Key, Kind, Pending, Rule, Site, routing, settled, value_rules
+from ._surrogate import (
+    Box,
+    CompiledStep,
+    Controlled,
+    Placeholder,
+    Score,
+    ScoreTerm,
+    Total,
+    Weight,
+    schedule,
+)
 
 
 class Derivation:
     """Derives the surrogate of a graph, or of one update's inner objective.
 
     `rules` has one entry per scored sample; updates that a sample in `constant` feeds have a constant direction. For an
-    inner objective, `update` is the update, `outer` the derivation around it, and `psi` stands for the update's
-    parameters.
+    inner objective, `update` is the update, `outer` the derivation around it, and `psi` stands for what the objective
+    is a function of.
     """
 
     def __init__(
@@ -232,15 +86,24 @@ class Derivation:
 
     def _scope(self, update: nd.Update) -> None:
         """Which samples the inner surrogate scores, and which it only weights."""
-        moving = moves_with(self.order, [update.params], self.pathwise)
+        moving = moves_with(self.order, [update.variable], self.pathwise)
         inner = {s: node for s, node in self.samples.items() if any(p in moving for p in node.inputs)}
         data = {s: node for s, node in self.samples.items() if s not in inner}
         self.moved = moving
-        self.region = descends_from(self.order, update.params)
+        self.region = descends_from(self.order, update.variable)
         self.reach = {
-            Kind.SCORE: find_reach(self.order, inner, dict.fromkeys(inner, COST), cut=update.params),
-            Kind.WEIGHT: find_reach(self.order, data, self.rules, cut=update.params),
+            Kind.SCORE: find_reach(self.order, inner, dict.fromkeys(inner, COST), cut=update.variable),
+            Kind.WEIGHT: find_reach(self.order, data, self.rules, cut=update.variable),
         }
+
+    @cached_property
+    def dependence(self) -> Reach:
+        """What `reach` would be if every route were boxed at its end."""
+        if self.update is not None:
+            return self.reach[Kind.SCORE]
+        if all(rule.boxes_costs for rule in self.rules.values() if rule.control):
+            return self.reach[Kind.WEIGHT]
+        return find_reach(self.order, self.samples, dict.fromkeys(self.samples, COST))
 
     def surrogate(self, objective: nd.Node) -> nd.Node:
         """The objective with every pending box in its place."""
@@ -274,7 +137,7 @@ class Derivation:
         return self.memo[node, pending]
 
     def _reaches(self, node: nd.Node, pending: Pending) -> Pending:
-        return frozenset((s, kind) for s, kind in pending if s in self.reach[_place(kind)][node])
+        return frozenset((s, kind) for s, kind in pending if s in self.reach[routing(kind)][node])
 
     def _needs(self, node: nd.Node, pending: Pending) -> list[Key]:
         if self._elsewhere(node) and not pending:
@@ -292,18 +155,18 @@ class Derivation:
     def _due(self, node: nd.Node, pending: Pending) -> list[str]:
         """The samples whose control variate belongs at the node: below it, nothing changes in how they are boxed."""
         waiting = [s for s, kind in pending if kind is Kind.CONTROLLED]
-        found = self._alignments(node, _settled(pending, waiting)) if waiting else {}
+        found = self.alignments_below(node, settled(pending, waiting)) if waiting else {}
         return sorted((s for s in waiting if found[s] is not None), key=lambda s: self.samples[s].index)
 
     def _controlled(self, node: nd.Node, pending: Pending) -> Pending:
-        return _settled(pending, self._due(node, pending))
+        return settled(pending, self._due(node, pending))
 
-    def _alignments(self, node: nd.Node, pending: Pending) -> dict[str, frozenset[Axis] | None]:
+    def alignments_below(self, node: nd.Node, pending: Pending) -> dict[str, frozenset[Axis] | None]:
         """The axes along which the weights pending at the node are kept wherever they end; `None` if that differs."""
         stack = [(node, pending)]
         while stack:
             key = stack[-1]
-            below = [] if self._stuck(*key) else [(n, _settled(p, [s for s, _ in p])) for n, p in self._needs(*key)]
+            below = [] if self._stuck(*key) else [(n, settled(p, [s for s, _ in p])) for n, p in self._needs(*key)]
             missing = [child for child in below if child not in self.alignments]
             stack.extend(missing)
             if not missing:
@@ -314,18 +177,21 @@ class Derivation:
     def _agreed(self, node: nd.Node, name: str, below: list[Key]) -> frozenset[Axis] | None:
         own = self.reach[Kind.WEIGHT][node][name]
         found = {self.alignments[key][name] for key in below if name in self.alignments[key]}
-        return own if found <= {own} else None
+        # Below a factor that depends on the draw too, nothing has zero mean; below a sum it sees less of other draws.
+        if not found or linear_operands(node, [name], self.dependence) is None:
+            return own
+        return own if found == {own} and own == self.dependence[node][name] else None
 
     def _stuck(self, node: nd.Node, pending: Pending) -> Pending:
         """The pending boxes that stay at the node, which is not linear in what they score."""
         nonlinear = {place for place in self.reach if self._operands(node, pending, place) is None}
-        return frozenset((s, kind) for s, kind in pending if _place(kind) in nonlinear)
+        return frozenset((s, kind) for s, kind in pending if routing(kind) in nonlinear)
 
     def _moving_on(self, node: nd.Node, pending: Pending) -> list[Pending]:
         """What each input of a node receives: the boxes that move through it, and at a mean those that belong there."""
         received = [NOTHING] * len(node.inputs)
         for place in self.reach:
-            chosen = frozenset((s, kind) for s, kind in pending if _place(kind) is place)
+            chosen = frozenset((s, kind) for s, kind in pending if routing(kind) is place)
             for position in self._operands(node, pending, place) or ():
                 received[position] |= chosen
         return [found | self._averaged(node) for found in received]
@@ -335,7 +201,7 @@ class Derivation:
         if self.update is None:
             return False
         held = isinstance(node, nd.Sample) and node.name not in self.pathwise
-        return held or node is self.update.params or node not in self.region
+        return held or node is self.update.variable or node not in self.region
 
     def _operands(self, node: nd.Node, pending: Pending, place: Kind) -> list[int] | None:
         """The inputs to which pending boxes of one kind may move.
@@ -343,7 +209,7 @@ class Derivation:
         The kinds are asked apart: where an update's own scores stand decides its direction, and that must not depend on
         what else is boxed.
         """
-        names = [s for s, kind in pending if _place(kind) is place]
+        names = [s for s, kind in pending if routing(kind) is place]
         operands = linear_operands(node, names, self.reach[place])
         if operands is None or place is Kind.WEIGHT or not names:
             return operands
@@ -354,18 +220,18 @@ class Derivation:
         return None if scaling and any(parent in self.moved for parent in others) else operands
 
     def _averaged(self, node: nd.Node) -> Pending:
-        """The samples whose box belongs below this mean."""
+        """The samples whose box belongs below this mean. Inside an update it is curvature that boxes."""
         if not isinstance(node, nd.Reduction):
             return NOTHING
         reaching = self.reach[Kind.WEIGHT][node.inputs[0]]
-        averaged = [s for s in reaching if averaging_plate(self.samples[s]) in node.over]
-        return self._weighted([s for s in averaged if self.rules[s].boxes_means])
+        averaged = [s for s in reaching if averaging_plate(self.samples[s]) in node.over and self.rules[s].boxes_means]
+        return self._weighted([s for s in averaged if self.update is None or self.rules[s].boxes_terms])
 
     def _build(self, node: nd.Node, pending: Pending, parts: list[nd.Node]) -> nd.Node:
         if self._elsewhere(node) and not pending:
             assert self.outer is not None
-            is_params = self.update is not None and node is self.update.params
-            return self.psi if is_params and self.psi else self.outer.derive(node)
+            is_variable = self.update is not None and node is self.update.variable
+            return self.psi if is_variable and self.psi else self.outer.derive(node)
         due = self._due(node, pending)
         if due:
             return self._with_controls(node, parts[0], due)
@@ -402,21 +268,40 @@ class Derivation:
         rules, detach = self.rules, not self.constant.isdisjoint(data_of(node, self.order))
         if self.update is not None:
             rules = value_rules(self.rules)
-        psi = Placeholder(node)
+        axes = union(parts[0].axes, node.variable.axes, node.objective.axes)
+        psi, inner, surrogates = self._inner(node, rules, axes)
+        if isinstance(node, nd.Argmax):
+            return CompiledArgmax(node, parts[0], parts[1:], psi, surrogates, detach)
+        shared = self._shared_scores(node, inner)
+        return CompiledStep(node, parts[0], parts[1:], psi, surrogates, detach, shared)
+
+    def _inner(
+        self, node: nd.Update, rules: Mapping[str, Rule], axes: Axes
+    ) -> tuple[Placeholder, "Derivation", list[nd.Node]]:
+        """The update's placeholder, derivation and surrogate; behind it the plain one if it has control variates.
+
+        Inside another update's objective the surrogate may depend on copies of that update's parameters: then there is
+        one placeholder for each.
+        """
+        psi = Placeholder(node, axes)
         inner = Derivation(self.order, rules, outer=self, update=node, psi=psi)
-        surrogate, plain = inner.inner_surrogate(), None
+        surrogates = [inner.inner_surrogate()]
         if any(rules[s].term_control for s in inner.reach[Kind.SCORE][node.objective]):
             controlled = Derivation(self.order, rules, outer=self, update=node, psi=psi, controls_terms=True)
-            surrogate, plain = controlled.inner_surrogate(), surrogate
-        return CompiledUpdate(node, parts[0], parts[1:], psi, surrogate, detach, plain, self._shared_scores(inner))
+            surrogates.insert(0, controlled.inner_surrogate())
+        wider = union(axes, *(surrogate.axes for surrogate in surrogates))
+        if wider != axes:
+            return self._inner(node, rules, wider)
+        for surrogate in surrogates:
+            _refuse_mixed_copies(node, psi, surrogate)
+        return psi, inner, surrogates
 
-    def _shared_scores(self, inner: "Derivation") -> list[tuple[Score, Score]]:
+    def _shared_scores(self, node: nd.Update, inner: "Derivation") -> list[tuple[Score, Score]]:
         """The scores of an inner derivation with the same ones at the parameters themselves."""
-        if self.update is not None or inner.update is None:
-            return []
-        params, found = inner.update.params, []
-        for sample in map(self.samples.__getitem__, inner.reach[Kind.SCORE][inner.update.objective]):
-            direct = all(parent is params or parent not in inner.region for parent in sample.inputs)
+        found: list[tuple[Score, Score]] = []
+        names = inner.reach[Kind.SCORE][node.objective] if self.update is None else ()
+        for sample in map(self.samples.__getitem__, names):
+            direct = all(parent is node.params or parent not in inner.region for parent in sample.inputs)
             at_psi = inner.score(sample)
             if direct and at_psi.axes == sample.axes:
                 found.append((at_psi, self.score(sample)))
@@ -512,22 +397,17 @@ class Derivation:
         return shared[key]
 
 
-def data_of(update: nd.Update, order: list[nd.Node]) -> list[str]:
-    """The samples that feed an update's objective, other than through its parameters."""
-    samples = samples_in(order)
-    reach = find_reach(order, samples, dict.fromkeys(samples, COST), cut=update.params)
-    return list(reach[update.objective])
-
-
-def _place(kind: Kind) -> Kind:
-    """Boxes that wait for a control variate move as all weights do."""
-    return Kind.SCORE if kind is Kind.SCORE else Kind.WEIGHT
-
-
-def _settled(pending: Pending, names: Iterable[str]) -> Pending:
-    """The pending boxes, those of `names` no longer waiting for a control variate."""
-    chosen = set(names)
-    return frozenset((s, _place(kind) if s in chosen else kind) for s, kind in pending)
+def _refuse_mixed_copies(update: nd.Update, psi: Placeholder, surrogate: nd.Node) -> None:
+    """A copy for every copy of an outer update's parameters must not meet the others."""
+    added = set(psi.axes) - set(update.axes)
+    for node in between(psi, surrogate) if added else ():
+        mixed = added & set(getattr(node, "over", ()))
+        if mixed:
+            raise CompileError(
+                f"update {update.name!r} (axes: {describe(update.axes)}) is part of another update's objective, which "
+                f"keeps the plate {min(mixed).name!r}: there is one {update.name!r} for each of its draws, but "
+                f"{node.name!r} reduces that plate. Reduce it in the whole objective of the outer update"
+            )
 
 
 def _controlled(term: nd.Node, controls: Iterable[nd.Node | None]) -> nd.Node:

@@ -17,5 +17,9 @@ class SamplingError(StochgraphError):
     """A draw, its log-probability or a value went wrong while the graph was running."""
 
 
+class SolverError(StochgraphError):
+    """An implicit update was not solved, or cannot be differentiated where it was."""
+
+
 class VerificationError(StochgraphError):
     """The graph cannot be enumerated exactly."""

@@ -6,6 +6,7 @@ from typing import Any
 from . import _node as nd
 from ._latex import latex
 from ._ledger import Row, largest, read_ledger
+from ._reach import averaging_plate
 
 _WORDS = {
     "once": "counted exactly once",
@@ -100,7 +101,8 @@ def explain(compiled: Any) -> Explanation:
     order, names = compiled.graph._order, list(compiled.rules)
     rows = tuple(read_ledger(compiled._root, order, names, compiled.wrt))
     bias = max((bias_of(row) for row in rows), key=["0", "O(1/sqrt(N))", "O(1)"].index, default="0")
-    variance = largest(row.variance for row in rows)
+    alone = any(isinstance(n, nd.Sample) and averaging_plate(n) is None for n in order)
+    variance = largest([*(row.variance for row in rows), *(["O(1)"] if alone else [])])
     listed = {row.sample for row in rows}
     constant = tuple(n.name for n in order if isinstance(n, nd.Sample) and n.name not in listed)
     title = f"gradient of E[{compiled.graph.name}] with respect to {', '.join(compiled.wrt)}"

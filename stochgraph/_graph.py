@@ -8,7 +8,7 @@ from torch import Tensor
 
 from . import _node as nd
 from ._declare import declare
-from ._derive import moves_with, samples_in
+from ._reach import moves_with, samples_in
 from ._surrogate import schedule
 
 
@@ -61,9 +61,11 @@ class Graph:
         """The graph as a `networkx.DiGraph`.
 
         Nodes are keyed by name. Attributes: `kind` ("input", "sample", "apply", "select", "reduction", "reduce",
-        "log_prob", "stop", "update"), `axes` (tuple of axis names, outermost first), `label` (what the node computes),
+        "log_prob", "stop", "update", "unknown"), `axes` (tuple of axis names, outermost first), `label` (what the node
+        computes),
         `objective` (bool), and for samples `distribution`, `plate` (name or None), `time` (name or None) and `n`.
-        Edges have `role`: "parent" (into a sample), "params", "objective" or "rate" (into an update), else "value".
+        Edges have `role`: "parent" (into a sample), "params", "objective" or "rate" (into a gradient step), "init" or
+        "objective" (into an argmax), else "value".
         """
         result = nx.DiGraph(name=self.name)
         for node in self._order:
@@ -140,8 +142,7 @@ def label(node: nd.Node) -> str:
     if isinstance(node, nd.Sample):
         return f"{node.name} ~ {node.law.name}"
     if isinstance(node, nd.Update):
-        word = "ascend" if node.sign > 0 else "descend"
-        return f"{word}({node.params.name}, {node.objective.name})"
+        return f"{node.word}({node.variable.name}, {node.objective.name})"
     return node.name
 
 
@@ -164,5 +165,5 @@ def _role(node: nd.Node, i: int) -> str:
     if isinstance(node, nd.Sample):
         return "parent"
     if isinstance(node, nd.Update):
-        return ("params", "objective")[i] if i < 2 else "rate"
+        return node.roles[i] if i < 2 else "rate"
     return "value"

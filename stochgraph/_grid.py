@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from ._graph import Graph
 
 Lane = tuple[str, ...]
-UPDATE_ROLES = ("params", "objective", "rate")
+UPDATE_ROLES = ("params", "objective", "rate", "init")
 
 
 def without_selects(graph: "Graph") -> nx.DiGraph:

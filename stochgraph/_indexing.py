@@ -1,10 +1,16 @@
-"""Indexing with a drawn integer inside nested transforms.
+"""What a graph needs under `torch.func` transforms: indexing with a drawn integer, and noise that is drawn in place.
 
 NOTE [scalar indices]
 `table[action]` is how a tabular policy or reward is written for one draw. Inside `torch.func.grad` or `hessian` under
 `torch.vmap`, torch takes an integer tensor without dimensions for a number and asks for its value, which a mapped
 tensor does not have. Within a surrogate that runs under such a transform, scalar indices are therefore looked up with
 `index_select`, which has the same meaning and a rule for every transform.
+
+NOTE [noise in place]
+Many distributions draw with `torch.empty(shape).normal_()` or its like. Under `torch.vmap(..., randomness="different")`
+torch refuses, because a tensor that is not mapped has room for one element's noise only. A fresh random tensor of the
+same shape is mapped, so the noise is written into that one and returned. torch's own distributions use what the call
+returns; a sampler that looks at the tensor instead finds NaN there.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -14,22 +20,37 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+NOISE_IN_PLACE = frozenset(
+    getattr(Tensor, name) for name in ("normal_", "uniform_", "exponential_", "cauchy_", "log_normal_", "geometric_")
+)
+
 
 def in_transform() -> bool:
     """Whether a `torch.func` transform is active: values may then be wrapped, and cannot be looked at."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def scalar_indexing() -> AbstractContextManager[Any]:
-    """Look up scalar indices by `index_select` while a `torch.func` transform is active; else do nothing."""
-    return nullcontext() if not in_transform() else _ScalarIndexing()
+def transform_rules() -> AbstractContextManager[Any]:
+    """Follow the two notes above while a `torch.func` transform is active; else do nothing."""
+    return nullcontext() if not in_transform() else _TransformRules()
 
 
-class _ScalarIndexing(TorchFunctionMode):
+class _TransformRules(TorchFunctionMode):
     def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if fn is Tensor.__getitem__:
             return _getitem(*args)
+        if fn in NOISE_IN_PLACE:
+            return _noise(fn, *args, **(kwargs or {}))
         return fn(*args, **(kwargs or {}))
+
+
+def _noise(fn: Any, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    try:
+        return fn(target, *args, **kwargs)
+    except RuntimeError:
+        noise = fn(torch.rand_like(target), *args, **kwargs)
+    target.fill_(torch.nan)
+    return noise
 
 
 def _getitem(value: Tensor, key: Any) -> Tensor:

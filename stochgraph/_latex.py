@@ -8,7 +8,7 @@ import torch
 from . import _node as nd
 from ._axes import Axis
 from ._curvature import Expansion, OtherScores
-from ._surrogate import Box, CompiledUpdate, Controlled, Placeholder, ScoreTerm, Total, Weight
+from ._surrogate import Box, CompiledStep, CompiledUpdate, Controlled, Placeholder, ScoreTerm, Total, Weight
 
 _GREEK = frozenset(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi chi psi "
@@ -195,17 +195,22 @@ class _Printer:
         name = symbol(node.name)
         if node not in self.updates:
             self.updates[node] = ""  # keep the place: updates inside come first
-            sign = "+" if node.update.sign > 0 else "-"
-            rates = iter(parts[1:])
-            leaves = node.update.lr.leaves
-            rate = ", ".join(next(rates) if isinstance(x, nd.Node) else _constant(x) for x in leaves)
-            psi = symbol(node.psi.name)
-            direction = rf"\nabla_{{{psi}}} \Big[ {self._text(node.surrogate, 0)} \Big]"
+            word = r"\nabla" if isinstance(node, CompiledStep) else r"\arg\max"
+            moved = rf"{word}_{{{symbol(node.psi.name)}}} \Big[ {self._text(node.surrogate, 0)} \Big]"
             if node.detach:
-                direction = rf"\mathrm{{stop}}\big({direction}\big)"
+                moved = rf"\mathrm{{stop}}\big({moved}\big)"
+            start = self._step(node, parts) if isinstance(node, CompiledStep) else ""
             del self.updates[node]
-            self.updates[node] = rf"{name} &= {parts[0]} {sign} {rate} \, {direction}"
+            self.updates[node] = f"{name} &= {start}{moved}"
         return name
+
+    def _step(self, node: CompiledStep, parts: list[str]) -> str:
+        """What stands in front of the gradient."""
+        sign = "+" if node.update.sign > 0 else "-"
+        rates = iter(parts[1:])
+        leaves = node.update.lr.leaves
+        rate = ", ".join(next(rates) if isinstance(x, nd.Node) else _constant(x) for x in leaves)
+        return rf"{parts[0]} {sign} {rate} \, "
 
 
 def _kind(weight: nd.Node) -> str:

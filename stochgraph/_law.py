@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 from . import _vectorize as vz
 from ._axes import Axes, describe, union
 from ._errors import DeclarationError, SamplingError
+from ._indexing import NOISE_IN_PLACE
 from ._sampler import Sampler
 from ._trees import map_tensors, tensors
 
@@ -99,12 +100,14 @@ class DistributionLaw:
         if not built.has_rsample:
             raise SamplingError(_no_path(node, type(built).__name__))
         _refuse_temperatures(node, built)
-        own = [] if node.plate is None else [run.sizes[node.plate]]
-        if noise is not None:  # the placeholder of an update may have plates that the draw does not have
-            noise = [_insert_axes(x, len(own), node.declared_axes, node.parent_axes) for x in noise]
+        # The placeholder of an update may have plates that the draw does not have, and the draw's own plate as well.
+        plate = [axis for axis in (node.plate,) if axis is not None]
+        own = [axis for axis in plate if axis not in node.parent_axes]
+        if noise is not None:
+            noise = [_arrange(x, (*plate, *node.declared_axes), (*own, *node.parent_axes)) for x in noise]
         with NoiseTape(node, noise) as tape:
-            value = built.rsample(torch.Size(own))
-        return _plate_last(node, value), tape.recorded
+            value = built.rsample(torch.Size([run.sizes[axis] for axis in own]))
+        return (_plate_last(node, value) if own else value), tape.recorded
 
     def score(
         self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, built: Any = None
@@ -118,7 +121,8 @@ class DistributionLaw:
         if parent_axes != node.parent_axes:
             axes = union(parent_axes, node.axes)
             value = vz.align(value, node.axes, axes)
-            front = axes.index(node.plate) if node.plate is not None else 0
+            # Parents that vary with the draw, copies of an update's parameters, have the plate in their batch.
+            front = axes.index(node.plate) if node.plate not in (None, *parent_axes) else 0
         log_prob = built.log_prob(value.movedim(front, 0) if front else value)
         own = len(built.batch_shape) - len(parent_axes)
         if own:
@@ -260,10 +264,6 @@ class NoiseTape(TorchFunctionMode):
     """
 
     _fresh = frozenset({torch.rand, torch.randn, torch.rand_like, torch.randn_like})
-    _in_place = frozenset(
-        getattr(Tensor, name)
-        for name in ("normal_", "uniform_", "exponential_", "cauchy_", "log_normal_", "geometric_")
-    )
     # Their results are drawn from parameters. A "straight-through" draw makes one, and is no function of noise.
     _parametric = frozenset(
         "_standard_gamma _sample_dirichlet multinomial bernoulli bernoulli_ poisson binomial".split()
@@ -281,7 +281,7 @@ class NoiseTape(TorchFunctionMode):
                 f"PW on sample {self.node.name!r} ({self.node.law.name}): its noise depends on its parameters, so the "
                 "draw cannot be replayed to every derivative order; use SF for this node"
             )
-        if fn not in self._fresh and fn not in self._in_place:
+        if fn not in self._fresh and fn not in NOISE_IN_PLACE:
             return fn(*args, **(kwargs or {}))
         noise = next(self.replay) if self.replay is not None else fn(*args, **(kwargs or {}))
         self.recorded.append(noise.clone() if self.replay is None else noise)
@@ -328,12 +328,11 @@ def _plate_last(node: Any, value: Tensor) -> Tensor:
     return value.movedim(0, node.front) if node.front else value
 
 
-def _insert_axes(value: Tensor, lead: int, axes: Axes, target: Axes) -> Tensor:
-    """Insert dimensions of size 1 for axes that a tensor `(*lead dimensions, *axes, ...)` lacks."""
-    for d, axis in enumerate(target):
-        if axis not in axes:
-            value = value.unsqueeze(lead + d)
-    return value
+def _arrange(value: Tensor, axes: Axes, target: Axes) -> Tensor:
+    """View a tensor `(*axes, ...)` as `(*target, ...)`, with dimensions of size 1 for the axes that it lacks."""
+    own = [axes.index(axis) for axis in target if axis in axes]
+    value = value.permute([*own, *range(len(axes), value.dim())])
+    return vz.align(value, tuple(axis for axis in target if axis in axes), target)
 
 
 def _aligned(values: Sequence[Any], inputs: Sequence[Any], axes: Axes) -> list[Any]:

@@ -6,6 +6,7 @@ The replays are forward evaluations: their values are constants of the surrogate
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -16,46 +17,96 @@ from torch.utils import _pytree as pytree
 from . import _node as nd
 from ._axes import Axes, Axis, describe
 from ._control import control_variate
-from ._derive import COST, Derivation, Kind, Rule, Site, averaging_plate, samples_in
+from ._derive import Derivation
 from ._errors import CompileError, SamplingError
-from ._surrogate import CompiledUpdate, Score, Weight, execute, schedule
+from ._reach import averaging_plate, descends_from, samples_in
+from ._rules import COST, Kind, Rule, Site
+from ._surrogate import CompiledUpdate, Controlled, Score, Weight, execute, schedule
 
 _CELLS = 16384  # how many numbers a node may have in one chunk of replays
 
 
 def leave_one_out(site: Site) -> nd.Node | None:
     """The control variate of a sample for a term that sums its scores over its plate; `None` for any other term."""
-    sample, derivation = site.sample, site.derivation
-    plate = averaging_plate(sample)
-    if plate is None or plate in site.aligned:
+    plate = _summed_plate(site)
+    if plate is None:
         return None
-    if sample.plate is plate and sample.n == 1:
-        raise CompileError(_plate_of_one(sample.name, sample.axes, plate))
-    left_out = Axis(-1 - plate.position, f"{plate.name} left out")
-    replay = derivation.share(("replay", site.node, plate), lambda: _replay(site, plate, left_out))
-    return control_variate(site, replay, site.aligned | {plate}, left_out=(plate, left_out))
+    if site.sample.plate is plate and site.sample.n == 1:
+        raise CompileError(_plate_of_one(site.name, site.sample.axes, plate))
+    return _compared(site, plate, _replay(site, plate))
 
 
-def _replay(site: Site, plate: Axis, left_out: Axis) -> "Replay":
-    """The node's replays: with everything that was drawn on the way boxed, whatever the estimators of those draws."""
+def _summed_plate(site: Site) -> Axis | None:
+    plate = averaging_plate(site.sample)
+    return None if plate in site.aligned else plate
+
+
+def _compared(site: Site, plate: Axis, replay: nd.Node) -> nd.Node:
+    return control_variate(site, replay, site.aligned | {plate}, left_out=(plate, _left_out(plate)))
+
+
+def _left_out(plate: Axis) -> Axis:
+    """The axis of the replays."""
+    return Axis(-1 - plate.position, f"{plate.name} left out")
+
+
+def _replay(site: Site, plate: Axis) -> "Replay":
+    return site.derivation.share(("replay", site.node, plate), lambda: _make_replay(site, plate))
+
+
+def _make_replay(site: Site, plate: Axis) -> "Replay":
+    """The node's replays: with everything that was drawn on the way boxed, whatever the estimators of those draws.
+
+    NOTE [later plates]
+    Without one draw of D1 the parameters that drew D2 are others, by O(1/N), so that the ratio of D2's whole plate
+    varies: all D1's replays together would vary like the score function of D2. Where D2 is left-one-out too, its own
+    replays are the control variate of that ratio, which leaves the variance O(1/N).
+    """
     derivation, node = site.derivation, site.node
-    exact = derivation
-    if not all(_boxes_all(rule) for rule in derivation.rules.values()):
-        rules = {s: Rule(pathwise=True) if rule.pathwise else COST for s, rule in derivation.rules.items()}
-        exact = Derivation(derivation.order, rules, shared=derivation.shared)
-    pending = frozenset((s, Kind.WEIGHT) for s in exact.reach[Kind.WEIGHT][node])
-    return Replay(node, site.name, plate, left_out, exact.derive(node, pending), derivation)
+    exact = derivation.share("replays", lambda: _weighting_everything(derivation))
+    reaching = exact.reach[Kind.WEIGHT][node]
+    root = exact.derive(node, frozenset((s, Kind.WEIGHT) for s in reaching))
+    controls = []
+    for later in _later(site, plate):
+        within = Site(exact, node, later.name, Kind.WEIGHT, root)
+        own = _summed_plate(within)
+        if own is not None and own != plate:
+            controls.append(_compared(within, own, _replay(later, own)))
+    return Replay(node, site.name, plate, Controlled(root, controls) if controls else root, derivation)
+
+
+def _later(site: Site, plate: Axis) -> list[Site]:
+    """Other samples that are drawn after the site's own, reach the node with it and are left-one-out."""
+    derivation, node = site.derivation, site.node
+    after = descends_from(derivation.order, site.sample)
+    settled = frozenset((s, Kind.WEIGHT) for s in derivation.reach[Kind.WEIGHT][node])
+    ends_here = [s for s, aligned in derivation.alignments_below(node, settled).items() if aligned is not None]
+    chosen = [s for s in ends_here if derivation.samples[s] in after and derivation.rules[s].control is leave_one_out]
+    found = [Site(derivation, node, s, Kind.WEIGHT, site.term) for s in chosen if s != site.name]
+    return [later for later in found if _summed_plate(later) not in (None, plate)]
+
+
+def _weighting_everything(derivation: Derivation) -> Derivation:
+    """Boxes costs with every sample that is scored or descends from one: leaving a draw out moves its distribution."""
+    moving, drawn = descends_from(derivation.order, *derivation.samples.values()), samples_in(derivation.order)
+    names = [s for s, node in drawn.items() if s in derivation.rules or node in moving]
+    if len(names) == len(derivation.rules) and all(_boxes_all(rule) for rule in derivation.rules.values()):
+        return derivation
+    rules = {s: Rule(pathwise=True) if s in derivation.pathwise else COST for s in names}
+    return Derivation(derivation.order, rules, shared=derivation.shared)
 
 
 def _boxes_all(rule: Rule) -> bool:
     return rule.pathwise or (rule.boxes_costs and not rule.averages and not rule.boxes_terms)
 
 
+@dataclass(frozen=True)
 class LeftOut:
     """Which draw of which plate is left out: the one at `index`, of `count`."""
 
-    def __init__(self, plate: Axis, index: Tensor, count: int) -> None:
-        self.plate, self.index, self.count = plate, index, count
+    plate: Axis
+    index: Tensor
+    count: int
 
     def own(self, value: Tensor, axes: Axes) -> Tensor:
         """The part of a value `(*axes, ...)` that belongs to the draw left out, along a dimension of size 1."""
@@ -84,13 +135,12 @@ class Replay(nd.Node):
 
     kind = "replay"
 
-    def __init__(
-        self, node: nd.Node, name: str, plate: Axis, left_out: Axis, root: nd.Node, derivation: Derivation
-    ) -> None:
-        self.sample, self.plate, self.left_out, self.root = derivation.samples[name], plate, left_out, root
+    def __init__(self, node: nd.Node, name: str, plate: Axis, root: nd.Node, derivation: Derivation) -> None:
+        self.sample, self.plate, self.left_out, self.root = derivation.samples[name], plate, _left_out(plate), root
         self.term_axes = node.axes
         self.program, self.captured = split(root, plate, name)
         self.names = _weighted_in(self.program)
+        _refuse_moving_supports(self.program)
         declared = samples_in(derivation.order)
         drawn = [n.name for n in self.program if isinstance(n, nd.Sample)]
         inputs: list[nd.Node] = [derivation.score(declared[s]) for s in self.names]
@@ -132,7 +182,7 @@ class Replay(nd.Node):
         return pytree.tree_map_only(Tensor, lambda leaf: left_out.without(leaf, self.term_axes), value)
 
     def _chunk(self, run: Any) -> int:
-        cells = max((prod(run.sizes[axis] for axis in axes) for axes in _all_axes(self.program)), default=1)
+        cells = max((prod(run.sizes.get(axis, 1) for axis in axes) for axes in _all_axes(self.program)), default=1)
         return max(1, _CELLS // cells)
 
 
@@ -143,7 +193,7 @@ def split(root: nd.Node, plate: Axis, name: str) -> tuple[list[nd.Node], list[nd
     order = schedule([root])
     _refuse_other_reductions(order, plate, name)
     for node in order:
-        held = isinstance(node, nd.Sample) and not node.pathwise
+        held = isinstance(node, Replay) or (isinstance(node, nd.Sample) and not node.pathwise)
         if not held and (_reduces(node, plate) or any(parent in moving for parent in node.inputs)):
             moving.add(node)
             program.append(node)
@@ -169,6 +219,15 @@ def _refuse_other_reductions(program: Iterable[nd.Node], plate: Axis, name: str)
             raise CompileError(
                 f"sample {name!r} reaches {node.name!r} (axes reduced: {describe(node.over)}), which is not a mean: "
                 "there is no mean to leave one draw out of; use SF for this node"
+            )
+
+
+def _refuse_moving_supports(program: Iterable[nd.Node]) -> None:
+    for node in [scored.sample for scored in program if isinstance(scored, Score)]:
+        if node.law.has_moving_support:
+            raise CompileError(
+                f"sample {node.name!r} (axes: {describe(node.axes)}): the support of {node.law.name} moves with the "
+                "draws that leave-one-out leaves out, so no importance ratio reuses it; use SF in place of LOO"
             )
 
 

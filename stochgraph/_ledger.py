@@ -14,7 +14,7 @@ from typing import Literal
 from . import _node as nd
 from ._axes import Axis
 from ._curvature import Expansion
-from ._derive import averaging_plate, between
+from ._reach import averaging_plate, between
 from ._surrogate import Box, CompiledUpdate, Controlled, Placeholder, ScoreTerm, Total, Weight
 
 Counted = Literal["once", "linearized", "dropped", "scaled", "twice"]
@@ -74,6 +74,7 @@ class _State:
     boxes: tuple[_Count, ...] = ()
     nonlinear: frozenset[str] = frozenset()  # samples in which an operation above is not linear
     outside: frozenset[Axis] = frozenset()  # the axes of the nearest such operation
+    totalled: frozenset[Axis] = frozenset()  # plates that are summed above, not averaged
     left_out: frozenset[str] = frozenset()  # samples with a leave-one-out control variate
     cut: bool = False  # a derivative cannot pass from above
     stopped: bool = False  # by declaration, not by the estimator
@@ -151,7 +152,8 @@ class _Walk:
         if isinstance(node, (nd.Reduction, nd.Reduce)):
             # A box that scores each draw's own term does not cover what other draws do to the term through a mean.
             covering = tuple(box for box in state.boxes if box.aligned.isdisjoint(node.over))
-            state = replace(state, boxes=covering)
+            totalled = () if getattr(node, "mean", False) else [axis for axis in node.over if not axis.time]
+            state = replace(state, boxes=covering, totalled=state.totalled.union(totalled))
         bent = self._bent(node, position)
         outside = frozenset(node.axes) if bent else state.outside
         return replace(state, nonlinear=state.nonlinear | bent, outside=outside)
@@ -165,7 +167,8 @@ class _Walk:
     def _into_update(self, node: CompiledUpdate, state: _State) -> Iterator[tuple[nd.Node, _State]]:
         outside = frozenset(node.axes)
         bent = replace(state, nonlinear=self.scored, outside=outside, via=(node.name, *state.via))
-        yield node.inputs[0], bent
+        if node.starts_matter:
+            yield node.inputs[0], bent
         for rate in node.inputs[1 : 1 + node.rate_count]:
             yield rate, bent
         yield node.surrogate, replace(bent, cut=state.cut or node.detach)
@@ -304,7 +307,9 @@ def _row(node: nd.Node, state: _State, count: int, path: tuple[str, ...], scored
     own = [box for box in state.boxes if box.sample == node.name]
     word = counted(own)
     plates = tuple(dict.fromkeys(name for box in own for name in box.plates)) if word == "linearized" else ()
-    order = "O(N)" if any(box.grows for box in own) else small
+    totalled = averaging_plate(node) in state.totalled and node.name not in state.nonlinear
+    grows = totalled or any(box.grows for box in own)
+    order = "O(N)" if grows else small
     return Row(node.name, "", path, word, "distribution", weight_of(own), plates, count, order)
 
 
@@ -320,7 +325,7 @@ def _value_row(node: nd.Node, state: _State, count: int, path: tuple[str, ...]) 
 
 def _makes_direction(update: nd.Update) -> list[nd.Node]:
     """What an update's direction is computed from: parameters, objective, and the parents of the draws it scores."""
-    scored = [node for node in between(update.params, update.objective) if isinstance(node, nd.Sample)]
+    scored = [node for node in between(update.variable, update.objective) if isinstance(node, nd.Sample)]
     return [update.params, update.objective, *(parent for node in scored for parent in node.inputs)]
 
 

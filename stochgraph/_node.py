@@ -4,7 +4,8 @@ A node knows its inputs, its axes and how to compute its value from the values o
 compiler derives a surrogate by building new nodes (`with_inputs`) around the declared ones, never by changing them.
 
 The kinds are few on purpose: an input, a sample, a deterministic function of one draw (`Apply`, `Select`), a
-reduction over axes (`Mean`, `Sum`: linear; `Reduce`: anything else), an inner update and a stop-gradient.
+reduction over axes (`Mean`, `Sum`: linear; `Reduce`: anything else), an inner update (a gradient step, or the solution
+for an unknown) and a stop-gradient.
 """
 
 import copy
@@ -354,14 +355,10 @@ class LogProb(Node):
 
 
 class Update(Node):
-    """`params + sign * lr * gradient of objective`, the gradient being that of the objective's own surrogate."""
+    """Base class: new parameters from old ones and an inner objective."""
 
     kind = "update"
-
-    def __init__(self, name: str, index: int, params: Node, objective: Node, lr: Arguments, sign: int) -> None:
-        self.lr = lr
-        self.sign = sign
-        super().__init__(name, index, [params, objective, *lr.nodes])
+    roles = ("params", "objective")  # what the first inputs are; those that follow are step sizes
 
     @property
     def params(self) -> Node:
@@ -372,3 +369,61 @@ class Update(Node):
     def objective(self) -> Node:
         """The declared inner objective."""
         return self.inputs[1]
+
+    @property
+    def variable(self) -> Node:
+        """What the inner objective is a function of: the compiler puts a placeholder in its place."""
+        return self.params
+
+    @property
+    def word(self) -> str:
+        """The word that declares it."""
+        raise NotImplementedError
+
+
+class Step(Update):
+    """`params + sign * lr * gradient of objective`, the gradient being that of the objective's own surrogate."""
+
+    def __init__(self, name: str, index: int, params: Node, objective: Node, lr: Arguments, sign: int) -> None:
+        self.lr = lr
+        self.sign = sign
+        super().__init__(name, index, [params, objective, *lr.nodes])
+
+    @property
+    def word(self) -> str:
+        return "ascend" if self.sign > 0 else "descend"
+
+
+class Unknown(Node):
+    """Stands for the parameters that an implicit update solves for. It has no value outside the update's objective."""
+
+    kind = "unknown"
+
+    def __init__(self, name: str, index: int, like: Node) -> None:
+        self.like = like  # no input: the unknown does not depend on what it is like
+        super().__init__(name, index, [])
+
+    def infer_axes(self) -> Axes:
+        return self.like.axes
+
+
+class Argmax(Update):
+    """The unknown that maximises the objective. The solver starts at `params`, which is a `Stop`."""
+
+    word = "argmax"
+    roles = ("init", "objective")
+
+    def __init__(
+        self, name: str, index: int, params: Stop, objective: Node, unknown: Unknown, solver: Any, linear_solver: Any
+    ) -> None:
+        self.unknown = unknown
+        self.solver = solver
+        self.linear_solver = linear_solver
+        super().__init__(name, index, [params, objective])
+
+    def infer_axes(self) -> Axes:
+        return union(self.unknown.axes, self.objective.axes)
+
+    @property
+    def variable(self) -> Node:
+        return self.unknown

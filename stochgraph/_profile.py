@@ -79,16 +79,24 @@ class Profile:
         return "\n".join([head, "|---|" + "---|" * 6, *rows, note])
 
     def plot(self) -> Any:
-        """Bias, variance, MSE and time as bars, one colour per estimator: a `matplotlib` figure."""
+        """Bias, variance, MSE, time, and MSE at equal time as bars, one colour each: a `matplotlib` figure."""
         from ._picture import Picture
 
-        figure = Picture(figsize=(11, 2.8), layout="constrained")
-        panels = {"bias": "bias", "variance": "variance", "mse": "MSE", "seconds": "seconds per estimate"}
+        figure = Picture(figsize=(13, 2.8), layout="constrained")
+        panels = {
+            "bias": "bias",
+            "variance": "variance",
+            "mse": "MSE",
+            "seconds": "seconds per estimate",
+            "mse_per_second": "MSE at one second",
+        }
         names = list(self.figures)
-        for axes, (attribute, title) in zip(figure.subplots(1, 4), panels.items(), strict=True):
+        tilt = {"rotation": 30, "ha": "right"} if len(names) * max(map(len, names)) > 20 else {}
+        for axes, (attribute, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
             values = [getattr(self.figures[name], attribute) for name in names]
             errors = [self.figures[name].bias_error for name in names] if attribute == "bias" else None
             axes.bar(names, values, yerr=errors, color=[f"C{i}" for i in range(len(names))], capsize=4)
+            axes.set_xticks(range(len(names)), names, **tilt)
             axes.set_title(title)
             smallest, largest = min(values), max(values)
             if 30 * smallest < largest < 1e20 * smallest:  # anything smaller is zero, but for rounding

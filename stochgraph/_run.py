@@ -12,7 +12,7 @@ from torch import Tensor
 from . import _node as nd
 from ._axes import Axis, describe
 from ._errors import SamplingError
-from ._indexing import scalar_indexing
+from ._indexing import transform_rules
 from ._law import DistributionLaw
 from ._surrogate import Score, execute
 from ._trace import Trace
@@ -67,7 +67,7 @@ class Run:
 
     def execute(self, program: Sequence[nd.Node]) -> dict[nd.Node, Any]:
         """Evaluate a program; the values of its nodes, and of all evaluated before."""
-        with scalar_indexing():
+        with transform_rules():
             execute(program, self, self.values)
         return self.values
 

@@ -89,14 +89,12 @@ class Weight(nd.Node):
         self._cumulated = [d for d, axis in places if axis.time and axis in self.aligned]
         self._gone = tuple(d for d, axis in places if axis in gone)
         self._averaged = [d for d, axis in places if self.average and axis in gone and not axis.time]
-        self._reduces = bool(self._cumulated or self._gone)
 
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+        score = values[0]
         recorded = run.log_probs.get(self.sample.name)
-        if recorded is None:
-            weight = self._reduce(values[0], run.left_out) if self._reduces else values[0]
-            return weight - weight.detach()
-        return self._reduce(values[0] - vz.align(recorded, self.sample.axes, self.input_axes[0]), run.left_out)
+        before = score.detach() if recorded is None else vz.align(recorded, self.sample.axes, self.input_axes[0])
+        return self._reduce(score - before, run.left_out)
 
     def _reduce(self, value: Tensor, left_out: Any) -> Tensor:
         for d in self._cumulated:
@@ -179,7 +177,9 @@ class Controlled(nd.Node):
 
 
 def _add(left: Any, right: Any, axes: Axes, right_axes: Axes) -> Any:
-    """The sum of two pytrees of one structure."""
+    """The sum of two pytrees of one structure; a tensor on the right goes to every leaf."""
+    if isinstance(right, Tensor):
+        right = pytree.tree_map(lambda _: right, left)
     return pytree.tree_map(
         lambda x, y: torch.add(*vz.broadcast([x, y], [axes, right_axes], axes)) if isinstance(x, Tensor) else x,
         left,
@@ -188,71 +188,63 @@ def _add(left: Any, right: Any, axes: Axes, right_axes: Axes) -> Any:
 
 
 class Placeholder(nd.Node):
-    """The parameters at which an update's inner gradient is taken: a copy of them for every remaining plate."""
+    """What an update's inner objective is a function of: a copy of the parameters for every remaining plate."""
 
     kind = "placeholder"
 
-    def __init__(self, update: nd.Update) -> None:
-        self.wanted = union(update.params.axes, update.objective.axes)
-        super().__init__(update.params.name, update.index, [])
+    def __init__(self, update: nd.Update, axes: Axes) -> None:
+        self.wanted = axes
+        super().__init__(update.variable.name, update.index, [])
 
     def infer_axes(self) -> Axes:
         return self.wanted
 
 
 class CompiledUpdate(nd.Node):
-    """An update with its inner objective replaced by the surrogate whose gradient is taken at `psi`."""
+    """Base class: an update with its inner objective replaced by the surrogate, a function of `psi`.
+
+    Where control variates stand in the surrogate, `surrogates` has the plain one behind it.
+    """
 
     kind = "update"
+    starts_matter = True  # whether the result is a function of the parameters that it starts from
 
     def __init__(
         self,
         update: nd.Update,
         params: nd.Node,
         rates: Sequence[nd.Node],
-        psi: Placeholder,
-        surrogate: nd.Node,
+        psi: nd.Node,
+        surrogates: Sequence[nd.Node],
         detach: bool,
-        plain: nd.Node | None = None,
         shared: Sequence[tuple[Score, Score]] = (),
     ) -> None:
         self.update = update
         self.psi = psi
-        self.surrogate = surrogate
+        self.surrogates = surrogates
         self.detach = detach
-        self.plain = plain
         self.shared = shared  # scores at psi, and the same at the parameters
         self.rate_count = len(rates)
-        self.program, captured = split(surrogate, psi)
-        self.plain_program: list[nd.Node] = []
-        if plain is not None:
-            self.plain_program, more = split(plain, psi)
-            captured = list(dict.fromkeys([*captured, *more]))
+        parts = [split(surrogate, psi) for surrogate in surrogates]
+        self.programs = [program for program, _ in parts]
+        captured = dict.fromkeys(node for _, needed in parts for node in needed)
         super().__init__(update.name, update.index, [params, *rates, *captured])
+
+    @property
+    def surrogate(self) -> nd.Node:
+        """The surrogate of the inner objective."""
+        return self.surrogates[0]
+
+    @property
+    def program(self) -> list[nd.Node]:
+        """What computes the surrogate from `psi`."""
+        return self.programs[0]
 
     def infer_axes(self) -> Axes:
         rates = self.inputs[1 : 1 + self.rate_count]
         return union(self.psi.axes, self.inputs[0].axes, *(node.axes for node in rates))
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
-        first = 1 + self.rate_count
-        captured = dict(zip(self.inputs[first:], values[first:], strict=True))
-        start = self._copies(run, values[0])
-        again = not self.detach and _is_differentiated((start, list(captured.values())))
-        known = dict(captured)
-        grads = gradient(lambda psi: self._total(run, known, psi, self.program, self.surrogate), start, again)
-        self._hand_over(run, known, again)
-        if self.plain is not None:
-            grads = self._with_value_of_plain(run, captured, start, grads)
-        return self._step(run, start, grads, values[1:first])
-
-    def _with_value_of_plain(self, run: Any, captured: dict[nd.Node, Any], start: Any, grads: Any) -> Any:
-        """Control variates change the derivative of a direction, and not the direction."""
-        known = dict(captured)
-        plain = gradient(lambda psi: self._total(run, known, psi, self.plain_program, self.plain), start, False)
-        return pytree.tree_map(lambda one, other: one + (other - one).detach(), grads, plain)
-
-    def _copies(self, run: Any, params: Any) -> Any:
+    def copies(self, run: Any, params: Any) -> Any:
         """One copy of the parameters for every remaining plate."""
         axes, target = self.inputs[0].axes, self.psi.axes
         if axes == target:
@@ -265,10 +257,34 @@ class CompiledUpdate(nd.Node):
 
         return map_tensors(copies, params)
 
-    def _total(self, run: Any, known: dict[nd.Node, Any], psi: Any, program: list[nd.Node], root: Any) -> Tensor:
+    def known(self, captured: Sequence[Any]) -> dict[nd.Node, Any]:
+        """The values that the programs read, from those of the inputs behind the step sizes."""
+        return dict(zip(self.inputs[1 + self.rate_count :], captured, strict=True))
+
+    def objective(self, run: Any, known: dict[nd.Node, Any], psi: Any, which: int = 0) -> Tensor:
+        """A surrogate at `psi`, shape `(*axes,)`. What is computed on the way is added to `known`."""
         known[self.psi] = psi
-        execute(program, run, known)
-        return known[root].sum()
+        execute(self.programs[which], run, known)
+        return known[self.surrogates[which]]
+
+
+class CompiledStep(CompiledUpdate):
+    """A gradient step: the gradient of the surrogate is taken at the parameters."""
+
+    update: nd.Step
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        first = 1 + self.rate_count
+        captured = values[first:]
+        start, known = self.copies(run, values[0]), self.known(captured)
+        again = not self.detach and _is_differentiated((start, captured))
+        grads = gradient(lambda psi: self.objective(run, known, psi).sum(), start, again)
+        self._hand_over(run, known, again)
+        if len(self.surrogates) > 1:  # control variates change the derivative of a direction, and not the direction
+            fresh = self.known(captured)
+            plain = gradient(lambda psi: self.objective(run, fresh, psi, 1).sum(), start, False)
+            grads = pytree.tree_map(lambda one, other: one + (other - one).detach(), grads, plain)
+        return self._step(run, start, grads, values[1:first])
 
     def _hand_over(self, run: Any, known: dict[nd.Node, Any], again: bool) -> None:
         """Give the scores at psi to whoever asks for them at the parameters; values inside a transform stay there."""

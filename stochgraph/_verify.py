@@ -16,8 +16,9 @@ from torch.utils import _pytree as pytree
 from . import _node as nd
 from ._axes import describe
 from ._compile import Compiled
-from ._derive import VALUE, Derivation
+from ._derive import Derivation
 from ._errors import VerificationError
+from ._rules import VALUE
 from ._run import Run
 from ._surrogate import schedule
 from ._trace import Trace

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical
+from torch.nn.functional import one_hot
 
 import stochgraph as sg
 
@@ -266,6 +267,23 @@ def nested_update(n: int = 1) -> sg.Graph:
     return objective
 
 
+def soft_greedy_bandit() -> sg.Graph:
+    """An implicit update with a closed form: the policy between greed, by estimated values, and the one that pulled."""
+
+    @sg.graph
+    def objective(theta):
+        pulls = sg.sample("D", Categorical, logits=theta, n=2)
+        value = sg.mean(sg.apply(lambda a, t: one_hot(a, 3) * BANDIT_REWARD / t.softmax(-1), pulls, theta))
+        psi = sg.unknown("psi", like=theta)
+        distance = sg.apply(lambda p, t: (p.softmax(-1) * (p.log_softmax(-1) - t.log_softmax(-1))).sum(), psi, theta)
+        inner = sg.apply(lambda p, v: p.softmax(-1) @ v, psi, value) - 1.5 * distance
+        solver = sg.solvers.ClosedForm(lambda t, v: t + v / 1.5, theta, value)
+        adapted = sg.argmax(inner, over=psi, solver=solver, linear_solver=sg.solvers.Dense())
+        return sg.apply(lambda t: t.softmax(-1) @ BANDIT_REWARD, adapted)
+
+    return objective
+
+
 GRAPHS = {
     "additive": (additive, torch.tensor([0.4, 0.7], dtype=F64)),
     "bandit, 1 step": (lambda: bandit(1), BANDIT_THETA),
@@ -284,4 +302,5 @@ GRAPHS = {
     "nonlinear inner objective": (nonlinear_inner, BANDIT_THETA),
     "reused data": (reused_data, BANDIT_THETA),
     "nested update": (nested_update, BANDIT_THETA),
+    "implicit update": (soft_greedy_bandit, BANDIT_THETA),
 }

@@ -128,6 +128,16 @@ def test_copies_of_the_parameters_must_not_mix(scored):
         sg.graph(lambda theta: body(theta))
 
 
+def test_parameters_of_a_plate_must_not_mix_either():
+    def body(theta):
+        task = sg.sample("task", Bernoulli, torch.tensor(0.5), n=2)
+        start = theta * (1 + task)
+        return sg.mean(sg.ascend(start, start * sg.mean(start), 0.5))
+
+    with pytest.raises(sg.DeclarationError, match=r"keeps the plate 'task', .* but .* reduces that plate"):
+        sg.graph(lambda theta: body(theta))
+
+
 @pytest.mark.parametrize(
     "cost",
     [
@@ -314,3 +324,82 @@ def test_a_constant_direction_that_depends_on_the_input_through_a_score():
     assert not compiled.explain().unbiased
     assert sg.verify(objective.compile(sg.SF()), THETA).relative_bias < 1e-12
     assert objective.compile(sg.SF()).explain().unbiased
+
+
+@pytest.mark.parametrize("dist", [Bernoulli, lambda logits: Bernoulli(logits=logits)])
+def test_copies_of_the_parameters_for_every_pair_of_draws(dist):
+    """Each copy is scored with the draws of its own row and column, the plate of the data being the second one."""
+
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", dist, logits=theta, n=2)
+        y = sg.sample("y", dist, logits=theta, n=3)
+        return sg.mean(sg.ascend(theta, x * y, 0.6) ** 2)
+
+    compiled = objective.compile(sg.SF())
+    trace = compiled.sample(THETA, generator=seed(3))
+    x, y = trace.draws["x"][:, None], trace.draws["y"]
+    adapted = THETA + 0.6 * x * y * (x + y - 2 * torch.sigmoid(THETA))
+    assert float(trace.value) == pytest.approx(float((adapted**2).mean()), abs=1e-12)
+    assert sg.verify(compiled, THETA).relative_bias < 1e-12
+
+
+@pytest.mark.parametrize("dist", [Normal, lambda mean, scale: Normal(mean, scale)])
+def test_pathwise_draws_of_copies_of_the_parameters(dist):
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", dist, theta, 1.0, n=2)
+        y = sg.sample("y", dist, theta, 1.0, n=3)
+        return sg.mean(sg.ascend(theta, x**2 * y, 0.6) ** 2)
+
+    compiled = objective.compile(sg.PW())
+    trace = compiled.sample(THETA, generator=seed(3))
+
+    def by_hand(theta):
+        x, y = (trace.draws["x"] - THETA + theta)[:, None], trace.draws["y"] - THETA + theta
+        return ((theta + 0.6 * (2 * x * y + x**2)) ** 2).mean()
+
+    assert float(trace.value) == pytest.approx(float(by_hand(THETA)), abs=1e-12)
+    expected = torch.func.grad(by_hand)(THETA)
+    assert float(torch.func.grad(compiled.surrogate)(THETA, trace)) == pytest.approx(float(expected), abs=1e-12)
+
+
+def test_an_update_inside_an_update_with_a_copy_for_each_task():
+    """The inner step is one function of each task's own copy."""
+
+    @sg.graph
+    def objective(theta):
+        task = sg.sample("task", Bernoulli, torch.tensor(0.5, dtype=F64), n=2)
+        x = sg.sample("x", Bernoulli, logits=theta, n=2)
+        inner = sg.ascend(theta, sg.mean(x) * theta, 0.5)
+        return sg.mean(sg.ascend(theta, inner**2 * task, 0.5) ** 2)
+
+    compiled = objective.compile(sg.SF())
+    trace = compiled.sample(THETA, generator=seed(3))
+    x, task = trace.draws["x"], trace.draws["task"]
+
+    def cost(psi):
+        """The scores of x stand in front of the product with the parameters, and of what comes of it."""
+        score = (x - torch.sigmoid(psi)).sum()
+        inner = psi + 0.5 * (score * x.mean() * psi + x.mean())
+        scored = Bernoulli(logits=psi).log_prob(x).sum()
+        return inner**2 + scored * (inner**2).detach()
+
+    adapted = THETA + 0.5 * torch.func.grad(cost)(THETA) * task
+    assert float(trace.value) == pytest.approx(float((adapted**2).mean()), abs=1e-12)
+    assert sg.verify(compiled, THETA).relative_bias < 1e-12
+
+
+def test_an_estimator_that_drops_every_path_has_a_gradient_of_zero():
+    @sg.graph
+    def objective(theta):
+        return sg.stop(sg.mean(sg.sample("x", Bernoulli, logits=theta, n=2)))
+
+    assert float(objective.compile(sg.LSF()).value_and_grad(THETA)[1]) == 0.0
+
+
+def test_one_pathwise_draw_without_a_plate_is_replayed():
+    compiled = sg.graph(lambda theta: sg.sample("x", Normal, theta, 1.0) ** 2).compile(sg.PW())
+    trace = compiled.sample(THETA, generator=seed())
+    expected = 2 * float(trace.draws["x"])
+    assert float(torch.func.grad(compiled.surrogate)(THETA, trace)) == pytest.approx(expected, abs=1e-12)

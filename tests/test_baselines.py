@@ -293,6 +293,28 @@ def test_a_callable_sees_the_trace():
     assert torch.isnan(seen[-1].value)
 
 
+def test_a_callable_sees_nothing_that_comes_after_the_cost():
+    """The terms of both means are boxed where they are averaged, before the draws that depend on the means."""
+    seen = []
+
+    def baseline(trace):
+        seen.append(tuple(trace.draws))
+        return 0.5
+
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=2)
+        u = sg.sample("u", Bernoulli, logits=-theta, n=2)
+        y = sg.sample("y", Bernoulli, logits=sg.mean(x))
+        z = sg.sample("z", Bernoulli, logits=sg.mean(u))
+        return y * z
+
+    theta = torch.tensor(0.3, dtype=F64)
+    compiled = objective.compile({"x": sg.LoadedDiCE(1.0, baseline), "u": sg.LoadedDiCE(1.0, baseline), "y": sg.SF()})
+    compiled.value_and_grad(theta)
+    assert set(seen) <= {("x",), ("x", "u")}
+
+
 @pytest.mark.parametrize(
     ("make", "estimator", "error", "message"),
     [
@@ -385,3 +407,47 @@ def test_reward_is_the_mdps():
     truth = torch.func.grad(problems.mdp_value)(MDP_THETA)
     assert v.truth.flatten().tolist() == pytest.approx(truth.flatten().tolist(), abs=1e-12)
     assert REWARD.shape == (2, 2)
+
+
+@pytest.mark.parametrize("estimator", [sg.LSF(control_variate=True), sg.LoadedDiCE(1.0, "loo"), sg.LoadedDiCE(1.0)])
+@pytest.mark.parametrize("order", [1, 2])
+def test_terms_that_meet_other_draws_at_a_mean_of_their_own(estimator, order):
+    """In mean(x + mean(x)) the inner mean has boxes of its own: the outer terms are compared without it."""
+
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=3)
+        return sg.mean(x + sg.mean(x))
+
+    compiled = objective.compile(estimator)
+    assert compiled.explain().unbiased
+    assert sg.verify(compiled, torch.tensor(0.4, dtype=F64), order=order).relative_bias < EXACT
+
+
+@pytest.mark.parametrize("baseline", [None, lambda trace: 0.7])
+def test_below_a_factor_that_depends_on_the_draw_there_is_no_control_variate(baseline):
+    """Here every term depends on all draws, so that there is nothing to compare it with; a number has zero mean."""
+
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=3)
+        return sg.mean(x * sg.stop(sg.mean(x)))
+
+    theta = torch.tensor(0.4, dtype=F64)
+    compared = sg.LSF(control_variate=True) if baseline is None else sg.LoadedDiCE(1.0, baseline)
+    found, plain = (float(sg.verify(objective.compile(e), theta).expectation) for e in (compared, sg.LSF()))
+    assert found == pytest.approx(plain, abs=1e-13)
+    with pytest.raises(sg.CompileError, match="no costs of their own"):
+        objective.compile(sg.LoadedDiCE(1.0, "loo"))
+
+
+def test_a_number_is_compared_with_every_field_of_a_cost():
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=3)
+        return sg.mean(sg.apply(lambda v: {"linear": v, "wave": torch.sin(v)}, x))["wave"]
+
+    theta = torch.tensor(0.4, dtype=F64)
+    found, plain = (sg.verify(objective.compile(e), theta) for e in (sg.LoadedDiCE(1.0, lambda _: 0.4), sg.LSF()))
+    assert found.relative_bias < EXACT
+    assert found.total_variance < 0.8 * plain.total_variance

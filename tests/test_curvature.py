@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch.distributions import Bernoulli
 
 import stochgraph as sg
 from stochgraph._curvature import loaded, taylor
@@ -194,17 +195,6 @@ def test_a_baseline_makes_the_direction_vary_less_around_its_mean_derivative():
     assert baseline.total_variance < 0.6 * plain.total_variance
 
 
-@pytest.mark.parametrize("estimator", [sg.LVC(), sg.LoadedDiCE(0.5), sg.LoadedDiCE(0.7, value_of_state), sg.Taylor()])
-@pytest.mark.parametrize("make", [lambda: problems.mdp(3, n=3), returns])
-def test_one_pass_equals_sampling_and_replaying(make, estimator):
-    compiled = make().compile(estimator)
-    trace = compiled.sample(MDP_THETA, generator=torch.Generator().manual_seed(6))
-    value, grad = compiled.value_and_grad(MDP_THETA, generator=torch.Generator().manual_seed(6))
-    expected = torch.func.grad(compiled.surrogate)(MDP_THETA, trace)
-    assert float(value) == pytest.approx(float(trace.value), abs=1e-14)
-    assert grad.flatten().tolist() == pytest.approx(expected.flatten().tolist(), abs=1e-13)
-
-
 def test_without_a_time_axis_all_are_the_score_function_of_a_draw():
     graph = problems.bandit(1, n=3)
     trace = graph.compile(sg.LSF()).sample(problems.BANDIT_THETA, generator=torch.Generator().manual_seed(5))
@@ -213,6 +203,27 @@ def test_without_a_time_axis_all_are_the_score_function_of_a_draw():
         for e in (sg.LSF(), sg.LVC(), sg.LoadedDiCE(0.3), sg.Taylor())
     ]
     assert all(grad == grads[0] for grad in grads)
+
+
+@pytest.mark.parametrize(
+    "estimator", [sg.LSF(), sg.LSF(control_variate=True), sg.LVC(), sg.LoadedDiCE(0.5), sg.Taylor(), sg.LOO()]
+)
+def test_an_implicit_update_needs_first_derivatives_of_its_data_only(estimator):
+    """Its data are weighted, not scored for a direction: no products of scores, so no expansion loses any."""
+    weight = torch.tensor([[1.0, -2.0], [0.5, 3.0]], dtype=F64)
+
+    @sg.graph
+    def objective(theta):
+        data = sg.sample("D", TwoStateMDP(2), theta, n=2)
+        psi = sg.unknown("psi", like=theta)
+        gain = sg.apply(lambda p, s, a, r: r * p[s, a], psi, data.state, data.action, data.reward)
+        penalty = sg.apply(lambda p, t: ((p - t) ** 2).sum(), psi, theta)
+        solution = sg.argmax(sg.mean(sg.sum(gain)) - penalty, over=psi, init=theta)
+        return sg.apply(lambda p: (p * weight).sum(), solution)
+
+    compiled = objective.compile(estimator)
+    assert {row.part for row in compiled.explain().ledger} == {""}
+    assert sg.verify(compiled, MDP_THETA).relative_bias < EXACT
 
 
 def test_plates_inside_a_nonlinear_inner_objective():
@@ -229,3 +240,34 @@ def test_plates_inside_a_nonlinear_inner_objective():
     dice, loaded_dice = (sg.verify(objective.compile(e), MDP_THETA) for e in (sg.LSF(), sg.LoadedDiCE()))
     assert loaded_dice.expectation.flatten().tolist() == pytest.approx(dice.expectation.flatten().tolist(), abs=1e-12)
     assert sg.verify(objective.compile(sg.LVC()), MDP_THETA).relative_bias > 1e-2
+
+
+@pytest.mark.parametrize("estimator", [sg.LVC(), sg.LoadedDiCE(0.5), sg.LoadedDiCE(1.0, value_of_state), sg.Taylor()])
+@pytest.mark.parametrize("make", [lambda: returns(2), lambda: problems.mdp(2, n=3, m=2)])
+def test_one_pass_equals_sampling_and_replaying(make, estimator):
+    """Without recorded log-probabilities the factors are taken at the scores' own values."""
+    compiled = make().compile({name: estimator if name == "D" else sg.SF() for name in make().samples})
+    trace = compiled.sample(MDP_THETA, generator=torch.Generator().manual_seed(4))
+    value, grad = compiled.value_and_grad(MDP_THETA, generator=torch.Generator().manual_seed(4))
+    expected = torch.func.grad(compiled.surrogate)(MDP_THETA, trace)
+    assert float(value) == pytest.approx(float(trace.value), abs=1e-13)
+    assert grad.flatten().tolist() == pytest.approx(expected.flatten().tolist(), abs=1e-12)
+
+
+@pytest.mark.parametrize("baseline", [lambda trace: 0.7, "loo"])
+def test_a_baseline_in_an_update_with_a_copy_of_the_parameters_for_each_task(baseline):
+    """The data have no task, the copies that score them do: each task's step is that of a graph without tasks."""
+
+    def objective(task_of):
+        def body(theta):
+            task = task_of()
+            y = sg.sample("y", Bernoulli, logits=theta, n=3)
+            adapted = sg.ascend(theta, sg.mean(torch.sin(y)) + 0 * task, 0.5)
+            return adapted**2 if isinstance(task, float) else sg.mean(adapted**2)
+
+        return sg.graph(body).compile({"y": sg.LoadedDiCE(1.0, baseline)})
+
+    alone = objective(lambda: 1.0)
+    tasks = objective(lambda: sg.sample("task", Bernoulli, torch.tensor(0.5, dtype=F64), n=2))
+    found, expected = (sg.verify(c, torch.tensor(0.3, dtype=F64)) for c in (tasks, alone))
+    assert float(found.expectation) == pytest.approx(float(expected.expectation), abs=1e-13)

@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import os
 import re
+import signal
 import stat
 import sys
 from typing import Any
@@ -17,6 +19,8 @@ from matplotlib.figure import Figure
 
 import stochgraph as sg
 from stochgraph.algorithms import demo
+from stochgraph.algorithms.training.curves import save_figure
+from stochgraph.algorithms.training.reports import ProgressBar
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -50,7 +54,7 @@ def test_a_whole_run(tmp_path):
     printed = run("--iterations", 2, "--out", path)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert path.read_bytes().startswith(PNG)
-    assert [file.name for file in path.parent.iterdir()] == ["navigation.png"]
+    assert sorted(file.name for file in path.parent.iterdir()) == ["navigation", "navigation.png"]
 
     ledgers, table = printed.split("Exact relative bias by enumeration")
     sections = dict(zip(*[iter(re.split(r"^--- (.+)$", ledgers, flags=re.MULTILINE)[1:])] * 2, strict=True))
@@ -94,73 +98,32 @@ def test_the_table_is_that_of_verify():
     assert "2 steps, N = 1" in printed.getvalue().splitlines()[1]
 
 
-def test_one_seed_one_run(quiet, tmp_path):
-    one, same, other = (demo.train(1, seed) for seed in (3, 3, 4))
-    for name in ("LSF", "SF"):
-        assert one[name].iterations == [0, 1]
-        assert one[name].returns == same[name].returns
-        assert one[name].returns != other[name].returns
-        assert one[name].returns["after"][0] != one[name].returns["after"][1]
+def test_an_interrupt_ends_the_training_and_shows_what_there_is(quiet, monkeypatch, tmp_path):
+    """The run under way is saved and shown, the other one does not begin; the same command goes on with both."""
 
+    def interrupt(self, record, original=ProgressBar.trained):
+        original(self, record)
+        if record["iteration"] == 1:
+            os.kill(os.getpid(), signal.SIGINT)
 
-def test_steps_go_up(monkeypatch):
-    """The optimiser maximises: on an objective with a known gradient every parameter moves along it."""
-    learner = demo.Learner(demo.navigation(1).compile(sg.LSF()), demo.navigation(0).compile(sg.SF()), 0)
-    before = {name: leaf.clone() for name, leaf in learner.theta.items()}
-    gradient = {name: torch.ones_like(leaf) for name, leaf in learner.theta.items()}
-    monkeypatch.setattr(sg.Compiled, "value_and_grad", lambda *_, **__: (torch.tensor(0.0), gradient))
-    learner.step()
-    for name, leaf in learner.theta.items():
-        torch.testing.assert_close(leaf, before[name] + 1e-3, rtol=0.0, atol=1e-5)
-
-
-def interrupt(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str, after: int) -> None:
-    """Let a method work `after` times, and be interrupted in the next call."""
-    original, calls = getattr(owner, name), []
-
-    def method(*args: Any, **kwargs: Any) -> Any:
-        calls.append(name)
-        if len(calls) == after + 1:
-            raise KeyboardInterrupt
-        return original(*args, **kwargs)
-
-    monkeypatch.setattr(owner, name, method)
-
-
-@pytest.mark.parametrize(("method", "after"), [("step", 2), ("step", 0), ("step", 3), ("evaluate", 2), ("evaluate", 3)])
-def test_an_interrupt_ends_the_training_and_shows_what_there_is(quiet, monkeypatch, tmp_path, method, after):
-    interrupt(monkeypatch, demo.Learner, method, after)
-    printed = run("--iterations", 50, "--out", tmp_path / "figure.png")
-    assert "interrupted: showing what has been learned so far" in printed
+    with monkeypatch.context() as patched:
+        patched.setattr(ProgressBar, "trained", interrupt)
+        printed = run("--iterations", 3, "--out", tmp_path / "figure.png")
+    assert "LSF: interrupted, and saved after 2 iterations" in printed
+    assert "SF: return" not in printed.replace("LSF:", "")
+    assert len(re.findall(r"after adaptation; -?\d+\.\d\d without meta-training$", printed, re.MULTILINE)) == 1
+    assert (tmp_path / "figure.png").read_bytes().startswith(PNG)
+    printed = run("--iterations", 3, "--out", tmp_path / "figure.png")
+    assert "LSF: continuing after 2 iterations" in printed
     assert len(re.findall(r"after adaptation; -?\d+\.\d\d without meta-training$", printed, re.MULTILINE)) == 2
-    assert (tmp_path / "figure.png").read_bytes().startswith(PNG)
-    assert len(list(tmp_path.iterdir())) == 1
 
 
-@pytest.mark.parametrize("after", [2, 3, 5, 6, 7])
-def test_an_interrupt_within_an_evaluation(quiet, monkeypatch, tmp_path, after):
-    """An evaluation samples twice; between the two the curves of a learner have different lengths."""
-    learners = {}
-
-    def train(iterations, seed, original=demo.train):
-        with monkeypatch.context() as patched:
-            interrupt(patched, sg.Compiled, "sample", after)
-            learners.update(original(iterations, seed))
-        return learners
-
-    monkeypatch.setattr(demo, "train", train)
-    run("--iterations", 50, "--out", tmp_path / "figure.png")
-    assert (tmp_path / "figure.png").read_bytes().startswith(PNG)
-    for learner in learners.values():
-        assert {len(curve) for curve in learner.returns.values()} == {len(learner.iterations)}
-
-
-def test_an_interrupt_before_anything_was_learned(quiet, monkeypatch, tmp_path):
-    interrupt(monkeypatch, demo.Learner, "evaluate", 0)
-    printed = run("--iterations", 2, "--out", tmp_path / "figure.png")
-    assert "interrupted" in printed
-    assert "figure:" not in printed
-    assert not list(tmp_path.iterdir())
+def test_another_seed_is_not_mixed_with_what_is_there(quiet, tmp_path, capsys):
+    run("--iterations", 1, "--out", tmp_path / "figure.png")
+    with pytest.raises(SystemExit) as stopped:
+        run("--iterations", 1, "--seed", 1, "--out", tmp_path / "figure.png")
+    assert stopped.value.code == 2
+    assert "holds a run with seed=0 not 1" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
@@ -179,13 +142,13 @@ def test_a_figure_that_cannot_be_written_leaves_nothing_behind(monkeypatch, tmp_
 
     monkeypatch.setattr(Figure, "savefig", savefig)
     with pytest.raises(type(error)):
-        demo.save(Figure(), path)
+        save_figure(Figure(), path)
     assert [file.name for file in tmp_path.iterdir()] == ["figure.png"] * there
     assert not there or path.read_bytes() == b"an older figure"
 
 
 def test_a_figure_is_as_readable_as_any_new_file(tmp_path):
-    demo.save(Figure(), tmp_path / "figure.png")
+    save_figure(Figure(), tmp_path / "figure.png")
     (tmp_path / "other").touch()
     modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("figure.png", "other")]
     assert modes[0] == modes[1]
@@ -216,7 +179,7 @@ def test_bad_arguments(capsys, arguments, message):
 def test_a_place_that_cannot_be_written_is_refused_before_training(quiet, capsys, monkeypatch, tmp_path, where):
     (tmp_path / "directory.png").mkdir()
     (tmp_path / "file.txt").touch()
-    interrupt(monkeypatch, demo.Learner, "evaluate", 0)
+    monkeypatch.setattr(demo, "meta_train", None)
     with pytest.raises(SystemExit) as stopped:
         demo.main(["--iterations", "1", "--out", str(tmp_path / where)])
     assert stopped.value.code == 2
@@ -227,7 +190,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_training(quiet, capsys
 def test_what_is_not_installed_is_said_before_training(capsys, monkeypatch, tmp_path, module):
     for name in [name for name in sys.modules if name.split(".")[0] == module]:
         monkeypatch.setitem(sys.modules, name, None)
-    interrupt(monkeypatch, demo.Learner, "evaluate", 0)
+    monkeypatch.setattr(demo, "meta_train", None)
     with pytest.raises((SystemExit, ImportError)) as stopped:
         demo.main(["--iterations", "1", "--out", str(tmp_path / "figure.png")])
     assert re.search(r"pip install .*stochgraph\[.*\]", str(stopped.value) + capsys.readouterr().err)

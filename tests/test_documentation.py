@@ -17,9 +17,11 @@ import torch
 
 import stochgraph
 import stochgraph.estimators
+import stochgraph.solvers
 
 README = Path(__file__).resolve().parents[1] / "README.md"
-PUBLIC = (stochgraph, stochgraph.estimators)
+PUBLIC = (stochgraph, stochgraph.estimators, stochgraph.solvers)
+NEEDED = {f"stochgraph.algorithms.environments.{name}": "mujoco" for name in ("gymnasium", "locomotion", "tabular")}
 MEMBERS = (property, cached_property, classmethod, staticmethod)
 FLAGS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
@@ -107,6 +109,8 @@ def test_modules_of_linked_folders_are_among_them() -> None:
 @pytest.mark.parametrize("name", modules())
 def test_examples_of_module(name: str) -> None:
     module = importlib.import_module(name)
+    if name in NEEDED:
+        pytest.importorskip(NEEDED[name])
     runner, report = doctest.DocTestRunner(optionflags=FLAGS), io.StringIO()
     for test in doctest.DocTestFinder(exclude_empty=True).find(module, module.__name__):
         runner.run(test, out=report.write)

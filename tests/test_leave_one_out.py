@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Categorical, Normal
+from torch.distributions import Bernoulli, Categorical, Normal, Uniform
 
 import stochgraph as sg
 from stochgraph import _leave_one_out
+from stochgraph._derive import Derivation
 from tests import problems
 from tests.problems import BANDIT_REWARD, BANDIT_THETA, F64, GRAPHS
 
@@ -140,6 +141,26 @@ def test_the_variance_falls_with_the_plate():
     assert many < 0.03 * sg.verify(score, BANDIT_THETA, sizes={"D": 9}).total_variance
 
 
+def test_the_variance_falls_with_the_plates_of_two_steps():
+    """A replay of the first step reuses the whole plate of the second; that plate's replays are compared with it."""
+
+    @sg.graph
+    def objective(theta):
+        for name in ("D1", "D2"):
+            pulls = sg.sample(name, Categorical, logits=theta, n=2)
+            theta = sg.ascend(theta, sg.mean(sg.apply(lambda a: BANDIT_REWARD[a], pulls)), 0.7)
+        return sg.apply(lambda t: (t.softmax(-1) * BANDIT_REWARD).sum(), theta)
+
+    variances = {}
+    for name, estimator in (("LOO", sg.LOO()), ("LSF", sg.LSF(control_variate=True)), ("SF", sg.SF())):
+        compiled = objective.compile(estimator)
+        found = (sg.verify(compiled, BANDIT_THETA, sizes={"D1": n, "D2": n}) for n in (2, 5))
+        variances[name] = [result.total_variance for result in found]
+    assert variances["SF"][1] > 1.5 * variances["SF"][0]
+    assert variances["LOO"][1] < 0.5 * variances["LOO"][0]
+    assert variances["LOO"][1] == pytest.approx(variances["LSF"][1], rel=0.02)  # its linearisation
+
+
 def test_chunks_change_nothing(monkeypatch):
     compiled = problems.bandit(2, n=5, m=3).compile(sg.LOO())
     trace = compiled.sample(BANDIT_THETA, generator=torch.Generator().manual_seed(3))
@@ -186,6 +207,24 @@ def test_a_plate_that_is_not_averaged_is_refused():
         problems.extreme().compile(sg.LOO())
 
 
+def test_a_later_draw_whose_support_moves_with_what_is_left_out_is_refused():
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=3)
+        return sg.sample("y", Uniform, 0.0, 1.0 + sg.mean(x)) ** 2
+
+    with pytest.raises(sg.CompileError, match=r"'y' .*the support of Uniform moves with the draws .*use SF"):
+        objective.compile(sg.LOO())
+    objective.compile(sg.SF())
+
+    @sg.graph
+    def apart(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=3)
+        return sg.mean(sg.sample("y", Uniform, 0.0, 1.0 + x)) ** 2
+
+    apart.compile(sg.LOO())  # left out is y's own draw, whose support moves with no other
+
+
 def test_a_draw_without_a_plate_is_scored_as_by_the_score_function():
     @sg.graph
     def objective(theta):
@@ -193,3 +232,43 @@ def test_a_draw_without_a_plate_is_scored_as_by_the_score_function():
 
     first, second = (sg.verify(objective.compile(e), BANDIT_THETA) for e in (sg.SF(), sg.LOO()))
     assert first.variance.tolist() == second.variance.tolist()
+
+
+@pytest.mark.parametrize(
+    "through", [lambda x: sg.mean(x), lambda x: sg.mean(sg.stop(x)), lambda x: sg.sum(x, over="x")]
+)
+def test_later_draws_that_no_input_moves_are_weighted(through):
+    """The distribution of y depends on the draws of x alone: held fixed it needs no score, left out it does."""
+
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=3)
+        y = sg.sample("y", Bernoulli, logits=3.0 * through(x) - 1.0, n=2)
+        return torch.exp(sg.mean(y) * sg.mean(x))
+
+    compiled, theta = objective.compile(sg.LOO()), torch.tensor(0.3, dtype=F64)
+    for order in (1, 2):
+        assert sg.verify(compiled, theta, order=order).relative_bias < EXACT
+
+
+def test_many_terms_share_one_derivation_of_their_replays(monkeypatch):
+    made = []
+
+    class Counted(Derivation):
+        def __init__(self, *args, **kwargs):
+            made.append(self)
+            super().__init__(*args, **kwargs)
+
+    monkeypatch.setattr(_leave_one_out, "Derivation", Counted)
+
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=3)
+        total = sg.sample("y", Bernoulli, logits=sg.mean(x))
+        for k in range(5):
+            total = total + torch.sin(k + sg.mean(x)) + sg.mean(k * x)
+        return total
+
+    compiled = objective.compile(sg.LOO())
+    assert len(made) == 1
+    assert sg.verify(compiled, torch.tensor(0.3, dtype=F64)).relative_bias < EXACT

@@ -271,6 +271,29 @@ def test_variance_of_a_sample_without_a_plate():
     assert objective.compile(sg.SF()).explain().variance == "O(1)"
 
 
+def test_variance_of_a_draw_that_is_not_scored():
+    """It depends on no input but through another draw; the estimate varies with it all the same."""
+
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=4)
+        return sg.sample("y", Bernoulli, logits=2 * sg.mean(x) - 1) * sg.mean(x)
+
+    assert objective.compile(sg.LOO()).explain().variance == "O(1)"
+
+
+@pytest.mark.parametrize("estimator", [sg.SF(), sg.LOO()])
+def test_variance_of_a_sum_over_a_plate(estimator):
+    @sg.graph
+    def objective(theta):
+        return sg.sum(sg.sample("x", Bernoulli, logits=theta, n=3), over="x")
+
+    compiled, theta = objective.compile(estimator), torch.tensor(0.3, dtype=F64)
+    assert compiled.explain().variance == "O(N)"
+    few, many = (sg.verify(compiled, theta, sizes={"x": n}).total_variance for n in (3, 9))
+    assert many / few == pytest.approx(3.0)
+
+
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_latex_is_balanced(graph):
     make, _ = GRAPHS[graph]

@@ -1,4 +1,4 @@
-"""Trust-region steps, clipped epochs and torch's optimisers, on replays of one trace of a small meta-problem."""
+"""Trust-region steps and clipped epochs, on replays of one trace of a small meta-problem."""
 
 import math
 from functools import partial
@@ -12,10 +12,10 @@ from torch.utils import _pytree as pytree
 import stochgraph as sg
 from stochgraph.algorithms.advantages import LinearBaseline, gae
 from stochgraph.algorithms.meta_policy_gradient import adapted_return
-from stochgraph.algorithms.optimizers import Optimizer
 from stochgraph.algorithms.policies import GaussianMLP
 from stochgraph.algorithms.policy_gradient import ascend_advantages
 from stochgraph.algorithms.replays import Recorded, adapted_divergence, clipped_return
+from stochgraph.algorithms.training.learners import Ascent
 from stochgraph.algorithms.trust_region import conjugate_gradients, replay, trust_region_step
 from stochgraph.algorithms.vectors import Vector
 from tests.problems import F64
@@ -311,12 +311,13 @@ def test_at_the_anchor_clipping_changes_nothing(problem):
 def test_several_epochs_on_one_trace(problem):
     line, _, trace, _ = problem
     drawn, compiled = line.drawn, clipped(clip=0.2, penalty=5e-4)
-    optimizer = Optimizer(THETA, torch.optim.Adam, lr=3e-3)
+    theta = {name: leaf.clone() for name, leaf in THETA.items()}
+    learner = Ascent(torch.optim.Adam(list(theta.values()), lr=3e-3, maximize=True))
     values = []
     for _ in range(5):
-        value, gradient = sg.accumulate(compiled, optimizer.parameters, THETA, over="task", trace=trace, chunk=2)
+        value, gradient = sg.accumulate(compiled, theta, THETA, over="task", trace=trace, chunk=2)
         values.append(float(value))
-        optimizer.step(gradient)
+        learner.ascend(theta, gradient)
     assert values == sorted(values)
     assert values[-1] > values[0] + 1e-3
     assert line.drawn == drawn
@@ -329,38 +330,7 @@ def test_recorded_trajectories_are_not_drawn():
         Recorded().log_prob(None)
 
 
-# --- torch's optimisers
-
-
-@pytest.mark.parametrize("make", [torch.optim.SGD, torch.optim.Adam, torch.optim.RMSprop])
-def test_steps_are_those_of_torch(make):
-    parameters = {"a": torch.tensor([1.0, 2.0]), "b": [torch.tensor(3.0)], "count": torch.tensor(2)}
-    optimizer = Optimizer(parameters, make, maximize=False, lr=0.1)
-    leaves = [torch.tensor([1.0, 2.0]), torch.tensor(3.0)]
-    reference = make(leaves, lr=0.1)
-    for k in range(3):
-        slopes = [torch.tensor([1.0, -1.0]) * k, torch.tensor(0.5)]
-        for leaf, slope in zip(leaves, slopes, strict=True):
-            leaf.grad = slope.clone()
-        reference.step()
-        found = optimizer.step({"a": slopes[0], "b": [slopes[1]], "count": None})
-    torch.testing.assert_close(found["a"], leaves[0])
-    torch.testing.assert_close(found["b"][0], leaves[1])
-    assert int(found["count"]) == 2
-    torch.testing.assert_close(parameters["a"], torch.tensor([1.0, 2.0]))  # the caller's own are left alone
-
-
-def test_clipping_and_ascent():
-    optimizer = Optimizer(torch.tensor([0.0, 0.0]), torch.optim.SGD, clip=1.0, lr=1.0)
-    torch.testing.assert_close(optimizer.step(torch.tensor([30.0, 40.0])), torch.tensor([0.6, 0.8]))
-
-
-def test_parameters_that_were_handed_out_do_not_move():
-    optimizer = Optimizer(torch.tensor(0.0), torch.optim.SGD, lr=1.0)
-    first = optimizer.step(torch.tensor(1.0))
-    optimizer.step(torch.tensor(1.0))
-    assert float(first) == 1
-    assert float(optimizer.parameters) == 2
+# --- vectors
 
 
 def test_vectors():

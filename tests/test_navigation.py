@@ -16,9 +16,10 @@ from torch.distributions import Normal, Uniform
 from torch.utils import _pytree as pytree
 
 import stochgraph as sg
-from stochgraph.algorithms.environments.navigation import Navigation, Trajectory, goals
+from stochgraph.algorithms.environments import Navigation
 from stochgraph.algorithms.meta_policy_gradient import adapted_return
 from stochgraph.algorithms.policies import GaussianMLP
+from stochgraph.algorithms.rollouts import Rollouts, Trajectory
 from tests.problems import F64
 
 EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-10}
@@ -46,7 +47,7 @@ def standing_still(goal: Tensor) -> Tensor:
 
 
 def meta(steps: int = 1, reference: Any = standing_still, **options: Any) -> sg.Graph:
-    walk = Navigation(POLICY, horizon=options.pop("horizon", HORIZON), action_scale=0.1)
+    walk = Rollouts(Navigation(action_scale=0.1), POLICY, options.pop("horizon", HORIZON))
     settings = {"inner_rate": RATE, "inner": INNER, "outer": OUTER, "discount": DISCOUNT, **options}
     return adapted_return(walk, tasks, steps=steps, reference=reference, **settings)
 
@@ -70,14 +71,15 @@ def walk_by_hand(action: Tensor, goal: Tensor, reward: str, scale: float) -> tup
 @pytest.mark.parametrize("reward", ["squared distance", "distance"])
 def test_dynamics(reward, scale):
     """One policy and one goal per task, three trajectories each; a bias drives some of them into the wall."""
-    walk = Navigation(POLICY, horizon=16, reward=reward, action_scale=scale)
+    walk = Rollouts(Navigation(reward, action_scale=scale), POLICY, horizon=16)
     theta = [parameters(i) for i in range(2)]
     theta[0]["2.bias"] = torch.tensor([4.0, -0.5], dtype=F64)
     stacked = {name: torch.stack([one[name] for one in theta]).unsqueeze(1) for name in theta[0]}
     goal = torch.tensor([[0.3, -0.4], [0.0, 0.5]], dtype=F64).unsqueeze(1)
     torch.manual_seed(0)
     found = walk.draw(torch.Size([2, 3]), stacked, goal)
-    assert [tuple(leaf.shape) for leaf in found] == [(2, 3, 16, 2), (2, 3, 16, 2), (2, 3, 16)]
+    assert [tuple(leaf.shape) for leaf in found] == [(2, 3, 16, 2)] * 2 + [(2, 3, 16)] * 3
+    assert (found.mask == 1).all()
     for i, j in itertools.product(range(2), range(3)):
         observation, rewards = walk_by_hand(found.action[i, j], goal[i, 0], reward, scale)
         torch.testing.assert_close(found.observation[i, j], observation, rtol=0.0, atol=1e-12)
@@ -97,7 +99,7 @@ def test_actions_follow_the_policy():
     policy = GaussianMLP(2, 2, hidden=(4,), least_log_std=-20.0)
     theta = {**parameters(), "log_std": torch.full((2,), -30.0, dtype=F64)}
     theta["2.bias"] = torch.tensor([0.5, -0.3], dtype=F64)
-    walk = Navigation(policy, horizon=6, action_scale=0.1)
+    walk = Rollouts(Navigation(action_scale=0.1), policy, horizon=6)
     found = walk.draw(
         torch.Size([3]), pytree.tree_map(lambda leaf: leaf.unsqueeze(0), theta), torch.zeros(1, 2, dtype=F64)
     )
@@ -111,7 +113,7 @@ def test_actions_follow_the_policy():
 def test_actions_have_the_spread_of_the_policy():
     """Standardised actions are normal, so the sum of their squares is chi-square: two z-tests at |z| < 5."""
     theta = {**parameters(), "log_std": torch.tensor([-0.7, 0.4], dtype=F64)}
-    walk = Navigation(POLICY, horizon=20, action_scale=0.1)
+    walk = Rollouts(Navigation(action_scale=0.1), POLICY, horizon=20)
     torch.manual_seed(0)
     stacked = pytree.tree_map(lambda leaf: leaf.unsqueeze(0), theta)
     found = walk.draw(torch.Size([200]), stacked, torch.zeros(1, 2, dtype=F64))
@@ -145,17 +147,18 @@ def test_the_floor_of_the_log_std():
         ({"reward": "sparse"}, r"reward='sparse' is not known: choose \"squared distance\" or \"distance\""),
         ({"horizon": 0}, "horizon must be at least 1 step, got 0"),
         ({"horizon": -3}, "horizon must be at least 1 step, got -3"),
+        ({"goal_size": 0.0}, "goal_size must be positive, or None for episodes that do not end; got 0.0"),
     ],
 )
 def test_refusals(options, message):
     with pytest.raises(ValueError, match=message):
-        Navigation(POLICY, **options)
+        Navigation(**options)
 
 
 def test_goals_are_in_the_square():
     @sg.graph
     def objective(theta):
-        return sg.mean(goals(50).sum() * theta)
+        return sg.mean(Navigation().declare_tasks(50).sum() * theta)
 
     drawn = objective.compile({}).sample(torch.tensor(1.0), generator=seed()).draws["task"]
     assert drawn.shape == (50, 2)
@@ -166,8 +169,8 @@ def test_goals_are_in_the_square():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_dtype_is_that_of_the_parameters(dtype):
-    walk = Navigation(POLICY, horizon=3)
-    graph = adapted_return(walk, lambda: goals(2), inner_rate=0.1, inner=2, outer=2)
+    walk = Rollouts(Navigation(), POLICY, horizon=3)
+    graph = adapted_return(walk, lambda: walk.environment.declare_tasks(2), inner_rate=0.1, inner=2, outer=2)
     theta = POLICY.initial(seed(), dtype=dtype)
     value, grads = graph.compile(sg.LSF()).value_and_grad(theta, generator=seed())
     assert {value.dtype, *(leaf.dtype for leaf in grads.values())} == {dtype}
@@ -184,8 +187,9 @@ def test_one_seed_gives_one_trace_and_leaves_the_global_generator_alone():
     assert torch.equal(torch.random.get_rng_state(), before)
     leaves = [pytree.tree_leaves(trace) for trace in traces]
     assert all(torch.equal(one, same) for one, same in zip(leaves[0], leaves[1], strict=True))
-    drawn = [pytree.tree_leaves(trace.draws) for trace in traces]
-    assert not any(torch.equal(one, other) for one, other in zip(drawn[0], drawn[2], strict=True) if one[..., 0].any())
+    for name in ("D1", "D2", "tau"):
+        assert not (traces[0].draws[name].action == traces[2].draws[name].action).any()
+    assert not (traces[0].draws["task"] == traces[2].draws["task"]).any()
 
 
 @pytest.mark.parametrize("estimator", [sg.SF(), sg.LSF(), sg.MAML(), sg.SGMRLPublished()], ids=str)
@@ -350,4 +354,6 @@ def steered(theta: dict[str, Tensor], goal: Tensor, noise: Tensor) -> Trajectory
         after = (position + (0.1 * action).clamp(-0.1, 0.1)).clamp(-0.5, 0.5)
         steps.append((position, action, -(after - goal).square().sum()))
         position = after
-    return Trajectory(*(torch.stack(column) for column in zip(*steps, strict=True)))
+    observation, actions, reward = (torch.stack(column) for column in zip(*steps, strict=True))
+    log_prob = POLICY.log_prob(theta, observation, actions)
+    return Trajectory(observation, actions, reward, torch.ones_like(reward), log_prob)

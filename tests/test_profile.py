@@ -179,9 +179,15 @@ def test_the_plot(of_the_square):
     figures = pytest.importorskip("matplotlib.figure")
     figure = of_the_square.plot()
     assert isinstance(figure, figures.Figure)
-    assert [axes.get_title() for axes in figure.axes] == ["bias", "variance", "MSE", "seconds per estimate"]
+    assert [axes.get_title() for axes in figure.axes] == [
+        "bias",
+        "variance",
+        "MSE",
+        "seconds per estimate",
+        "MSE at one second",
+    ]
     names = list(of_the_square.figures)
-    for axes, attribute in zip(figure.axes, ("bias", "variance", "mse", "seconds"), strict=True):
+    for axes, attribute in zip(figure.axes, ("bias", "variance", "mse", "seconds", "mse_per_second"), strict=True):
         heights = [bar.get_height() for bar in axes.patches]
         assert heights == [getattr(of_the_square[name], attribute) for name in names]
         assert [label.get_text() for label in axes.get_xticklabels()] == names
@@ -197,8 +203,8 @@ def test_the_plot_is_logarithmic_where_bars_would_vanish():
         made = {"SF": figures(40.0, 0.0), "LSF": figures(variance, 0.5)}
         return [axes.get_yscale() for axes in sg.Profile(made, torch.zeros(1), "the given truth", 9).plot().axes]
 
-    assert scales(1.0) == ["linear", "log", "log", "linear"]  # a bias of zero has no logarithm
-    assert scales(0.0) == scales(1e-33) == ["linear", "linear", "log", "linear"]  # nor has one but for rounding
+    assert scales(1.0) == ["linear", "log", "log", "linear", "linear"]  # a bias of zero has no logarithm
+    assert scales(0.0) == scales(1e-33) == ["linear", "linear", "log", "linear", "linear"]  # nor has rounding
 
 
 @pytest.mark.parametrize("repeats", [1, 0, -1])

@@ -7,20 +7,21 @@ import torch
 from torch.utils import _pytree as pytree
 
 import stochgraph as sg
-from stochgraph.algorithms.environments.navigation import Navigation, goals
+from stochgraph.algorithms.environments import Navigation
 from stochgraph.algorithms.meta_policy_gradient import adapted_return
 from stochgraph.algorithms.policies import GaussianMLP
+from stochgraph.algorithms.rollouts import Rollouts
 from tests.problems import F64
 
 EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-11}
 POLICY = GaussianMLP(2, 2, hidden=(4,), log_std=-0.5)
 
 
-class Counted(Navigation):
+class Counted(Rollouts):
     """One draw at a time, and how often that is."""
 
     def __init__(self):
-        super().__init__(POLICY, horizon=5, action_scale=0.1)
+        super().__init__(Navigation(action_scale=0.1), POLICY, horizon=5)
         self.calls = 0
 
     def log_prob(self, value, *parents):
@@ -46,7 +47,8 @@ class Stacked(Batched):
 
 
 def meta(walk, steps=1):
-    return adapted_return(walk, lambda: goals(3), inner_rate=0.3, steps=steps, inner=2, outer=4, discount=0.9)
+    tasks = walk.environment.declare_tasks
+    return adapted_return(walk, lambda: tasks(3), inner_rate=0.3, steps=steps, inner=2, outer=4, discount=0.9)
 
 
 def theta():
@@ -129,11 +131,11 @@ def test_second_derivatives_through_shared_scores():
     """By reverse mode twice, where scores are shared, and by transforms, where they are not."""
     compiled = meta(Counted()).compile(sg.SF())
     trace = compiled.sample(theta(), generator=seed())
-    point = theta()
-    start = point["log_std"]
+    full = theta()
+    start = full["log_std"]
 
     def value(log_std):
-        return compiled.surrogate({**point, "log_std": log_std}, trace)
+        return compiled.surrogate({**full, "log_std": log_std}, trace)
 
     by_autograd = torch.autograd.functional.hessian(value, start)
     torch.testing.assert_close(by_autograd, torch.func.hessian(value)(start), **EXACT)

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Normal
+from torch.distributions import Bernoulli, Cauchy, Gumbel, Laplace, Normal
 from torch.utils import _pytree as pytree
 
 import stochgraph as sg
@@ -82,6 +82,76 @@ def test_vmap_over_traces():
     mapped = torch.func.vmap(torch.func.grad(compiled.surrogate), in_dims=(None, 0))(problems.MDP_THETA, stacked)
     each = torch.stack([torch.func.grad(compiled.surrogate)(problems.MDP_THETA, trace) for trace in traces])
     torch.testing.assert_close(mapped, each)
+
+
+def mapped_estimates(compiled, many, number=0):
+    generator = seed(number)
+
+    def one(theta):
+        trace = compiled.sample(theta, generator=generator)
+        return torch.func.grad(compiled.surrogate)(theta, trace), trace
+
+    return torch.vmap(one, randomness="different")(many)
+
+
+@pytest.mark.parametrize("estimator", [sg.SF(), sg.LSF(), sg.LOO()], ids=["SF", "LSF", "LOO"])
+@pytest.mark.parametrize("name", ["bandit", "MDP"])
+def test_vmap_over_sampling(name, estimator):
+    graph, theta = (
+        (problems.bandit(2), problems.BANDIT_THETA) if name == "bandit" else (problems.mdp(m=2), problems.MDP_THETA)
+    )
+    compiled = graph.compile(estimator)
+    many = torch.stack([theta + 0.1 * k for k in range(4)])
+    grads, traces = mapped_estimates(compiled, many)
+    again, _ = mapped_estimates(compiled, many)
+    other, _ = mapped_estimates(compiled, many, number=1)
+    assert torch.equal(grads, again)
+    assert not torch.equal(grads, other)
+    for k, theta_k in enumerate(many):
+        trace = pytree.tree_map(lambda leaf, k=k: leaf[k], traces)
+        torch.testing.assert_close(torch.func.grad(compiled.surrogate)(theta_k, trace), grads[k])
+
+
+@pytest.mark.parametrize("estimator", [sg.SF(), sg.PW()], ids=["SF", "PW"])
+@pytest.mark.parametrize("dist", [Normal, Laplace, Cauchy, Gumbel], ids=lambda dist: dist.__name__)
+def test_vmap_over_sampling_gives_every_element_its_own_noise(dist, estimator):
+    @sg.graph
+    def objective(theta):
+        z = sg.sample("z", dist, 0.0, 1.0, n=3)  # no parameter is mapped
+        return sg.mean(sg.sample("x", lambda t, z: dist(t + z, 1.0), theta, z, n=2)) ** 2
+
+    compiled = objective.compile({"z": sg.SF(), "x": estimator})
+    many = torch.full((4,), 0.3, dtype=F64)
+    grads, traces = mapped_estimates(compiled, many)
+    for draws in traces.draws.values():
+        assert draws.unique().numel() == draws.numel()
+    for k in range(4):
+        trace = pytree.tree_map(lambda leaf, k=k: leaf[k], traces)
+        torch.testing.assert_close(torch.func.grad(compiled.surrogate)(many[k], trace), grads[k])
+
+
+def test_noise_that_a_transform_cannot_write_in_place_is_not_passed_over():
+    class InPlace(sg.Sampler):
+        def draw(self, batch_shape, mean):
+            noise = torch.zeros(batch_shape, dtype=mean.dtype)
+            noise.normal_()
+            return mean + noise
+
+        def log_prob(self, x, mean):
+            return -0.5 * (x - mean) ** 2
+
+    @sg.graph
+    def objective(theta):
+        return sg.mean(sg.sample("x", InPlace(), theta, n=2)) ** 2
+
+    compiled = objective.compile(sg.SF())
+    _, traces = mapped_estimates(compiled, torch.zeros(3, dtype=F64))
+    assert traces.draws["x"].isnan().all()
+    _, trace = torch.func.grad_and_value(lambda theta: (theta, compiled.sample(theta)), has_aux=True)(
+        torch.tensor(0.0, dtype=F64)
+    )[1]
+    assert trace.draws["x"].isfinite().all()
+    assert trace.draws["x"].ne(0).all()
 
 
 @pytest.mark.parametrize("name", ["additive", "bandit, 2 steps", "MDP, horizon 2, sampled outcome", "fork", "extreme"])

@@ -1,0 +1,43 @@
+"""Networks as functions of a dictionary of parameters, and parameters to start from."""
+
+import itertools
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+Parameters = dict[str, Tensor]
+
+
+def tanh_network(parameters: Parameters, observation: Tensor) -> Tensor:
+    """The output of a network with the parameters `0.weight`, `0.bias`, `2.weight`, ...: linear, tanh, linear, ..."""
+    last = sum(name.endswith(".weight") for name in parameters) - 1
+    for k in range(last):
+        observation = _affine(observation, parameters[f"{2 * k}.weight"], parameters[f"{2 * k}.bias"]).tanh()
+    return _affine(observation, parameters[f"{2 * last}.weight"], parameters[f"{2 * last}.bias"])
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """A layer: `x` is `(..., in)`, or `(sets, batch, in)` with one weight matrix per set."""
+    return linear(x, weight, bias) if weight.dim() == 2 else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
+
+
+def tanh_parameters(
+    sizes: Sequence[int], generator: torch.Generator | None, dtype: torch.dtype | None, device: str
+) -> Parameters:
+    """Fresh parameters: Glorot-uniform weights, zero biases, a last layer a tenth as large."""
+    parameters = {}
+    for k, (before, after) in enumerate(itertools.pairwise(sizes)):
+        bound = math.sqrt(6 / (before + after)) * (0.1 if k == len(sizes) - 2 else 1.0)
+        weight = bound * (2 * torch.rand(after, before, generator=generator, dtype=dtype) - 1)
+        parameters[f"{2 * k}.weight"] = weight.to(device)
+        parameters[f"{2 * k}.bias"] = torch.zeros(after, dtype=dtype, device=device)
+    return parameters
+
+
+def module_parameters(module: torch.nn.Module, dtype: torch.dtype | None, device: str) -> Parameters:
+    """Copies of a module's own parameters."""
+    named = module.named_parameters()
+    return {name: leaf.detach().clone().to(device=device, dtype=dtype or leaf.dtype) for name, leaf in named}

@@ -1,0 +1,211 @@
+"""The command `stochgraph`: train, evaluate, explain, profile, demo."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+try:
+    import click
+    from click.core import ParameterSource
+except ImportError as error:
+    raise ImportError("the command line needs click: pip install 'stochgraph[train]'") from error
+
+import stochgraph as sg
+
+from .training import (
+    CheckpointError,
+    Configuration,
+    ConfigurationError,
+    Problem,
+    TrainingError,
+    joined_ranks,
+    load_result,
+    train,
+)
+from .training.configuration import describe, type_words
+from .training.randomness import generator_for
+from .training.settings import ENVIRONMENTS, ESTIMATORS, POLICIES
+
+KNOWN = {"environment": ENVIRONMENTS, "policy": POLICIES, "estimator": ESTIMATORS}
+INTERRUPTED = 130  # the exit status of a shell's command that Ctrl-C ended
+
+
+class Field(click.ParamType):  # type: ignore[type-arg]  # generic since click 8.4 only
+    """The value of a configuration field on the command line: words as they are, everything else as in JSON."""
+
+    def __init__(self, hint: Any) -> None:
+        self.hint = hint
+        self.name = type_words(hint)
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        if self.hint == tuple[int, ...]:
+            return "INTEGER,..."
+        kinds = {"an integer": "INTEGER", "a number": "NUMBER", "a string": "TEXT", "options by name": "NAME=VALUE"}
+        return "|".join(kinds.get(word, word.upper()) for word in self.name.split(" or "))
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if self.hint is str or not isinstance(value, str):
+            return value
+        if self.hint == tuple[int, ...]:
+            return _json(f"[{value}]")
+        return None if value == "none" else _json(value)
+
+
+def _json(text: str) -> Any:
+    """The text as JSON, or as it stands: what fits the field is for the configuration to say."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def _pairs(_: Any, __: Any, given: tuple[str, ...]) -> dict[str, Any]:
+    """`name=value` pairs as a mapping."""
+    for pair in given:
+        if "=" not in pair:
+            raise click.BadParameter(f"{pair!r}: expected name=value")
+    return {name: _json(value) for name, _, value in (pair.partition("=") for pair in given)}
+
+
+def configured(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the option --config, one option per field of a configuration, and the configuration they make."""
+
+    def run(config: Path | None, **given: Any) -> Any:
+        own = {name: given.pop(name) for name in list(given) if name not in fields}
+        source = click.get_current_context().get_parameter_source
+        changes = {name: value for name, value in given.items() if source(name) is not ParameterSource.DEFAULT}
+        with readable_errors():
+            base = Configuration() if config is None else Configuration.load(config)
+            return command(base.replace(**changes), **own)
+
+    fields = describe()
+    run.__doc__ = command.__doc__
+    for name, (hint, default, words) in reversed(fields.items()):
+        run = _field_option(name, hint, default, words)(run)
+    path = click.Path(exists=True, dir_okay=False, path_type=Path)
+    config_words = "Read a configuration, such as the run.json of a run; other options replace what it says."
+    return click.option("--config", type=path, help=config_words)(run)
+
+
+def _field_option(name: str, hint: Any, default: Any, words: str) -> Callable[..., Any]:
+    dashed = name.replace("_", "-")
+    shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
+    words += f": {', '.join(KNOWN[name])}" if name in KNOWN else ""
+    text = f"{words[0].upper()}{words[1:]}." + (f"  [{'none' if shown is None else shown}]" if shown != {} else "")
+    if hint is bool:
+        return click.option(f"--{dashed}/--no-{dashed}", name, default=None, help=text)
+    if shown == {}:
+        return click.option(f"--{dashed}", name, multiple=True, callback=_pairs, metavar="NAME=VALUE", help=text)
+    return click.option(f"--{dashed}", name, type=Field(hint), help=text)
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Errors that a person can do something about, without a traceback."""
+    try:
+        yield
+    except ConfigurationError as error:
+        raise click.UsageError(str(error)) from error
+    except (CheckpointError, TrainingError, sg.StochgraphError) as error:
+        raise click.ClickException(str(error)) from error
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="stochgraph")
+def main() -> None:
+    """Gradient estimators for stochastic computation graphs, and meta-training with them.
+
+    \b
+    stochgraph train --output results/first --iterations 300     train; the same again continues
+    stochgraph evaluate results/first --steps 3                  returns after 0, 1, 2, 3 adaptation steps
+    stochgraph explain --estimator MAML                          how every gradient path is counted
+    stochgraph profile --estimators SF,LOO,LSF --tasks 4         bias, variance and time side by side
+    stochgraph demo                                              a tour in a few minutes
+
+    Everything that a run is made of is an option, a field of the run.json that is written next to its results, and of
+    `stochgraph.algorithms.training.Configuration`.
+    """  # noqa: D301  # click looks for the character itself
+
+
+@main.command("train")
+@configured
+def train_command(configuration: Configuration) -> None:
+    """Train, and write everything to one folder.
+
+    The folder gets run.json (the configuration), metrics.jsonl (one line per iteration and evaluation), checkpoints,
+    learning_curve.png, and files for TensorBoard if that is installed. If the folder holds the run already, it is
+    continued from its newest checkpoint, to the same bits as if it had never stopped. Ctrl-C saves and ends; a second
+    Ctrl-C ends at once.
+
+    Several processes share the work under torchrun; the result depends on the number of shards, not on theirs:
+
+    \b
+    torchrun --nproc-per-node 2 --max-restarts 3 --no-python stochgraph train --shards 4
+
+    A process that dies is started again, and the run goes on from its newest checkpoint. On several machines, set
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for that. Only the first process reads and writes the folder.
+    """  # noqa: D301
+    with joined_ranks() as ranks:
+        outcome = train(configuration, ranks)
+    if not outcome.finished:
+        raise click.exceptions.Exit(INTERRUPTED)
+
+
+@main.command("evaluate")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.option("--tasks", type=click.IntRange(1), help="Held-out tasks.  [as configured]")
+@click.option("--steps", type=click.IntRange(0), help="Adaptation steps.  [as configured]")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def evaluate_command(folder: Path, tasks: int | None, steps: int | None, as_json: bool) -> None:
+    """Measure returns on held-out tasks after 0, 1, ... adaptation steps, at the newest checkpoint in FOLDER."""
+    with readable_errors():
+        configuration = Configuration.load(folder / "run.json")
+        changes = {"evaluation_tasks": tasks, "evaluation_steps": steps}
+        configuration = configuration.replace(**{name: value for name, value in changes.items() if value is not None})
+        result = load_result(folder, configuration, lambda text: click.echo(text, err=True))
+        returns = result.problem.evaluate(result.theta)
+    means, errors = returns.mean(0).tolist(), (returns.std(0, correction=0) / len(returns) ** 0.5).tolist()
+    if as_json:
+        found = {"iteration": result.iteration, "tasks": len(returns), "returns": means, "errors": errors}
+        click.echo(json.dumps(found))
+        return
+    click.echo(f"after {result.iteration} iterations, {len(returns)} held-out tasks, return ± standard error:")
+    for k, (value, uncertainty) in enumerate(zip(means, errors, strict=True)):
+        click.echo(f"{k} adaptation steps  {value:9.3f} ± {uncertainty:.3f}")
+
+
+@main.command("explain")
+@configured
+def explain_command(configuration: Configuration) -> None:
+    """Print how the run's estimator counts every gradient path, with its bias and variance class."""
+    compiled = Problem(configuration).compiled
+    click.echo(f"{compiled.graph!r}\n\n{compiled.explain()}")
+
+
+@main.command("profile")
+@click.option("--estimators", default="SF,LSF,MAML", show_default=True, help=f"Of {', '.join(ESTIMATORS)}.")
+@click.option("--repeats", default=20, show_default=True, type=click.IntRange(2), help="Estimates with each of them.")
+@click.option("--trained", is_flag=True, help="At the newest checkpoint in the output folder, not at the start.")
+@configured
+def profile_command(configuration: Configuration, estimators: str, repeats: int, trained: bool) -> None:
+    """Compare estimators on the run's meta-objective: bias, variance, mean squared error, time."""
+    problem = Problem(configuration)
+    compiled = {name: problem.compile(name) for name in estimators.split(",")}
+    theta = load_result(configuration.output, configuration).theta if trained else problem.initial()
+    generator = generator_for(configuration.seed, "profile")
+    click.echo(sg.profile(compiled, theta, repeats=repeats, generator=generator).to_markdown())
+
+
+@main.command("demo", context_settings={"ignore_unknown_options": True}, add_help_option=False)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def demo_command(arguments: tuple[str, ...]) -> None:
+    """Print ledgers and exact biases, meta-train 2-D navigation with two estimators, save a figure."""
+    from . import demo
+
+    demo.main(list(arguments))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,104 @@
+"""What an environment is: a batch of episodes that are started together and stepped together."""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from torch import Tensor
+from torch.distributions import Distribution
+
+import stochgraph as sg
+
+
+class Environment(ABC):
+    r"""A distribution over tasks, and the dynamics of `episodes` episodes at once, one task each.
+
+    Everything happens in batches: `reset` starts as many episodes as it gets tasks, one call of `step` advances all of
+    them. What `step` returns for an episode that has ended has no meaning; `stochgraph.algorithms.rollouts.Rollouts`
+    masks it. All randomness comes from torch's default generators, so one seed gives one result, whatever the number
+    of threads. Observations and rewards have the dtype and the device of the tasks. An environment can be pickled
+    between episodes, without the episodes.
+
+    Attributes:
+        observation_size: the size of an observation, a flat vector.
+        action_size: the size of a continuous action, or the number of discrete actions.
+        discrete: whether actions are integers below `action_size`.
+        horizon: the number of steps of an episode that does not end before, unless a caller wants another.
+
+    Example:
+        >>> import torch
+        >>> from stochgraph.algorithms.environments import Navigation
+        >>> walk = Navigation()
+        >>> observation = walk.reset(walk.task_distribution().sample((3,)))
+        >>> observation, reward, done = walk.step(torch.ones(3, walk.action_size))
+        >>> observation.shape, reward.shape, done.dtype
+        (torch.Size([3, 2]), torch.Size([3]), torch.bool)
+    """
+
+    observation_size: int
+    action_size: int
+    horizon: int
+    discrete: bool = False
+    _episodes: int = 0
+
+    @abstractmethod
+    def task_distribution(self) -> Distribution:
+        """The distribution of one task, a tensor."""
+
+    @abstractmethod
+    def reset(self, task: Tensor) -> Tensor:  # (episodes, *task) -> (episodes, observation)
+        """Start one episode per task."""
+
+    @abstractmethod
+    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Advance all episodes by one step.
+
+        Args:
+            action: shape `(episodes, action_size)`, or `(episodes,)` of integers if actions are discrete.
+
+        Returns:
+            The observations after the step, `(episodes, observation_size)`; the rewards, `(episodes,)`; and whether
+            the episodes have ended, `(episodes,)`, of booleans.
+        """
+
+    def declare_tasks(self, n: int) -> Any:
+        """Declare a plate "task" of `n` tasks. For use inside a declaration."""
+        return sg.sample("task", self.task_distribution, n=n)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle holds: the settings, not the episodes, which are in attributes that begin with `_`."""
+        return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
+
+    def _started(self, task: Tensor, shape: tuple[int, ...]) -> Tensor:
+        """The tasks, whose shape must be `(episodes, *shape)`."""
+        if task.shape[1:] != shape or task.dim() == 0 or not task.is_floating_point():
+            raise ValueError(
+                f"{type(self).__name__}.reset: one floating-point task of shape {shape} per episode is expected, that "
+                f"is {('episodes', *shape)}; got {tuple(task.shape)} of {task.dtype}"
+            )
+        self._episodes = len(task)
+        return task
+
+    def _acted(self, action: Tensor) -> Tensor:
+        """The actions, one for each episode that was started."""
+        if not self._episodes:
+            raise ValueError(f"{type(self).__name__}.step: no episodes are running; call reset with their tasks first")
+        shape = (self._episodes,) if self.discrete else (self._episodes, self.action_size)
+        if action.shape != shape:
+            got = tuple(action.shape)
+            raise ValueError(f"{type(self).__name__}.step: actions of shape {shape} are expected, got {got}")
+        return action
+
+
+def at_least_one(horizon: int) -> int:
+    """The number of steps of an episode, which must be positive."""
+    if horizon < 1:
+        raise ValueError(f"horizon must be at least 1 step, got {horizon}")
+    return horizon
+
+
+def one_of(name: str, value: str, known: tuple[str, ...]) -> str:
+    """An option, which must be a known one."""
+    if value not in known:
+        choices = " or ".join(f'"{each}"' for each in known)
+        raise ValueError(f"{name}={value!r} is not known: choose {choices}")
+    return value

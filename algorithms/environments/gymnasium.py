@@ -1,0 +1,139 @@
+"""Any Gymnasium vector environment as an `Environment`, each of its episodes with a task of its own."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.nn.functional import one_hot
+
+from ._optional import installed
+from ._protocol import Environment, at_least_one
+
+Options = Callable[[Tensor], dict[str, Any]]
+
+
+class GymnasiumEnvironment(Environment):
+    """Episodes of a Gymnasium vector environment; what a task changes is up to the caller.
+
+    A task can be arguments of the environments' constructors: `make` gets all tasks and builds one environment each.
+    Or it can be options of their `reset`: with `reset_options`, each task's episodes are reset by a call of their own,
+    through Gymnasium's `reset_mask`. The vector environment is kept while tasks stay the same, or, with
+    `reset_options`, their number. Every reset gives every episode a seed from torch's generator.
+
+    Observations are boxes, flattened, or integers, as indicator vectors. Actions are boxes, passed on as they are,
+    or integers; wrap environments (`gymnasium.wrappers`) for anything else. An episode ends when it is terminated or
+    truncated; what the vector environment makes of it after that (`AutoresetMode.NEXT_STEP` or `SAME_STEP`) is masked.
+
+    Args:
+        make: builds the vector environment for tasks of shape `(episodes, *task)`.
+        tasks: the distribution of one task.
+        horizon: the number of steps.
+        reset_options: the options of `reset` for one task, a tensor.
+
+    Example:
+        >>> import torch
+        >>> import gymnasium
+        >>> from stochgraph.algorithms.environments import GymnasiumEnvironment
+        >>> def make(gravity):
+        ...     one = [lambda g=g: gymnasium.make("Pendulum-v1", g=g) for g in gravity.tolist()]
+        ...     return gymnasium.vector.SyncVectorEnv(one)
+        >>> earth_or_moon = torch.distributions.Uniform(torch.tensor(1.6), torch.tensor(9.8))
+        >>> pendulum = GymnasiumEnvironment(make, earth_or_moon, horizon=200)
+        >>> pendulum.observation_size, pendulum.action_size
+        (3, 1)
+        >>> pendulum.reset(torch.tensor([9.0, 10.0])).shape
+        torch.Size([2, 3])
+    """
+
+    _vector: Any = None
+    _built_for: Tensor | None = None
+
+    def __init__(
+        self,
+        make: Callable[[Tensor], Any],
+        tasks: Distribution,
+        horizon: int,
+        reset_options: Options | None = None,
+    ) -> None:
+        installed("gymnasium", "GymnasiumEnvironment")
+        self.make = make
+        self.tasks = tasks
+        self.reset_options = reset_options
+        with torch.random.fork_rng(devices=[]):
+            self._build(tasks.sample(torch.Size([1])))
+        self.observation_size = _size("observation", self._vector.single_observation_space)
+        self.action_size = _size("action", self._vector.single_action_space)
+        self.discrete = isinstance(self._vector.single_action_space, _spaces().Discrete)
+        self.horizon = at_least_one(horizon)
+
+    def task_distribution(self) -> Distribution:
+        return self.tasks
+
+    def reset(self, task: Tensor) -> Tensor:
+        self._started(task, tuple(self.tasks.batch_shape + self.tasks.event_shape))
+        self._like = task.new_empty(())
+        if not self._serves(task):
+            self._build(task)
+        seeds = torch.randint(2**31, (len(task),)).tolist()
+        if self.reset_options is None:
+            return self._observe(self._vector.reset(seed=seeds)[0])
+        tasks, which = task.unique(dim=0, return_inverse=True)
+        observation, _ = self._vector.reset(seed=seeds, options=self.reset_options(tasks[0]))
+        for k, one in enumerate(tasks[1:], start=1):
+            mask = (which == k).numpy(force=True)
+            observation, _ = self._vector.reset(seed=seeds, options={"reset_mask": mask, **self.reset_options(one)})
+        return self._observe(observation)
+
+    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        acted = self._acted(action).numpy(force=True)
+        space = self._vector.single_action_space
+        acted = acted.astype(space.dtype).reshape(-1, *space.shape)
+        if self.discrete:
+            acted = acted + space.start
+        observation, reward, terminated, truncated, _ = self._vector.step(acted)
+        done = torch.from_numpy(terminated | truncated).to(self._like.device)
+        return self._observe(observation), torch.from_numpy(np.array(reward)).to(self._like), done
+
+    def close(self) -> None:
+        """End the vector environment's processes, if it has any."""
+        if self._vector is not None:
+            self._vector.close()
+        self._vector = None
+
+    def _build(self, task: Tensor) -> None:
+        self.close()
+        self._vector, self._built_for = self.make(task), task.clone()
+        if self._vector.num_envs != len(task):
+            built = self._vector.num_envs
+            raise ValueError(f"make must build one environment per task: {len(task)} tasks, {built} built")
+        if getattr(self._vector.metadata.get("autoreset_mode"), "name", None) == "DISABLED":
+            raise ValueError("AutoresetMode.DISABLED: ended episodes cannot be stepped; choose NEXT_STEP or SAME_STEP")
+
+    def _serves(self, task: Tensor) -> bool:
+        """Whether the vector environment at hand is one for these tasks."""
+        if self._vector is None or self._built_for is None or len(task) != len(self._built_for):
+            return False
+        return self.reset_options is not None or bool((task == self._built_for.to(task)).all())
+
+    def _observe(self, observation: Any) -> Tensor:
+        values = torch.from_numpy(np.array(observation))
+        space = self._vector.single_observation_space
+        if isinstance(space, _spaces().Discrete):
+            return one_hot(values.long() - int(space.start), self.observation_size).to(self._like)
+        return values.reshape(len(values), -1).to(self._like)
+
+
+def _spaces() -> Any:
+    return installed("gymnasium", "GymnasiumEnvironment").spaces
+
+
+def _size(what: str, space: Any) -> int:
+    """The size of a flat observation or action, or the number of discrete ones."""
+    if isinstance(space, _spaces().Discrete):
+        return int(space.n)
+    if isinstance(space, _spaces().Box):
+        return int(np.prod(space.shape))
+    raise ValueError(f"{what}s must be Box or Discrete, got {space}: wrap the environment, see gymnasium.wrappers")

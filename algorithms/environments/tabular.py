@@ -1,0 +1,240 @@
+"""Finite Markov decision processes, one per task: random ones, and frozen lakes with random holes.
+
+A state is observed as an indicator vector. A task holds its dynamics: the transitions, or the map that they follow
+from. All episodes are stepped by looking up rows of one table of cumulated probabilities.
+"""
+
+from abc import ABC, abstractmethod
+from functools import lru_cache
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.nn.functional import one_hot
+
+from ._optional import installed
+from ._protocol import Environment, at_least_one
+
+
+class Dynamics(NamedTuple):
+    """What follows on each state and action, for some tables. An episode starts in state 0."""
+
+    probability: Tensor  # (tables, states, actions, states)
+    reward: Tensor  # (tables, states, actions, states)
+    ends: Tensor  # (tables, states), of booleans: whether an episode ends on arrival
+
+
+class Tabular(Environment, ABC):
+    """Episodes in finite decision processes: what all subclasses share."""
+
+    discrete = True
+
+    @abstractmethod
+    def dynamics(self, task: Tensor) -> tuple[Dynamics, Tensor]:
+        """The tables of some tasks `(episodes, *task)`, and which table each of them has, `(episodes,)`."""
+
+    def reset(self, task: Tensor) -> Tensor:
+        self._started(task, self._task_shape)
+        tables, self._table = self.dynamics(task)
+        cumulated = tables.probability.cumsum(-1)
+        self._cumulated = cumulated / cumulated[..., -1:]  # exactly 1 from the last state that can follow on
+        self._reward, self._ends = tables.reward, tables.ends
+        self._state = torch.zeros_like(self._table)
+        return self._observe()
+
+    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        acted = self._acted(action).long()
+        row = (self._table, self._state, acted)
+        chance = torch.rand(len(action), 1, dtype=self._cumulated.dtype, device=self._cumulated.device)
+        self._state = (chance >= self._cumulated[row]).sum(-1)
+        return self._observe(), self._paid(self._reward[(*row, self._state)]), self._ends[self._table, self._state]
+
+    @property
+    @abstractmethod
+    def _task_shape(self) -> tuple[int, ...]:
+        """The shape of one task."""
+
+    def _paid(self, reward: Tensor) -> Tensor:
+        """The rewards, from their expectations."""
+        return reward
+
+    def _observe(self) -> Tensor:
+        return one_hot(self._state, self.observation_size).to(self._cumulated.dtype)
+
+
+class RandomMDP(Tabular):
+    r"""Decision processes whose transitions are uniform on the simplex, and whose mean rewards are normal.
+
+    For every state `s` and action `a`, :math:`p(\cdot \mid s, a) \sim \mathrm{Dirichlet}(1, \dots, 1)` and the mean
+    reward is :math:`N(1, 1)`; rewards are normal around it. A task is a tensor `(states, actions, states + 1)`: the
+    transition probabilities, and behind them the mean reward.
+
+    Args:
+        states: the number of states.
+        actions: the number of actions.
+        reward_std: the standard deviation of a reward around its mean.
+        horizon: the number of steps.
+
+    References:
+        Duan et al. (2016), RL², section 3.2 (ten states, five actions, ten steps).
+
+    Example:
+        >>> import torch
+        >>> process = RandomMDP(states=3, actions=2)
+        >>> task = process.task_distribution().sample((4,))
+        >>> task.shape, process.reset(task).shape
+        (torch.Size([4, 3, 2, 4]), torch.Size([4, 3]))
+    """
+
+    def __init__(self, states: int = 10, actions: int = 5, reward_std: float = 1.0, horizon: int = 10) -> None:
+        if states < 1 or actions < 1 or reward_std < 0:
+            got = f"{states}, {actions}, {reward_std}"
+            raise ValueError(f"states and actions must be at least 1, and reward_std at least 0; got {got}")
+        self.observation_size = states
+        self.action_size = actions
+        self.reward_std = reward_std
+        self.horizon = at_least_one(horizon)
+
+    def task_distribution(self) -> Distribution:
+        return RandomTables(self.observation_size, self.action_size)
+
+    def dynamics(self, task: Tensor) -> tuple[Dynamics, Tensor]:
+        probability, mean = task[..., :-1], task[..., -1:]
+        ends = torch.zeros(task.shape[:2], dtype=torch.bool, device=task.device)
+        return Dynamics(probability, mean.expand_as(probability), ends), torch.arange(len(task), device=task.device)
+
+    @property
+    def _task_shape(self) -> tuple[int, ...]:
+        return (self.observation_size, self.action_size, self.observation_size + 1)
+
+    def _paid(self, reward: Tensor) -> Tensor:
+        return reward + self.reward_std * torch.randn_like(reward) if self.reward_std else reward
+
+
+class RandomTables(Distribution):
+    """The distribution of the tasks of `RandomMDP`; it can be sampled, not scored."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, states: int, actions: int) -> None:
+        self.states, self.actions = states, actions
+        super().__init__(event_shape=torch.Size([states, actions, states + 1]), validate_args=False)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Tasks of shape `(*sample_shape, states, actions, states + 1)`."""
+        weights = torch.empty(*sample_shape, self.states, self.actions, self.states).exponential_()
+        mean = 1 + torch.randn(*sample_shape, self.states, self.actions, 1)
+        return torch.cat([weights / weights.sum(-1, keepdim=True), mean], dim=-1)
+
+
+class FrozenLake(Tabular):
+    """Gymnasium's frozen lake with random holes: the maps of its generator, and its dynamics.
+
+    The walk starts in the corner of a square of ice and ends at the goal in the opposite corner, with reward 1, or in a
+    hole. On slippery ice a move goes where it should with probability 1/3, and to each side as often. A task is the
+    map: a tensor `(size * size,)` that is 1 where there is a hole. Every map has a way to the goal.
+
+    Args:
+        holes: the probability of a hole, for each tile alone.
+        slippery: whether the ice is slippery.
+        hole_reward: the reward of falling into a hole; Gymnasium's own is 0.
+        size: the number of tiles along a side.
+        horizon: the number of steps of a walk that does not end before.
+
+    References:
+        Gymnasium's FrozenLake-v1. Xu and Zhu use 20 tasks, `holes=0.3` or `holes=0.1`, and a discount of .8.
+
+    Example:
+        >>> import torch
+        >>> lake = FrozenLake(holes=0.1, slippery=False)
+        >>> ice = torch.zeros(1, 16)
+        >>> state = lake.reset(ice)
+        >>> right, down = torch.tensor([2]), torch.tensor([1])
+        >>> [lake.step(move)[1].item() for move in (right, right, right, down, down, down)]
+        [0.0, 0.0, 0.0, 0.0, 0.0, 1.0]
+    """
+
+    action_size = 4
+
+    def __init__(
+        self,
+        holes: float = 0.3,
+        slippery: bool = True,
+        hole_reward: float = -1.0,
+        size: int = 4,
+        horizon: int = 100,
+    ) -> None:
+        if not 0 <= holes < 1:
+            raise ValueError(f"holes is a probability below 1, got {holes}")
+        if size < 2:
+            raise ValueError(f"size must be at least 2 tiles, got {size}")
+        installed("gymnasium", "FrozenLake")
+        self.holes = holes
+        self.slippery = slippery
+        self.hole_reward = hole_reward
+        self.size = size
+        self.observation_size = size * size
+        self.horizon = at_least_one(horizon)
+
+    def task_distribution(self) -> Distribution:
+        return RandomMaps(self.size, self.holes)
+
+    def dynamics(self, task: Tensor) -> tuple[Dynamics, Tensor]:
+        maps, table = task.unique(dim=0, return_inverse=True)
+        if not ((maps == 0) | (maps == 1)).all() or maps[:, [0, -1]].any():
+            raise ValueError(
+                "FrozenLake.reset: a task must be 1 where there is a hole and 0 elsewhere, with no hole at the start "
+                "and at the goal; draw it from task_distribution()"
+            )
+        one_each = [lake_dynamics(_rows(lake, self.size), self.slippery, self.hole_reward) for lake in maps]
+        stacked = [torch.stack(parts).to(task.device) for parts in zip(*one_each, strict=True)]
+        probability, reward, ends = stacked
+        return Dynamics(probability.to(task.dtype), reward.to(task.dtype), ends), table
+
+    @property
+    def _task_shape(self) -> tuple[int, ...]:
+        return (self.size * self.size,)
+
+
+class RandomMaps(Distribution):
+    """The distribution of the tasks of `FrozenLake`; it can be sampled, not scored."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, size: int, holes: float) -> None:
+        self.size, self.holes = size, holes
+        super().__init__(event_shape=torch.Size([size * size]), validate_args=False)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Maps of shape `(*sample_shape, size * size)`, from Gymnasium's generator, seeded with torch's."""
+        lakes = installed("gymnasium.envs.toy_text.frozen_lake", "FrozenLake")
+        shape = torch.Size(sample_shape)
+        seeds = torch.randint(2**31, (shape.numel(),)).tolist()
+        rows = ["".join(lakes.generate_random_map(self.size, 1 - self.holes, seed)) for seed in seeds]
+        holes = torch.tensor([[float(tile == "H") for tile in tiles] for tiles in rows])
+        return holes.reshape(*shape, self.size * self.size)
+
+
+def _rows(lake: Tensor, size: int) -> tuple[str, ...]:
+    """A map as Gymnasium writes it."""
+    tiles = ["H" if hole else "F" for hole in lake.tolist()]
+    tiles[0], tiles[-1] = "S", "G"
+    return tuple("".join(tiles[i : i + size]) for i in range(0, size * size, size))
+
+
+@lru_cache(maxsize=4096)
+def lake_dynamics(rows: tuple[str, ...], slippery: bool, hole_reward: float) -> Dynamics:
+    """The dynamics of one map, without the dimension of tables, as Gymnasium's environment has them."""
+    lakes = installed("gymnasium.envs.toy_text.frozen_lake", "FrozenLake")
+    rewards = (1.0, hole_reward, 0.0)
+    table = lakes.FrozenLakeEnv(desc=list(rows), is_slippery=slippery, reward_schedule=rewards).P
+    states = len(rows) ** 2
+    probability = torch.zeros(states, 4, states, dtype=torch.float64)
+    reward = torch.zeros_like(probability)
+    for state, actions in table.items():
+        for action, branches in actions.items():
+            for chance, after, paid, _ in branches:
+                probability[state, action, after] += chance
+                reward[state, action, after] = paid
+    return Dynamics(probability, reward, torch.tensor([tile in "HG" for tile in "".join(rows)]))

@@ -1,0 +1,202 @@
+"""Trajectories of a policy in an environment, as a distribution that a declaration can sample from."""
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+import stochgraph as sg
+
+from .environments import Environment
+from .policies import Policy
+
+
+class Trajectory(NamedTuple):
+    """Trajectories, each field of shape `(*plates, time, ...)`; from the end of an episode on, all of it is zero.
+
+    Attributes:
+        observation: what the policy saw, `(*plates, time, observation)`.
+        action: what it did, `(*plates, time, action)`, or `(*plates, time)` of integers.
+        reward: what it got for it, `(*plates, time)`.
+        mask: 1 while the episode runs, the step that ends it included, and 0 after, `(*plates, time)`.
+        log_prob: the log-probability of each action under the parameters that drew it, `(*plates, time)`.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    mask: Tensor
+    log_prob: Tensor
+
+
+class Rollouts(sg.Sampler):
+    r"""Trajectories of a policy: :math:`a_t \sim \pi_\theta(\cdot \mid o_t)`, and the environment does the rest.
+
+    Parents of a sample node: the policy's parameters and the task. All episodes of all plates are one batch of the
+    environment; the policy acts in one call per step, mapped over the tasks if each has parameters of its own. The
+    log-probability of a trajectory is that of its actions, one per step, and 0 from the end of the episode on.
+
+    Args:
+        environment: what is acted in.
+        policy: what acts.
+        horizon: the number of steps; the environment's if `None`.
+
+    Example:
+        >>> import torch
+        >>> import stochgraph as sg
+        >>> from stochgraph.algorithms.environments import Navigation
+        >>> from stochgraph.algorithms.policies import GaussianMLP
+        >>> walks = Rollouts(Navigation(), GaussianMLP(2, 2, hidden=(8,)), horizon=5)
+        >>> @sg.graph
+        ... def objective(theta):
+        ...     task = walks.environment.declare_tasks(3)
+        ...     return sg.mean(sg.sum(sg.sample("tau", walks, theta, task, n=4).reward))
+        >>> trace = objective.compile(sg.SF()).sample(walks.policy.initial())
+        >>> trace.draws["tau"].reward.shape
+        torch.Size([3, 4, 5])
+    """
+
+    time = True
+
+    def __init__(self, environment: Environment, policy: Policy, horizon: int | None = None) -> None:
+        if horizon is not None and horizon < 1:
+            raise ValueError(f"horizon must be at least 1 step, got {horizon}")
+        self.environment = environment
+        self.policy = policy
+        self.horizon = horizon or environment.horizon
+        _check_fit(environment, policy)
+
+    @torch.no_grad()
+    def draw(self, batch_shape: torch.Size, *parents: Any) -> Trajectory:
+        parameters, task = parents
+        like = next(leaf for leaf in pytree.tree_leaves(parameters) if leaf.is_floating_point())
+        event = task.shape[len(batch_shape) :]
+        task = task.to(like).expand(*batch_shape, *event).reshape(-1, *event)
+        act = acting(self.policy, parameters, batch_shape)
+        noise = self.policy.noise((self.horizon, math.prod(batch_shape)), like)
+        with one_thread():
+            walked = self._walk(act, task, noise, like)
+        return pytree.tree_map(lambda leaf: leaf.unflatten(0, batch_shape), walked)
+
+    def log_prob(self, value: Trajectory, *parents: Any) -> Tensor:
+        scored = self.policy.log_prob(parents[0], value.observation, value.action)
+        return torch.where(value.mask > 0, scored, torch.zeros_like(scored))
+
+    def _walk(self, act: "Act", task: Tensor, noise: Tensor, like: Tensor) -> Trajectory:
+        """One batch of episodes, `(episodes, time, ...)`."""
+        record = Record(len(task), self.horizon, like)
+        observation = self.environment.reset(task).to(like)
+        running = torch.ones(len(task), dtype=torch.bool, device=like.device)
+        for shock in noise:
+            action, log_prob = act(observation, shock)
+            after, reward, done = self.environment.step(action)
+            record.add(observation, action, reward, running, log_prob)
+            running = running & ~done
+            if not running.any():
+                break
+            observation = after.to(like)
+        return record.trajectory()
+
+
+Act = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def acting(policy: Policy, parameters: Any, plates: torch.Size) -> Act:
+    """The policy as a function of the observations and the noise of all episodes, whatever plates parameters have.
+
+    Parameters have `len(plates)` leading dimensions, of size 1 where they do not vary. They are stacked over the outer
+    plates, up to the last one on which they vary, and the policy is called, or mapped, once for all of them: a layer is
+    one batched product of matrices. Over the plates within, it works on batches of observations as it does anyway.
+    """
+    leaves, spec = pytree.tree_flatten(parameters)
+    varying = [d for d in range(len(plates)) if any(leaf.shape[d] != 1 for leaf in leaves)]
+    outer = plates[: varying[-1] + 1] if varying else torch.Size()
+    sets = math.prod(outer)
+
+    def flat(leaf: Tensor) -> Tensor:
+        event = leaf.shape[len(plates) :]
+        lead = (sets,) if varying else ()
+        return leaf.reshape(*leaf.shape[: len(outer)], *event).expand(*outer, *event).reshape(*lead, *event)
+
+    own = pytree.tree_unflatten([flat(leaf) for leaf in leaves], spec)
+    if not varying:
+        return lambda observation, noise: policy.sample(own, observation, noise)
+    mapped = policy.sample if getattr(policy, "batched", False) else torch.vmap(policy.sample)
+
+    def act(observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        action, log_prob = mapped(own, observation.unflatten(0, (sets, -1)), noise.unflatten(0, (sets, -1)))
+        return action.flatten(0, 1), log_prob.flatten(0, 1)
+
+    return act
+
+
+class Record:
+    """The steps of a batch of episodes as they are made, in tensors that are zero where nothing was made."""
+
+    def __init__(self, episodes: int, horizon: int, like: Tensor) -> None:
+        self.shape = (episodes, horizon)
+        self.like = like
+        self.fields: list[Tensor] = []
+        self.steps = 0
+
+    def add(self, *step: Tensor) -> None:
+        """The fields of a `Trajectory` at the next step, each `(episodes, ...)`."""
+        if not self.fields:
+            self.fields = [self._empty(field) for field in step]
+        for whole, field in zip(self.fields, step, strict=True):
+            whole[:, self.steps] = field
+        self.steps += 1
+
+    def trajectory(self) -> Trajectory:
+        """All steps, `(episodes, time, ...)`."""
+        whole = Trajectory(*self.fields)
+        ended = whole.mask == 0
+        if not ended.any():
+            return whole
+        return Trajectory(*(leaf.masked_fill(ended.view(*self.shape, *[1] * (leaf.dim() - 2)), 0) for leaf in whole))
+
+    def _empty(self, field: Tensor) -> Tensor:
+        integers = not (field.is_floating_point() or field.dtype == torch.bool)
+        return self.like.new_zeros(*self.shape, *field.shape[1:], dtype=field.dtype if integers else self.like.dtype)
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Hold torch to one thread.
+
+    Steps are small, and between them torch's idle threads would spin and take the processor from a simulator's threads.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _check_fit(environment: Environment, policy: Policy) -> None:
+    """Try the policy on an observation of zeros, and look at the action. The default generators are left alone."""
+    name, kind = type(policy).__name__, type(environment).__name__
+    observation = torch.zeros(1, environment.observation_size)
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            parameters = policy.initial(torch.Generator())
+            like = next(leaf for leaf in pytree.tree_leaves(parameters) if leaf.is_floating_point())
+            action, _ = policy.sample(parameters, observation.to(like), policy.noise((1,), like))
+    except RuntimeError as error:
+        size = environment.observation_size
+        raise ValueError(f"{name} does not take the observations of {kind}, vectors of {size}: {error}") from error
+    expected = (1,) if environment.discrete else (1, environment.action_size)
+    if action.shape != expected or action.is_floating_point() == environment.discrete:
+        wanted = "an integer" if environment.discrete else f"a vector of {environment.action_size}"
+        raise ValueError(
+            f"an action of {kind} is {wanted}, one of {name} is of {action.dtype} and has the shape "
+            f"{tuple(action.shape[1:])}: choose a policy for {'discrete' if environment.discrete else 'such'} actions"
+        )
+    actions = getattr(policy, "actions", environment.action_size)
+    if environment.discrete and actions != environment.action_size:
+        raise ValueError(f"{kind} has {environment.action_size} actions, {name} chooses among {actions}")

@@ -1,0 +1,29 @@
+"""A trainer that can be left alone: one configuration, one folder, and a run that survives what happens to it.
+
+`Configuration` says what a run is. `train` runs it, or continues it. The pieces:
+
+- `problem` makes a compiled graph of a configuration, and draws meta-batches in shards; `batches` averages over them,
+  wherever they are; `learners` moves the parameters: optimisers of torch, trust-region steps.
+- `settings` has what the names in a configuration stand for; new environments and estimators are new rows there.
+- `randomness`: an iteration's draws are a function of the seed and the iteration's number, nothing is carried along.
+- `trainer` has the loop; `run_folder`, `checkpoints` and `files` what it writes; `reports` who is told; `ranks` who
+  shares the work.
+"""
+
+from .batches import Batch as Batch
+from .checkpoints import CheckpointError as CheckpointError
+from .configuration import Configuration as Configuration
+from .configuration import ConfigurationError as ConfigurationError
+from .learners import Learner as Learner
+from .problem import Problem as Problem
+from .ranks import Ranks as Ranks
+from .ranks import joined_ranks as joined_ranks
+from .reports import Reporter as Reporter
+from .results import Result as Result
+from .results import load_result as load_result
+from .run_folder import RunFolder as RunFolder
+from .trainer import Outcome as Outcome
+from .trainer import Trainer as Trainer
+from .trainer import TrainingError as TrainingError
+from .trainer import train as train
+from .watched import EnvironmentFailure as EnvironmentFailure

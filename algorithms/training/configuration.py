@@ -1,0 +1,180 @@
+"""What a run is made of: one frozen dataclass, written as JSON next to its results and read back from there."""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from .files import replacing
+
+# What may differ when a run is continued: how far it goes and how it is kept, not what it computes.
+_FREE = {"output", "iterations", "evaluate_every", "checkpoint_every", "checkpoints_kept", "chunk", "threads"}
+
+
+class ConfigurationError(ValueError):
+    """A configuration that no run can be made of. The message names the field, and what it may be."""
+
+
+def _option(default: Any, words: str, least: float | None = None) -> Any:
+    """A field with its description, and the least number that it may be."""
+    return field(default=default, metadata={"words": words, "least": least})
+
+
+def _words(words: str) -> dict[str, Any]:
+    return {"words": words, "least": None}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Configuration:
+    """One run of meta-training. Every field is also an option of `stochgraph train`; `describe` tells what it means.
+
+    Example:
+        >>> from stochgraph.algorithms.training import Configuration
+        >>> run = Configuration(iterations=10, hidden=(8,))
+        >>> Configuration.from_json(run.to_json()) == run
+        True
+        >>> Configuration.from_mapping({"iteratoins": 3})
+        Traceback (most recent call last):
+        ...
+        stochgraph.algorithms.training.configuration.ConfigurationError: 'iteratoins' is not ... 'iterations'?
+    """
+
+    output: str = _option("results/run", "the folder that everything is written to; what is there is continued")
+    environment: str = _option("navigation", "the environment, by name")
+    environment_options: dict[str, Any] = field(default_factory=dict, metadata=_words("options of the environment"))
+    horizon: int | None = _option(None, "steps of an episode; none: as the environment has it", least=1)
+    reference: bool = _option(False, "subtract from every reward what standing still would give; less variance")
+    policy: str = _option("network", "the policy, by name")
+    hidden: tuple[int, ...] = _option((64, 64), "sizes of the policy's hidden layers", least=1)
+    policy_options: dict[str, Any] = field(default_factory=dict, metadata=_words("options of the policy"))
+    estimator: str = _option("LSF", "the estimator of the meta-gradient, by name")
+    estimator_options: dict[str, Any] = field(default_factory=dict, metadata=_words("options of the estimator"))
+    steps: int = _option(1, "inner policy-gradient steps", least=0)
+    inner_rate: float = _option(0.1, "the step size of the inner steps")
+    tasks: int = _option(20, "tasks of a meta-batch", least=1)
+    inner: int = _option(20, "trajectories per task and inner step", least=1)
+    outer: int = _option(20, "trajectories per task after adaptation", least=1)
+    discount: float = _option(0.99, "the discount per time step", least=0)
+    inner_baseline: str | None = _option(None, "baseline of the inner advantages: linear; none: plain returns")
+    advantage_decay: float = _option(1.0, "the decay of generalised advantages in the inner steps", least=0)
+    standardise: bool = _option(False, "standardise the inner advantages of a task's batch")
+    outer_baseline: str | None = _option(None, "baseline of the returns after adaptation: loo, mean, linear; or none")
+    optimizer: str = _option("Adam", "what takes the meta-gradient, by name: a class in torch.optim, TRPO or ProMP")
+    learning_rate: float = _option(1e-3, "the step size of torch's optimisers and ProMP", least=0)
+    optimizer_options: dict[str, Any] = field(default_factory=dict, metadata=_words("other options of the optimiser"))
+    gradient_clip: float | None = _option(10.0, "the largest norm of a meta-gradient; none: any; not for TRPO", least=0)
+    iterations: int = _option(500, "steps of meta-training", least=1)
+    seed: int = _option(0, "seed of parameters, tasks and draws")
+    precision: str = _option("float32", "of all numbers: float32 or float64")
+    shards: int = _option(1, "parts of a meta-batch, each with randomness of its own: what ranks share out", least=1)
+    chunk: int | None = _option(None, "tasks differentiated at a time; none: all of a shard", least=1)
+    threads: int | None = _option(None, "threads of torch; none: as torch chooses", least=1)
+    evaluate_every: int = _option(25, "iterations between evaluations on held-out tasks", least=1)
+    evaluation_tasks: int = _option(100, "held-out tasks", least=1)
+    evaluation_steps: int | None = _option(None, "adaptation steps evaluated; none: as trained", least=0)
+    checkpoint_every: int = _option(25, "iterations between checkpoints", least=1)
+    checkpoints_kept: int = _option(3, "how many of the newest checkpoints are kept", least=1)
+
+    def __post_init__(self) -> None:
+        for name, hint in _hints().items():
+            value = _fitting(name, hint, getattr(self, name))
+            object.__setattr__(self, name, value)  # integers that stand for floats, lists that stand for tuples
+        if self.shards > self.tasks:
+            raise ConfigurationError(f"shards={self.shards}: a meta-batch of {self.tasks} tasks has at most as many")
+        if self.precision not in ("float32", "float64"):
+            raise ConfigurationError(f"precision={self.precision!r} is not known: choose 'float32' or 'float64'")
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any]) -> "Configuration":
+        """The configuration with these fields, and the defaults for the others. Unknown ones are refused by name."""
+        for name in given:
+            if name not in _hints():
+                raise ConfigurationError(unknown(name, "a field of a configuration", _hints()))
+        return cls(**given)
+
+    @classmethod
+    def from_json(cls, text: str) -> "Configuration":
+        """The configuration that `to_json` wrote."""
+        try:
+            given = json.loads(text)
+        except json.JSONDecodeError as error:
+            raise ConfigurationError(f"not JSON: {error}") from error
+        if not isinstance(given, dict):
+            raise ConfigurationError(f"a JSON object with fields is expected, got {type(given).__name__}")
+        return cls.from_mapping(given)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Configuration":
+        """The configuration in a file; errors name the file."""
+        try:
+            return cls.from_json(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigurationError(f"{path} cannot be read: {error}") from error
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{path}: {error}") from error
+
+    def to_json(self) -> str:
+        """All fields, as a JSON object."""
+        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+
+    def save(self, path: Path) -> None:
+        """Write the configuration to a file, whole or not at all."""
+        with replacing(path) as temporary:
+            temporary.write_text(self.to_json(), encoding="utf-8")
+
+    def replace(self, **changes: Any) -> "Configuration":
+        """This configuration with other values of some fields."""
+        return dataclasses.replace(self, **changes)
+
+    def conflicts(self, other: "Configuration") -> list[str]:
+        """The fields in which `other` would be another run, and not this one continued."""
+        return [name for name in _hints() if name not in _FREE and getattr(self, name) != getattr(other, name)]
+
+
+def describe() -> dict[str, tuple[Any, Any, str]]:
+    """Every field: its type, its default, and what it means."""
+    empty = Configuration()
+    words = {each.name: each.metadata["words"] for each in dataclasses.fields(Configuration)}
+    return {name: (hint, getattr(empty, name), words[name]) for name, hint in _hints().items()}
+
+
+def unknown(name: str, what: str, known: Iterable[str]) -> str:
+    """The message for a name that is not known, with the nearest one that is."""
+    known = list(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"{name!r} is not {what}; " + (f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}")
+
+
+@cache
+def _hints() -> dict[str, Any]:
+    return typing.get_type_hints(Configuration)
+
+
+def _fitting(name: str, hint: Any, value: Any) -> Any:
+    """The value, if it is of the field's type and not too small."""
+    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (typing.get_origin(hint) or hint,)
+    if float in allowed and type(value) is int:
+        value = float(value)
+    if tuple in allowed and isinstance(value, (list, tuple)) and all(type(each) is int for each in value):
+        value = tuple(value)
+    if type(value) not in allowed:
+        raise ConfigurationError(f"{name}={value!r}: expected {type_words(hint)}, got {type(value).__name__}")
+    least = Configuration.__dataclass_fields__[name].metadata["least"]
+    numbers = value if isinstance(value, tuple) else (value,) if isinstance(value, (int, float)) else ()
+    if any(number != number or (least is not None and number < least) for number in numbers):
+        raise ConfigurationError(f"{name}={value!r}: must be at least {least}")
+    return value
+
+
+def type_words(hint: Any) -> str:
+    """A type in words."""
+    if isinstance(hint, types.UnionType):
+        return " or ".join(type_words(each) for each in typing.get_args(hint))
+    words = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "none"}
+    return words.get(hint, "integers" if typing.get_origin(hint) is tuple else "options by name")

@@ -1,0 +1,139 @@
+"""Files that are never half there: whole files by renaming, logs line by line, and one writer at a time."""
+
+import contextlib
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+_MARK = ".temporary-"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary name to write to; at the end it is on the disk and becomes `path`, on any error it is removed.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from stochgraph.algorithms.training.files import replacing
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "new" / "file.txt"
+        >>> with replacing(path) as temporary:
+        ...     _ = temporary.write_text("whole")
+        >>> path.read_text()
+        'whole'
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{_MARK}{os.getpid()}-{path.name}")
+    try:
+        yield temporary
+        _synchronise(temporary)
+        os.replace(temporary, path)
+        _synchronise(path.parent)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _synchronise(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_temporaries(folder: Path) -> None:
+    """Remove what writers that were killed have left behind."""
+    for path in folder.rglob(f"{_MARK}*"):
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder; a second holder is refused. The system lets go of it when the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: nothing is checked
+        yield
+        return
+    with (folder / ".lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno not in (errno.EAGAIN, errno.EACCES):
+                raise
+            raise BlockingIOError(errno.EAGAIN, "another process is writing to this folder", str(folder)) from error
+        yield
+
+
+class Lines:
+    """A file of JSON objects, one a line, that is appended to. A line is in it whole or not at all.
+
+    Args:
+        path: the file.
+        size: where it ends; what is after it is cut off. Default: after the last whole line.
+
+    Example:
+        >>> import pathlib, tempfile
+        >>> from stochgraph.algorithms.training.files import Lines
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "metrics.jsonl"
+        >>> with contextlib.closing(Lines(path)) as lines:
+        ...     lines.append({"iteration": 0, "value": float("nan")})
+        >>> Lines.read(path)
+        [{'iteration': 0, 'value': None}]
+    """
+
+    def __init__(self, path: Path, size: int | None = None) -> None:
+        self.path = path
+        self.size = _whole_lines(path) if size is None else min(size, _whole_lines(path))
+        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self._cut()
+
+    def append(self, record: dict[str, Any]) -> None:
+        """Add a line."""
+        line = (json.dumps({name: _plain(value) for name, value in record.items()}) + "\n").encode()
+        try:
+            if os.write(self._descriptor, line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                self._cut()
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        self.size += len(line)
+
+    def synchronise(self) -> None:
+        """Wait until all lines are on the disk."""
+        os.fsync(self._descriptor)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._descriptor)
+
+    def _cut(self) -> None:
+        if self.path.is_file():  # a device cannot be cut
+            os.ftruncate(self._descriptor, self.size)
+
+    @staticmethod
+    def read(path: Path) -> list[dict[str, Any]]:
+        """The objects in a file; none if there is no file."""
+        whole = path.read_bytes()[: _whole_lines(path)] if path.is_file() else b""
+        return [json.loads(line) for line in whole.splitlines()]
+
+
+def _whole_lines(path: Path) -> int:
+    return path.read_bytes().rfind(b"\n") + 1 if path.is_file() else 0
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON knows it, which has no infinities."""
+    if isinstance(value, (list, tuple)):
+        return [_plain(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

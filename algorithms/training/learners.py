@@ -1,0 +1,208 @@
+"""What moves the parameters of a run, given the draws of a meta-batch."""
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+import stochgraph as sg
+
+from ..policies import Parameters
+from ..trust_region import trust_region_step
+from .batches import Batch
+
+
+class Learner(Protocol):
+    """What moves the parameters: `Ascent`, `TrustRegion`, `ClippedEpochs`, or anything with these methods."""
+
+    def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
+        """Change the parameters in place; figures to show, such as "gradient_norm", or "kl"."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What it remembers, of tensors and plain values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Remember that."""
+
+
+class Ascent:
+    """One step of an optimiser of `torch.optim` along the meta-gradient, clipped.
+
+    Args:
+        optimizer: made for the parameters, with `maximize=True`.
+        clip: the largest norm; `None` for any.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, clip: float | None = None) -> None:
+        self.optimizer = optimizer
+        self.clip = clip
+
+    def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
+        _, gradient = batch.value_and_grad(theta)
+        return {"gradient_norm": self.ascend(theta, gradient)}
+
+    def ascend(self, theta: Parameters, gradient: Parameters) -> float:
+        """One step along this gradient, in place; its norm before clipping."""
+        norm = torch.nn.utils.get_total_norm(gradient.values())
+        if not torch.isfinite(norm):
+            broken = [name for name, leaf in gradient.items() if not torch.isfinite(leaf).all()]
+            raise sg.SamplingError(f"the meta-gradient of {', '.join(broken) or 'all parameters'} is not finite")
+        for name, leaf in theta.items():
+            leaf.grad = gradient[name]
+        if self.clip is not None:
+            torch.nn.utils.clip_grads_with_norm_(theta.values(), self.clip, norm)
+        self.optimizer.step()
+        return float(norm)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.optimizer.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.optimizer.load_state_dict(state)
+
+
+class TrustRegion:
+    """One step as far along the natural gradient as the adapted policies may move; see `trust_region_step`.
+
+    The gain is the surrogate of the meta-objective, replayed on the draws of the meta-batch. Nothing is remembered from
+    one step to the next.
+
+    Args:
+        divergence: the graph of `adapted_divergence`, compiled.
+        radius: how far the policies may move, on average over tasks and time steps.
+        damping: added to the curvature.
+        iterations: of the conjugate gradients, at most.
+        backtracking: the factor from one candidate to the next.
+        tries: candidates at most.
+
+    Raises:
+        ValueError: an option is out of its range.
+
+    Example:
+        >>> from stochgraph.algorithms.training import Configuration, Problem
+        >>> small = Configuration(horizon=3, tasks=4, inner=4, outer=4, hidden=(4,), optimizer="TRPO")
+        >>> problem = Problem(small.replace(optimizer_options={"radius": 0.02}))
+        >>> theta = problem.initial()
+        >>> figures = problem.learner(theta).step(theta, problem.draw(theta, iteration=0))
+        >>> 0 <= figures["kl"] <= 0.02
+        True
+    """
+
+    def __init__(
+        self,
+        divergence: sg.Compiled,
+        *,
+        radius: float = 0.01,
+        damping: float = 1e-5,
+        iterations: int = 10,
+        backtracking: float = 0.8,
+        tries: int = 15,
+    ) -> None:
+        _require("radius", radius, radius > 0, "more than 0")
+        _require("damping", damping, damping >= 0, "at least 0")
+        _require("iterations", iterations, _positive(iterations), "an integer of at least 1")
+        _require("backtracking", backtracking, 0 < backtracking < 1, "between 0 and 1")
+        _require("tries", tries, _positive(tries), "an integer of at least 1")
+        self.divergence = divergence
+        self.options: dict[str, Any] = {"radius": radius, "damping": damping, "iterations": iterations}
+        self.options |= {"backtracking": backtracking, "tries": tries}
+
+    def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
+        anchor = {name: leaf.clone() for name, leaf in theta.items()}
+        gain, divergence = batch.parts(batch.compiled), batch.parts(self.divergence, anchor)
+        step = trust_region_step(anchor, gain, divergence, reduce=batch.ranks.sum, **self.options)
+        if not step.gradient_norm < float("inf"):
+            raise sg.SamplingError("the meta-gradient is not finite")
+        for name, leaf in theta.items():
+            leaf.copy_(step.parameters[name])
+        return {
+            "gradient_norm": step.gradient_norm,
+            "kl": step.divergence,
+            "gain": step.gain,
+            "tries": float(step.tries),
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        pass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clipping:
+    """Options of `ClippedEpochs`.
+
+    Attributes:
+        epochs: steps on the draws of a meta-batch.
+        clip: how far the ratio of an action's probabilities may be from 1 and still count.
+        penalty: on the divergence of the policy before adaptation.
+        standardise: standardise the advantages after adaptation.
+
+    Raises:
+        ValueError: an option is out of its range.
+    """
+
+    epochs: int = 5
+    clip: float = 0.3
+    penalty: float = 5e-4
+    standardise: bool = True
+
+    def __post_init__(self) -> None:
+        _require("epochs", self.epochs, _positive(self.epochs), "an integer of at least 1")
+        _require("clip", self.clip, self.clip > 0, "more than 0")
+        _require("penalty", self.penalty, self.penalty >= 0, "at least 0")
+        _require("standardise", self.standardise, isinstance(self.standardise, bool), "true or false")
+
+
+class ClippedEpochs:
+    """Several steps of an optimiser on the draws of one meta-batch, along the gradient of the clipped objective.
+
+    Args:
+        ascent: takes the steps.
+        objective: the graph of `clipped_return`, compiled.
+        divergence: the graph of `adapted_divergence`, compiled: measured at the end.
+        epochs: the number of steps.
+
+    References:
+        Rothfuss et al. (2019), ProMP, algorithm 1.
+
+    Example:
+        >>> from stochgraph.algorithms.training import Configuration, Problem
+        >>> small = Configuration(horizon=3, tasks=4, inner=4, outer=4, hidden=(4,), optimizer="ProMP")
+        >>> problem = Problem(small.replace(optimizer_options={"epochs": 2}))
+        >>> theta = problem.initial()
+        >>> figures = problem.learner(theta).step(theta, problem.draw(theta, iteration=0))
+        >>> sorted(figures)
+        ['gradient_norm', 'kl']
+    """
+
+    def __init__(self, ascent: Ascent, objective: sg.Compiled, divergence: sg.Compiled, epochs: int = 5) -> None:
+        self.ascent = ascent
+        self.objective = objective
+        self.divergence = divergence
+        self.epochs = epochs
+
+    def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
+        anchor = {name: leaf.clone() for name, leaf in theta.items()}
+        norms = [self._epoch(theta, anchor, batch) for _ in range(self.epochs)]
+        return {"gradient_norm": norms[0], "kl": float(batch.value(self.divergence, theta, anchor))}
+
+    def _epoch(self, theta: Parameters, anchor: Parameters, batch: Batch) -> float:
+        _, gradient = batch.replayed(self.objective, theta, anchor)
+        return self.ascent.ascend(theta, gradient)
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.ascent.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.ascent.load_state_dict(state)
+
+
+def _positive(value: Any) -> bool:
+    return isinstance(value, int) and value >= 1
+
+
+def _require(name: str, value: Any, fits: bool, words: str) -> None:
+    if not fits:
+        raise ValueError(f"{name}={value!r}: must be {words}")

@@ -1,0 +1,195 @@
+"""A configuration as a compiled graph, and its meta-batches: draws in shards, each with randomness of its own."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import stochgraph as sg
+
+from ..meta_policy_gradient import adapted_return
+from ..policies import Parameters
+from ..replays import adapted_divergence, clipped_return
+from .batches import Batch
+from .configuration import Configuration, ConfigurationError
+from .learners import Ascent, ClippedEpochs, Learner
+from .randomness import generator_for
+from .ranks import ALONE, Ranks
+from .settings import (
+    adaptation_of,
+    clipped_baseline_of,
+    clipping_of,
+    estimators_of,
+    optimizer_of,
+    recorded_adaptation_of,
+    reference_of,
+    rollouts_of,
+    trust_region_of,
+)
+from .watched import EnvironmentFailure, watched
+
+_HELD_OUT = 20  # tasks in a shard of held-out tasks
+
+
+class Problem:
+    """What a configuration asks for: a graph, its estimators, parameters to start from. Made before anything runs.
+
+    Raises:
+        ConfigurationError: the configuration names what there is not, or what does not fit together.
+
+    Example:
+        >>> from stochgraph.algorithms.training import Configuration, Problem
+        >>> problem = Problem(Configuration(horizon=3, tasks=4, inner=2, outer=2, hidden=(4,), shards=2))
+        >>> theta = problem.initial()
+        >>> value, gradient = problem.draw(theta, iteration=0).value_and_grad(theta)
+        >>> gradient.keys() == theta.keys()
+        True
+    """
+
+    def __init__(self, configuration: Configuration) -> None:
+        self.configuration = configuration
+        self.rollouts = rollouts_of(configuration)
+        self.reference = reference_of(configuration, self.rollouts.environment)
+        self.adapt = adaptation_of(configuration, self.rollouts.policy)
+        self.trajectories = watched(self.rollouts, configuration.environment)
+        self.compiled = self.compile()
+        self._check()
+
+    def declare(self, steps: int | None = None) -> sg.Graph:
+        """The meta-objective: the return after the configured inner steps, or after others."""
+        run = self.configuration
+        return adapted_return(
+            self.trajectories,
+            self._tasks,
+            inner_rate=run.inner_rate,
+            steps=run.steps if steps is None else steps,
+            inner=run.inner,
+            outer=run.outer,
+            discount=run.discount,
+            reference=self.reference,
+            adapt=self.adapt,
+        )
+
+    def compile(self, estimator: str | None = None) -> sg.Compiled:
+        """The graph with the configured estimator, or with another one by name."""
+        graph = self.declare()
+        chosen = estimators_of(self.configuration, graph.samples, estimator)
+        try:
+            return graph.compile(chosen)
+        except sg.StochgraphError as error:
+            raise ConfigurationError(f"estimator={estimator or self.configuration.estimator!r}: {error}") from error
+
+    def initial(self) -> Parameters:
+        """The parameters to start from."""
+        generator = generator_for(self.configuration.seed, "parameters")
+        return self.rollouts.policy.initial(generator, dtype=getattr(torch, self.configuration.precision))
+
+    def learner(self, theta: Parameters) -> Learner:
+        """What moves these parameters."""
+        run = self.configuration
+        if run.optimizer == "TRPO":
+            return trust_region_of(run, self.divergence())
+        if run.optimizer == "ProMP":
+            adam = torch.optim.Adam(list(theta.values()), lr=run.learning_rate, maximize=True)
+            ascent, epochs = Ascent(adam, run.gradient_clip), clipping_of(run).epochs
+            return ClippedEpochs(ascent, self.clipped(), self.divergence(), epochs)
+        return Ascent(optimizer_of(run, list(theta.values())), run.gradient_clip)
+
+    def divergence(self) -> sg.Compiled:
+        """How far the adapted policies are from those of an anchor, on recorded trajectories."""
+        run = self.configuration
+        return adapted_divergence(
+            self._tasks,
+            self.rollouts.policy,
+            recorded_adaptation_of(run, self.rollouts.policy),
+            steps=run.steps,
+            inner_reference=self._inner_reference,
+        ).compile({})
+
+    def clipped(self) -> sg.Compiled:
+        """The clipped meta-objective, on recorded trajectories."""
+        run, options = self.configuration, clipping_of(self.configuration)
+        return clipped_return(
+            self._tasks,
+            self.rollouts.policy,
+            recorded_adaptation_of(run, self.rollouts.policy, ratio=True),
+            steps=run.steps,
+            clip=options.clip,
+            penalty=options.penalty,
+            baseline=clipped_baseline_of(run),
+            discount=run.discount,
+            decay=run.advantage_decay,
+            standardise=options.standardise,
+            reference=self.reference,
+            inner_reference=self._inner_reference,
+        ).compile({})
+
+    def draw(self, theta: Parameters, iteration: int, ranks: Ranks = ALONE) -> Batch:
+        """The meta-batch of an iteration; each rank draws its own shards of it."""
+        run = self.configuration
+        sizes = split(run.tasks, run.shards)
+        shards = [
+            (size / run.tasks, self._draw(self.compiled, theta, size, f"shard {i}", (run.seed, "draws", iteration, i)))
+            for i, size in ranks.own(list(enumerate(sizes)))
+        ]
+        return Batch(self.compiled, shards, ranks, run.chunk)
+
+    def evaluate(self, theta: Parameters, ranks: Ranks = ALONE, tasks: int | None = None) -> Tensor:
+        """Returns on held-out tasks after 0, 1, ... adaptation steps, `(tasks, 1 + steps)`; the same tasks for all."""
+        tasks = tasks or self.configuration.evaluation_tasks
+        sizes = [min(_HELD_OUT, tasks - start) for start in range(0, tasks, _HELD_OUT)]
+        found = [
+            task_returns(self._draw(self._evaluated, theta, size, f"held-out shard {i}", ("held-out", i)))
+            for i, size in ranks.own(list(enumerate(sizes)))
+        ]
+        return torch.cat(ranks.gathered(found))
+
+    @cached_property
+    def _evaluated(self) -> sg.Compiled:
+        """A graph with as many steps as are evaluated: its inner data are the trajectories of all steps before."""
+        return self.declare(self.configuration.evaluation_steps).compile(sg.SF())
+
+    @property
+    def _inner_reference(self) -> Callable[[Tensor], Tensor] | None:
+        """Steps on advantages do without it."""
+        return self.reference if self.adapt is None else None
+
+    def _tasks(self) -> Any:
+        return self.rollouts.environment.declare_tasks(self.configuration.tasks)
+
+    def _check(self) -> None:
+        """What would be refused at the first meta-batch."""
+        self.learner(self.initial())
+        if self.configuration.chunk is not None:
+            try:
+                sg.chunks(self.compiled, sg.Trace(torch.tensor(0.0), {}, {}, {}), over="task", chunk=1)
+            except sg.CompileError as error:
+                raise ConfigurationError(f"chunk={self.configuration.chunk}: {error}") from error
+
+    def _draw(
+        self, compiled: sg.Compiled, theta: Parameters, tasks: int, part: str, purpose: Sequence[Any]
+    ) -> sg.Trace:
+        try:
+            return compiled.sample(theta, generator=generator_for(*purpose), sizes={"task": tasks})
+        except EnvironmentFailure as error:
+            raise EnvironmentFailure(f"{error} ({part}, of {tasks} tasks)") from error
+
+
+def task_returns(trace: sg.Trace) -> Tensor:
+    """The mean return of each task before, between and after the inner steps, undiscounted: `(tasks, 1 + steps)`."""
+    names = sorted((name for name in trace.draws if name.startswith("D")), key=lambda name: int(name[1:]))
+    return torch.stack([trace.draws[name].reward.sum(-1).mean(-1) for name in (*names, "tau")], dim=1)
+
+
+def split(count: int, parts: int) -> list[int]:
+    """Sizes of `parts` parts that differ by one at most.
+
+    Example:
+        >>> from stochgraph.algorithms.training.problem import split
+        >>> split(10, 4)
+        [2, 3, 2, 3]
+    """
+    return [end - start for start, end in pairwise(i * count // parts for i in range(parts + 1))]

@@ -1,0 +1,230 @@
+"""The training loop: evaluate, step, write down, save; from the last checkpoint on, whatever ended the last process.
+
+An iteration is a function of the parameters, the optimiser's state and the iteration's number (see `randomness`), so a
+run that is broken off and continued ends with the same bits as one left alone. Parameters change in one place only, and
+signals are heard between iterations, so what is saved is always the state after a whole number of them.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import stochgraph as sg
+
+from ..policies import Parameters
+from .checkpoints import CheckpointError, State
+from .configuration import Configuration, ConfigurationError
+from .curves import save_learning_curve
+from .interrupts import Interrupts
+from .problem import Problem, task_returns
+from .randomness import default_generator_for
+from .ranks import ALONE, Ranks
+from .reports import Reporter, default_reporters
+from .run_folder import RunFolder
+
+
+class TrainingError(RuntimeError):
+    """A run could not go on. The message says where it was, what happened, and what is left."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes:
+        theta: the parameters.
+        iteration: how many iterations they have seen.
+        finished: whether those are all; otherwise the run was interrupted, and saved.
+        folder: where everything is written.
+    """
+
+    theta: Parameters
+    iteration: int
+    finished: bool
+    folder: Path
+
+
+def train(configuration: Configuration, ranks: Ranks = ALONE, reporters: Sequence[Reporter] | None = None) -> Outcome:
+    """Run a configuration, from the newest checkpoint in its output folder on if there is one.
+
+    Args:
+        configuration: the run.
+        ranks: the processes that share it; default: this one alone. See `joined_ranks`.
+        reporters: who is told how it goes; default: a progress bar, and TensorBoard if it is installed.
+
+    Returns:
+        The parameters. A first Ctrl-C ends the run after the iteration under way, and saves it.
+
+    Raises:
+        ConfigurationError: before anything is done, if the configuration makes no sense, or if the output folder holds
+            another run.
+        TrainingError: an environment failed, the disk is full, no checkpoint can be read, and so on.
+
+    Example:
+        >>> import tempfile
+        >>> from stochgraph.algorithms.training import Configuration, train
+        >>> small = Configuration(horizon=3, tasks=2, inner=2, outer=2, hidden=(4,), evaluation_tasks=2, iterations=2)
+        >>> outcome = train(small.replace(output=tempfile.mkdtemp()), reporters=[])
+        >>> outcome.iteration, outcome.finished
+        (2, True)
+    """
+    return Trainer(configuration, ranks, reporters).run()
+
+
+class Trainer:
+    """One run. `train` is the way in; the pieces are here for those who want a loop of their own."""
+
+    def __init__(
+        self, configuration: Configuration, ranks: Ranks = ALONE, reporters: Sequence[Reporter] | None = None
+    ) -> None:
+        self.configuration = configuration
+        self.ranks = ranks
+        self.folder = RunFolder(configuration.output, configuration.checkpoints_kept)
+        self.problem = Problem(configuration)
+        self.reporters = self._audience(reporters)
+        self.theta = self.problem.initial()
+        self.learner = self.problem.learner(self.theta)
+        self.iteration = 0
+        self._check()
+
+    def run(self) -> Outcome:
+        """Everything that is left to do."""
+        with self._explained(), self._prepared(), Interrupts() as interrupts:
+            self._restore()
+            self._tell(lambda reporter: reporter.begin(self.iteration, self.configuration.iterations))
+            finished = self._loop(interrupts)
+            self._draw()
+        return Outcome(self.theta, self.iteration, finished, self.folder.path)
+
+    def _loop(self, interrupts: Interrupts) -> bool:
+        run = self.configuration
+        while self.iteration < run.iterations:
+            if self.iteration % run.evaluate_every == 0:
+                self._evaluate()
+            self._step()
+            stopped = self.ranks.any(interrupts.asked)
+            if stopped or self.iteration % run.checkpoint_every == 0 or self.iteration == run.iterations:
+                self._save()
+            if stopped and self.iteration < run.iterations:
+                self._say(f"interrupted, and saved after {self.iteration} iterations; the same command continues it")
+                return False
+        self._evaluate()
+        return True
+
+    def _step(self) -> None:
+        start = time.perf_counter()
+        batch = self.problem.draw(self.theta, self.iteration, self.ranks)
+        means = batch.average(lambda trace: (trace.value, task_returns(trace).mean(0)))
+        with default_generator_for(self.configuration.seed, "learner", self.iteration):
+            found = self.learner.step(self.theta, batch)
+        figures = {"value": float(means[0]), "returns": means[1].tolist(), **found}
+        self._log("iteration", **figures, seconds=time.perf_counter() - start)
+        self.iteration += 1
+
+    def _evaluate(self) -> None:
+        returns = self.problem.evaluate(self.theta, self.ranks)
+        errors = returns.std(0, correction=min(1, len(returns) - 1)) / len(returns) ** 0.5
+        self._log("evaluation", returns=returns.mean(0).tolist(), errors=errors.tolist())
+
+    def _log(self, kind: str, **figures: Any) -> None:
+        record = {"kind": kind, "iteration": self.iteration, **figures}
+        if self.ranks.first:
+            self.folder.log(record)
+        if kind == "iteration":
+            self._tell(lambda reporter: reporter.trained(record))
+        else:
+            self._tell(lambda reporter: reporter.evaluated(record))
+
+    def _save(self) -> None:
+        if self.ranks.first:
+            self.folder.save(self.iteration, self.state_dict())
+
+    def state_dict(self) -> State:
+        """All that the next iteration depends on."""
+        return {"iteration": self.iteration, "parameters": self.theta, "learner": self.learner.state_dict()}
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from there."""
+        self.iteration = state["iteration"]
+        for name, leaf in self.theta.items():
+            leaf.copy_(state["parameters"][name])
+        self.learner.load_state_dict(state["learner"])
+
+    def _restore(self) -> None:
+        """The first rank reads; the folder need not be there for the others."""
+        state = self.ranks.from_first(self.folder.restored(self._say) if self.ranks.first else None)
+        if state is not None:
+            self._load(state)
+            self._say(f"continuing after {self.iteration} iterations")
+        if self.iteration > self.configuration.iterations:
+            raise ConfigurationError(
+                f"iterations={self.configuration.iterations}: {self.folder.path} has seen {self.iteration} already"
+            )
+
+    def _load(self, state: State) -> None:
+        try:
+            self.load_state_dict(state)
+        except (KeyError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"the checkpoint in {self.folder.path} is not one of this run ({error!r}), perhaps of another version "
+                "of the package: give another output"
+            ) from error
+
+    def _draw(self) -> None:
+        if self.ranks.first:
+            save_learning_curve([self.folder.path], self.folder.path / "learning_curve.png", self._say)
+
+    def _check(self) -> None:
+        """What would fail later."""
+        run = self.configuration
+        if self.ranks.count > run.shards:
+            raise ConfigurationError(
+                f"shards={run.shards}: {self.ranks.count} ranks need at least as many shards to share out; set shards "
+                f"to a multiple of {self.ranks.count}. The result depends on the shards, not on the ranks"
+            )
+        if self.ranks.first:
+            self.folder.check(run)
+
+    def _audience(self, reporters: Sequence[Reporter] | None) -> Sequence[Reporter]:
+        if not self.ranks.first:
+            return []
+        return default_reporters(self.folder.path) if reporters is None else reporters
+
+    def _tell(self, call: Callable[[Reporter], None]) -> None:
+        for reporter in self.reporters:
+            call(reporter)
+
+    def _say(self, text: str) -> None:
+        self._tell(lambda reporter: reporter.say(text))
+
+    @contextmanager
+    def _prepared(self) -> Iterator[None]:
+        """The folder held, the threads set, the reporters let go at the end."""
+        threads = torch.get_num_threads()
+        with ExitStack() as stack:
+            if self.ranks.first:
+                stack.enter_context(self.folder.opened(self.configuration))
+            stack.callback(torch.set_num_threads, threads)
+            torch.set_num_threads(self.configuration.threads or threads)
+            for reporter in self.reporters:
+                stack.callback(reporter.end)
+            yield
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """Errors that a person can do something about, in words."""
+        try:
+            yield
+        except (sg.SamplingError, OSError, CheckpointError) as error:
+            raise TrainingError(f"iteration {self.iteration}: {error}. {self._left()}") from error
+
+    def _left(self) -> str:
+        paths = self.folder.checkpoints.paths()
+        if not paths:
+            return "There is no checkpoint yet"
+        return f"The last good checkpoint is {paths[-1]}; once the cause is gone, the same command continues from there"

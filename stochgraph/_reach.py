@@ -1,0 +1,126 @@
+"""Which samples reach which nodes, along which axes, and where a box may move."""
+
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from . import _node as nd
+from ._axes import Axis, describe
+from ._errors import CompileError
+from ._rules import COST, Rule
+
+_BOTH = (operator.add, operator.sub)
+_UNARY = (operator.neg, operator.pos)
+
+Reach = dict[nd.Node, dict[str, frozenset[Axis]]]
+
+
+def samples_in(order: Iterable[nd.Node]) -> dict[str, nd.Sample]:
+    """The sample nodes by name."""
+    return {node.name: node for node in order if isinstance(node, nd.Sample)}
+
+
+def averaging_plate(sample: nd.Sample) -> Axis | None:
+    """The innermost plate of a sample: averaging it averages its draws."""
+    plates = [axis for axis in sample.plates if not axis.time]
+    return plates[-1] if plates else None
+
+
+def linear_operands(node: nd.Node, pending: Iterable[str], reach: Mapping[nd.Node, Any]) -> list[int] | None:
+    """The inputs to which a box pending at the node may move; `None` if the node is not linear in them."""
+    if isinstance(node, nd.Reduction):
+        return [0]
+    if not isinstance(node, nd.Apply) or not node.arguments.simple:
+        return None
+    everywhere = list(range(len(node.inputs)))
+    if node.fn in _BOTH or node.fn in _UNARY:
+        return everywhere
+    if node.fn is operator.mul:
+        touched = [i for i in everywhere if not reach[node.inputs[i]].keys().isdisjoint(pending)]
+        return touched if len(touched) <= 1 else None
+    if node.fn is operator.truediv:
+        numerator = isinstance(node.arguments.leaves[0], nd.Node)
+        below = everywhere[1:] if numerator else everywhere
+        free = all(reach[node.inputs[i]].keys().isdisjoint(pending) for i in below)
+        return [0] if numerator and free else None
+    return None
+
+
+def find_reach(
+    order: list[nd.Node], sources: Mapping[str, nd.Sample], rules: Mapping[str, Rule], cut: nd.Node | None = None
+) -> Reach:
+    """For every node, the samples that reach it and are not boxed yet, with the axes on which they do so draw by draw.
+
+    A sample is gone from a node once all its routes there have been boxed at a mean, or dropped at an update. At the
+    node `cut` nothing arrives.
+    """
+    reach: Reach = {}
+    for node in order:
+        merged: dict[str, frozenset[Axis]] = {}
+        if node is not cut:
+            for parent in node.inputs:
+                for name, aligned in reach[parent].items():
+                    merged[name] = merged.get(name, aligned) & aligned
+            merged = {s: a & frozenset(node.axes) for s, a in merged.items() if _passes(node, s, sources, rules)}
+        if isinstance(node, nd.Sample) and node.name in sources:
+            merged[node.name] = frozenset(node.axes)
+        reach[node] = merged
+    return reach
+
+
+def _passes(node: nd.Node, name: str, sources: Mapping[str, nd.Sample], rules: Mapping[str, Rule]) -> bool:
+    rule = rules[name]
+    if isinstance(node, nd.Update):
+        return rule.boxes_costs
+    if rule.boxes_means and isinstance(node, (nd.Reduction, nd.Reduce)):
+        plate = averaging_plate(sources[name])
+        if plate in node.over and isinstance(node, nd.Reduce):
+            raise CompileError(
+                f"sample {name!r} reaches {node.name!r} (axes reduced: {describe(node.over)}), which is not a mean: "
+                "an estimator that linearises at the plate's mean has no mean to linearise at; use SF for this node"
+            )
+        return plate not in node.over
+    return True
+
+
+def moves_with(order: list[nd.Node], sources: Iterable[nd.Node], pathwise: Iterable[str] = ()) -> set[nd.Node]:
+    """The nodes whose value moves with the sources while every draw is held fixed (pathwise draws move)."""
+    moving, moved_draws = set(sources), set(pathwise)
+    for node in order:
+        held = isinstance(node, nd.Sample) and node.name not in moved_draws
+        if not held and not isinstance(node, nd.Stop) and any(parent in moving for parent in node.inputs):
+            moving.add(node)
+    return moving
+
+
+def descends_from(order: list[nd.Node], *sources: nd.Node) -> set[nd.Node]:
+    """The nodes and all their descendants, through values and distributions."""
+    found = set(sources)
+    for node in order:
+        if any(parent in found for parent in node.inputs):
+            found.add(node)
+    return found
+
+
+def between(start: nd.Node, goal: nd.Node) -> list[nd.Node]:
+    """The nodes on a way from `start` to `goal`, `start` itself left out."""
+    order: list[nd.Node] = []
+    seen, stack = {goal}, [goal]
+    while stack:
+        node = stack.pop()
+        order.append(node)
+        fresh = [parent for parent in node.inputs if parent not in seen]
+        seen.update(fresh)
+        stack.extend(fresh)
+    below = {start}
+    for node in sorted(order, key=lambda n: n.index):
+        if any(parent in below for parent in node.inputs):
+            below.add(node)
+    return sorted(below - {start}, key=lambda n: n.index)
+
+
+def data_of(update: nd.Update, order: list[nd.Node]) -> list[str]:
+    """The samples that feed an update's objective, other than through what it is a function of."""
+    samples = samples_in(order)
+    reach = find_reach(order, samples, dict.fromkeys(samples, COST), cut=update.variable)
+    return list(reach[update.objective])

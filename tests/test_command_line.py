@@ -1,0 +1,186 @@
+"""The command `stochgraph`: every field is an option, and what goes wrong is said in a line."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("click")
+pytest.importorskip("tqdm")
+
+from click.testing import CliRunner
+
+from stochgraph.algorithms import command_line, demo
+from stochgraph.algorithms.training import Configuration, RunFolder
+from stochgraph.algorithms.training.configuration import describe
+from stochgraph.algorithms.training.reports import ProgressBar
+from tests.training_cases import SMALL, python_environment, same_runs
+
+OPTIONS = "--horizon 3 --hidden 3 --tasks 2 --inner 2 --outer 2 --evaluation-tasks 3".split()
+
+
+def call(*arguments):
+    return CliRunner().invoke(command_line.main, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A finished run of the command line."""
+    result = call("train", *OPTIONS, "--output", tmp_path / "run", "--iterations", 4, "--checkpoint-every", 2)
+    assert result.exit_code == 0, result.output
+    return tmp_path / "run"
+
+
+def test_the_entry_point_is_the_command():
+    project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text())["project"]
+    module, name = project["scripts"]["stochgraph"].split(":")
+    assert module == command_line.__name__
+    assert getattr(command_line, name) is command_line.main
+
+
+def test_help_lists_the_commands_and_every_field():
+    commands = call("--help").output
+    assert all(f"\n  {name} " in commands for name in ("train", "evaluate", "explain", "profile", "demo"))
+    assert all(re.search(rf"^ *stochgraph {name} .{{20,}}$", commands, re.MULTILINE) for name in ("evaluate", "demo"))
+    assert "\\b" not in commands + call("train", "--help").output
+    for command in ("train", "explain", "profile"):
+        listed = call(command, "--help").output
+        assert all(f"--{name.replace('_', '-')}" in listed for name in describe())
+    assert "LSF, LoadedDiCE" in " ".join(call("train", "--help").output.split())
+
+
+def test_training_writes_the_configuration_that_the_options_make(folder):
+    expected = Configuration(output=str(folder), horizon=3, hidden=(3,), tasks=2, inner=2, outer=2, evaluation_tasks=3)
+    assert Configuration.load(folder / "run.json") == expected.replace(iterations=4, checkpoint_every=2)
+
+
+@pytest.mark.parametrize(
+    ("options", "field", "value"),
+    [
+        ("--hidden 8,4", "hidden", (8, 4)),
+        ("--gradient-clip none", "gradient_clip", None),
+        ("--gradient-clip 2", "gradient_clip", 2.0),
+        ("--reference", "reference", True),
+        ("--no-reference", "reference", False),
+        ("--environment-options reward=distance", "environment_options", {"reward": "distance"}),
+        ("--optimizer-options betas=[0.8,0.9] --optimizer-options amsgrad=true", "optimizer_options",
+         {"betas": [0.8, 0.9], "amsgrad": True}),
+        ("--output 7", "output", "7"),
+    ],
+)  # fmt: skip
+def test_options_become_fields(monkeypatch, options, field, value):
+    seen: list[Configuration] = []
+
+    def problem(configuration):
+        seen.append(configuration)
+        sys.exit(0)
+
+    monkeypatch.setattr(command_line, "Problem", problem)
+    assert call("explain", *options.split()).exit_code == 0
+    assert getattr(seen[0], field) == value
+
+
+def test_a_configuration_is_accepted_back_and_options_replace_what_it_says(folder, tmp_path):
+    result = call("train", "--config", folder / "run.json", "--output", tmp_path / "other", "--iterations", 2)
+    assert result.exit_code == 0, result.output
+    other = Configuration.load(tmp_path / "other" / "run.json")
+    assert other == Configuration.load(folder / "run.json").replace(output=str(tmp_path / "other"), iterations=2)
+    assert call("train", "--config", folder / "run.json", "--output", tmp_path / "other").exit_code == 0
+    assert same_runs(folder, tmp_path / "other")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "--estimator", "LFS"], "did you mean 'LSF'"),
+        (["train", "--tasks", "many"], "tasks='many': expected an integer, got str"),
+        (["train", "--tasks", "0"], "tasks=0: must be at least 1"),
+        (["train", "--task", "3"], "No such option"),
+        (["train", "--environment-options", "distance"], "'distance': expected name=value"),
+        (["train", "--config", "nowhere.json"], "'nowhere.json' does not exist"),
+        (["profile", "--estimators", "SF,XX"], "estimator='XX'"),
+        (["evaluate", "nowhere"], "'nowhere' does not exist"),
+    ],
+)
+def test_bad_options_are_refused_before_anything_is_done(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert message in result.output
+    assert not list(tmp_path.iterdir())
+
+
+def test_evaluation(folder):
+    printed = call("evaluate", folder, "--steps", 2, "--tasks", 5).output
+    assert "after 4 iterations, 5 held-out tasks, return ± standard error:" in printed
+    assert re.findall(r"^(\d) adaptation steps +-?\d+\.\d+ ± \d+\.\d+$", printed, re.MULTILINE) == ["0", "1", "2"]
+    found = json.loads(call("evaluate", folder, "--json").output)
+    record = RunFolder(folder).metrics("evaluation")[-1]
+    assert found["returns"] == pytest.approx(record["returns"])
+    assert found["iteration"] == record["iteration"] == 4
+
+
+def test_evaluation_of_what_cannot_be_read(folder, tmp_path):
+    assert "run.json cannot be read" in call("evaluate", tmp_path).output
+    for path in (folder / "checkpoints").iterdir():
+        path.write_bytes(b"")
+    result = call("evaluate", folder)
+    assert result.exit_code == 1
+    assert "No checkpoint is left" in result.output
+
+
+def test_the_ledger_is_explained():
+    printed = call("explain", "--estimator", "MAML", "--steps", 2).output
+    assert "tau ~ Rollouts(theta'', task)" in printed
+    assert re.search(r"^D2 .* dropped +not counted", printed, re.MULTILINE)
+
+
+def test_profiles_compare_estimators(folder):
+    printed = call("profile", *OPTIONS, "--estimators", "LSF,SF", "--repeats", 3).output
+    assert re.search(r"^\| LSF \|.*\n\| SF \|", printed, re.MULTILINE)
+    assert "3 estimates each; bias and MSE against the mean of SF" in printed
+    at_the_end = call("profile", "--config", folder / "run.json", "--trained", "--estimators", "SF", "--repeats", 2)
+    assert at_the_end.exit_code == 0, at_the_end.output
+
+
+def test_an_interrupt_ends_with_the_status_of_an_interrupt(tmp_path, monkeypatch):
+    def interrupt(self, record, original=ProgressBar.trained):
+        original(self, record)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(ProgressBar, "trained", interrupt)
+    result = call("train", *OPTIONS, "--output", tmp_path / "run")
+    assert result.exit_code == 130
+    assert "interrupted, and saved after 1 iterations; the same command continues it" in result.output
+
+
+def test_a_failure_is_one_line(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    result = call("train", *OPTIONS, "--output", tmp_path / "file" / "run")
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    assert result.output.startswith("Error: iteration 0: ")
+
+
+def test_the_demo_gets_its_own_options(monkeypatch):
+    seen: list[list[str]] = []
+    monkeypatch.setattr(demo, "main", seen.append)
+    assert call("demo", "--iterations", 3, "--help").exit_code == 0
+    assert seen == [["--iterations", "3", "--help"]]
+
+
+def test_the_module_is_the_command_too(tmp_path):
+    command = [sys.executable, "-m", "stochgraph.algorithms.command_line", "train", "--iterations", "2"]
+    SMALL.replace(output=str(tmp_path / "run")).save(tmp_path / "small.json")
+    done = subprocess.run(
+        [*command, "--config", str(tmp_path / "small.json")],
+        env=python_environment(), capture_output=True, text=True, timeout=120, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "held-out tasks: return" in done.stdout

@@ -1,0 +1,80 @@
+"""Configurations: written and read back, and everything that is wrong with one said by name."""
+
+import dataclasses
+import json
+
+import pytest
+
+from stochgraph.algorithms.training import Configuration, ConfigurationError
+from stochgraph.algorithms.training.configuration import describe
+
+
+def test_a_configuration_is_read_back_from_what_was_written(tmp_path):
+    run = Configuration(hidden=(8, 4), gradient_clip=None, environment_options={"reward": "distance"}, inner_rate=1)
+    run.save(tmp_path / "new" / "run.json")
+    assert Configuration.load(tmp_path / "new" / "run.json") == run
+    assert json.loads(run.to_json())["hidden"] == [8, 4]
+    assert type(run.inner_rate) is float
+
+
+def test_every_field_is_described():
+    described = describe()
+    assert list(described) == [field.name for field in dataclasses.fields(Configuration)]
+    assert all(words for _, _, words in described.values())
+
+
+def test_a_configuration_is_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        Configuration().tasks = 3  # type: ignore[misc]
+
+
+def test_defaults_are_not_shared():
+    Configuration().environment_options["reward"] = "distance"
+    assert Configuration().environment_options == {}
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"task": 3}, r"'task' is not a field of a configuration; did you mean 'tasks'\?"),
+        ({"xyzzy": 3}, r"'xyzzy' is not a field of a configuration; choose from output, environment, "),
+        ({"tasks": "3"}, "tasks='3': expected an integer, got str"),
+        ({"tasks": True}, "tasks=True: expected an integer, got bool"),
+        ({"tasks": 2.0}, "tasks=2.0: expected an integer, got float"),
+        ({"tasks": None}, "tasks=None: expected an integer, got NoneType"),
+        ({"tasks": 0}, "tasks=0: must be at least 1"),
+        ({"reference": 1}, "reference=1: expected true or false, got int"),
+        ({"hidden": 64}, "hidden=64: expected integers, got int"),
+        ({"hidden": [64, "64"]}, "hidden=.*: expected integers, got list"),
+        ({"hidden": [64, 0]}, "hidden=.*: must be at least 1"),
+        ({"environment_options": []}, r"environment_options=\[\]: expected options by name, got list"),
+        ({"gradient_clip": "x"}, "gradient_clip='x': expected a number or none, got str"),
+        ({"learning_rate": float("nan")}, "learning_rate=nan: must be at least 0"),
+        ({"shards": 4, "tasks": 3}, "shards=4: a meta-batch of 3 tasks"),
+        ({"precision": "float16"}, "precision='float16' is not known: choose"),
+    ],
+)
+def test_what_is_wrong_is_named(given, words):
+    with pytest.raises(ConfigurationError, match=words):
+        Configuration.from_mapping(given)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [("{", "run.json: not JSON"), ("[1]", "run.json: a JSON object with fields is expected, got list")],
+)
+def test_what_is_no_configuration(tmp_path, text, words):
+    (tmp_path / "run.json").write_text(text)
+    with pytest.raises(ConfigurationError, match=words):
+        Configuration.load(tmp_path / "run.json")
+
+
+def test_no_file(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"run\.json cannot be read"):
+        Configuration.load(tmp_path / "run.json")
+
+
+def test_what_may_differ_when_a_run_is_continued():
+    run = Configuration()
+    assert run.conflicts(run.replace(iterations=9, output="x", threads=2, checkpoint_every=1)) == []
+    assert run.conflicts(run.replace(iterations=9, seed=1, hidden=(3,))) == ["hidden", "seed"]

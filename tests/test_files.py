@@ -1,0 +1,117 @@
+"""Files that are whole or not there."""
+
+import contextlib
+import errno
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from stochgraph.algorithms.training.checkpoints import CheckpointError, Checkpoints, read_checkpoint
+from stochgraph.algorithms.training.files import Lines, only_writer, remove_temporaries, replacing
+
+
+@pytest.mark.parametrize("there", [False, True])
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), KeyboardInterrupt()])
+def test_an_error_while_writing_leaves_what_was_there(tmp_path, error, there):
+    path = tmp_path / "file"
+    if there:
+        path.write_text("old")
+
+    def write():
+        with replacing(path) as temporary:
+            temporary.write_text("ne")
+            raise error
+
+    with pytest.raises(type(error)):
+        write()
+    assert [each.name for each in tmp_path.iterdir()] == ["file"] * there
+    assert not there or path.read_text() == "old"
+
+
+def test_what_killed_writers_leave_is_removed(tmp_path):
+    (tmp_path / "new").mkdir()
+    names = []
+    with contextlib.suppress(KeyError), replacing(tmp_path / "new" / "file") as temporary:
+        names.append(temporary.name)
+        raise KeyError
+    (tmp_path / "new" / names[0]).write_text("half")
+    (tmp_path / "new" / "file").write_text("whole")
+    remove_temporaries(tmp_path)
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
+
+
+def test_one_writer(tmp_path):
+    with (
+        only_writer(tmp_path),
+        pytest.raises(BlockingIOError, match="another process is writing"),
+        only_writer(tmp_path),
+    ):
+        pass
+    with only_writer(tmp_path):
+        pass
+
+
+def test_a_full_device():
+    """/dev/full refuses every byte."""
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full")
+    with (
+        contextlib.closing(Lines(Path("/dev/full"))) as lines,
+        pytest.raises(OSError, match=r"No space left.*/dev/full"),
+    ):
+        lines.append({"iteration": 0})
+    assert lines.size == 0
+
+
+def test_a_line_that_is_cut_short_is_taken_back(tmp_path, monkeypatch):
+    """A disk with room for some bytes takes those, and says so."""
+    write = os.write
+    with contextlib.closing(Lines(tmp_path / "lines")) as lines:
+        lines.append({"iteration": 0})
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:5]))
+            with pytest.raises(OSError, match="No space left"):
+                lines.append({"iteration": 1})
+        assert Lines.read(tmp_path / "lines") == [{"iteration": 0}]
+        lines.append({"iteration": 1})
+    assert Lines.read(tmp_path / "lines") == [{"iteration": 0}, {"iteration": 1}]
+
+
+@pytest.mark.parametrize(("size", "left"), [(None, 2), (0, 0), (17, 1), (1000, 2)])
+def test_lines_are_cut_to_a_size(tmp_path, size, left):
+    path = tmp_path / "lines"
+    path.write_text('{"iteration": 0}\n{"iteration": 1}\n{"itera')
+    assert len(Lines.read(path)) == 2
+    with contextlib.closing(Lines(path, size)) as lines:
+        assert len(Lines.read(path)) == left
+        lines.append({"returns": [1.0, float("inf")]})
+    assert Lines.read(path)[-1] == {"returns": [1.0, None]}
+    assert len(Lines.read(path)) == left + 1
+
+
+def test_checkpoints_are_read_without_running_code(tmp_path):
+    class Evil:
+        def __reduce__(self):
+            return print, ("code has run",)
+
+    torch.save({"theta": Evil()}, tmp_path / "00000001.pt")
+    with pytest.raises(CheckpointError, match=r"00000001\.pt cannot be read"):
+        read_checkpoint(tmp_path / "00000001.pt")
+
+
+def test_checkpoints_that_are_not_the_state_of_a_run(tmp_path):
+    torch.save(torch.zeros(3), tmp_path / "00000001.pt")
+    with pytest.raises(CheckpointError, match="holds Tensor, and not the state of a run"):
+        read_checkpoint(tmp_path / "00000001.pt")
+
+
+def test_other_files_among_the_checkpoints_do_not_count(tmp_path):
+    checkpoints = Checkpoints(tmp_path, kept=1)
+    for name in ("best.pt", "00000099.pt.unreadable", ".temporary-1-00000077.pt"):
+        (tmp_path / name).touch()
+    checkpoints.save(3, {"x": 1})
+    checkpoints.save(12, {"x": 2})
+    assert checkpoints.newest() == {"x": 2}
+    assert len(list(tmp_path.iterdir())) == 4

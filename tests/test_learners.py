@@ -1,0 +1,234 @@
+"""Runs whose parameters are moved by other things than an optimiser of torch: trust regions, clipped epochs."""
+
+import copy
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch.utils import _pytree as pytree
+
+from stochgraph.algorithms.replays import adapted_divergence
+from stochgraph.algorithms.training import Configuration, ConfigurationError, Problem, RunFolder, TrainingError, train
+from stochgraph.algorithms.training.settings import ESTIMATORS, recorded_adaptation_of
+from tests.training_cases import SMALL, in_ranks, newest, same, same_runs, timeless, train_on_rank
+
+TRUST = SMALL.replace(optimizer="TRPO", precision="float64", tasks=4)
+
+
+@pytest.fixture
+def trust(tmp_path):
+    return TRUST.replace(output=str(tmp_path / "run"))
+
+
+# --- recorded trajectories
+
+
+def adapted_log_density(problem: Problem) -> tuple[float, float]:
+    """The mean log-density of the outer actions: on recorded trajectories at the anchor, and as they were drawn."""
+
+    class Scoring(type(problem.rollouts.policy)):  # type: ignore[misc]
+        def kl(self, old, new, observation):
+            return self.log_prob(new, observation[..., :2], observation[..., 2:])
+
+    policy = copy.copy(problem.rollouts.policy)
+    policy.__class__ = Scoring
+    run, theta = problem.configuration, problem.initial()
+    adapt = recorded_adaptation_of(run, policy)
+    inner_reference = problem._inner_reference
+    graph = adapted_divergence(problem._tasks, policy, adapt, steps=run.steps, inner_reference=inner_reference)
+    trace = problem.draw(theta, 0).shards[0][1]
+    tau = trace.draws["tau"]
+    both = tau._replace(observation=torch.cat([tau.observation, tau.action], -1))
+    recorded = graph.compile({}).surrogate(theta, theta, trace._replace(draws={**trace.draws, "tau": both}))
+    return float(recorded), float(tau.log_prob.mean())
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        *[{"estimator": name} for name in ESTIMATORS],
+        {"estimator": "SF", "estimator_options": {"baseline": "mean"}},
+        {"steps": 0},
+        {"steps": 2},
+        {"reference": True},
+        {"reference": True, "inner_baseline": "linear"},
+        {"inner_baseline": "linear", "standardise": True, "steps": 2},
+    ],
+    ids=str,
+)
+def test_policies_adapted_on_recorded_trajectories_are_those_that_acted(changes):
+    problem = Problem(TRUST.replace(inner_rate=0.5, discount=0.9, **changes))
+    recorded, drawn = adapted_log_density(problem)
+    assert recorded == pytest.approx(drawn, rel=1e-12)
+
+
+# --- trust regions
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"precision": "float32", "estimator": "LVC", "shards": 2},
+        {"optimizer_options": {"radius": 0.001}, "inner_baseline": "linear", "outer_baseline": "linear"},
+    ],
+    ids=str,
+)
+def test_accepted_steps_stay_within_the_radius(trust, changes):
+    """The divergence is measured again, on the draws of the iteration made anew."""
+    run = trust.replace(**changes)
+    problem = Problem(run)
+    divergence, radius = problem.divergence(), run.optimizer_options.get("radius", 0.01)
+    theta, accepted = problem.initial(), 0
+    learner = problem.learner(theta)
+    for iteration in range(run.iterations):
+        before = {name: leaf.clone() for name, leaf in theta.items()}
+        figures = learner.step(theta, problem.draw(theta, iteration))
+        again = problem.draw(before, iteration)
+        found = float(again.average(partial(divergence.surrogate, theta, before)))
+        if figures["gain"] == 0:
+            assert same(theta, before)
+            continue
+        accepted += 1
+        assert 0 < found <= radius * (1 + 1e-4 * (run.precision == "float32"))
+        assert found == pytest.approx(figures["kl"], rel=1e-3 if run.precision == "float32" else 1e-9)
+    assert accepted >= 4
+    assert same(train(run, reporters=[]).theta, theta)
+    assert {"gradient_norm", "kl", "gain", "tries"} <= RunFolder(run.output).metrics("iteration")[0].keys()
+
+
+@pytest.mark.parametrize("optimizer", ["TRPO", "ProMP"])
+def test_a_run_in_two_halves_is_the_run_in_one(trust, tmp_path, optimizer):
+    half = trust.replace(optimizer=optimizer, iterations=4)
+    whole = half.replace(output=str(tmp_path / "whole"))
+    train(whole, reporters=[])
+    train(half.replace(iterations=2), reporters=[])
+    train(half, reporters=[])
+    assert same_runs(half.output, whole.output)
+
+
+def well_posed(optimizer: str) -> dict[str, Any]:
+    """With few draws the curvature is nearly singular, and conjugate gradients would enlarge rounding errors."""
+    return {"optimizer": optimizer, "optimizer_options": {"damping": 0.1} if optimizer == "TRPO" else {}}
+
+
+@pytest.mark.parametrize("optimizer", ["TRPO", "ProMP"])
+def test_a_step_on_shards_is_the_step_on_their_draws_together(trust, optimizer):
+    """In chunks, whole, or as one shard with all the draws: the same mean over tasks, so the same step."""
+    run = trust.replace(shards=2, **well_posed(optimizer))
+    problem, chunked = Problem(run), Problem(run.replace(chunk=1))
+    start = problem.initial()
+    split = problem.draw(start, 0)
+    ends = [stepped(problem, split), stepped(chunked, chunked.draw(start, 0)), stepped(problem, joined(split))]
+    assert not same(ends[0], start)
+    for end in ends[1:]:
+        torch.testing.assert_close(end, ends[0], rtol=1e-7, atol=1e-9)
+
+
+def joined(batch: Any) -> Any:
+    """The draws of all shards, of equal sizes, as one."""
+    found = copy.copy(batch)
+    traces = [trace._replace(value=trace.value.reshape(1)) for _, trace in batch.shards]
+    whole = pytree.tree_map(lambda *leaves: torch.cat(leaves), *traces)
+    found.shards = [(1.0, whole)]
+    return found
+
+
+def stepped(problem: Problem, batch: Any) -> Any:
+    theta = problem.initial()
+    problem.learner(theta).step(theta, batch)
+    return theta
+
+
+@pytest.mark.parametrize("optimizer", ["TRPO", "ProMP"])
+def test_a_run_of_two_ranks_is_that_of_one(tmp_path, optimizer):
+    run = TRUST.replace(tasks=5, shards=3, iterations=3, **well_posed(optimizer))
+    one, two = (run.replace(output=str(tmp_path / name)) for name in ("one", "two"))
+    train(one, reporters=[])
+    assert in_ranks(2, train_on_rank, two) == [0, 0]
+    torch.testing.assert_close(newest(two.output)["parameters"], newest(one.output)["parameters"], rtol=1e-6, atol=1e-9)
+    for record, expected in zip(timeless(two.output), timeless(one.output), strict=True):
+        assert record.get("tries") == expected.get("tries")
+
+
+def test_a_gradient_that_is_not_finite_is_an_error(trust, monkeypatch):
+    monkeypatch.setattr(
+        "stochgraph.algorithms.training.batches.Batch.parts",
+        lambda self, *_: [(1.0, lambda theta: theta["log_std"].sum() * float("inf"))],
+    )
+    with pytest.raises(TrainingError, match="iteration 0: the meta-gradient is not finite"):
+        train(trust, reporters=[])
+
+
+# --- clipped epochs
+
+
+def test_the_first_clipped_epoch_goes_along_the_meta_gradient(trust):
+    """At the anchor the ratios are 1: the gradient is that of the low-variance curvature."""
+    options = {"standardise": False}
+    run = trust.replace(optimizer="ProMP", optimizer_options=options, estimator="LVC", discount=1.0, reference=True)
+    problem = Problem(run)
+    theta = problem.initial()
+    batch = problem.draw(theta, 0)
+    _, expected = batch.value_and_grad(theta)
+    _, found = batch.replayed(problem.clipped(), theta, theta)
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-10)
+
+
+def test_epochs_are_steps_of_adam_on_the_same_draws(trust):
+    problem = Problem(trust.replace(optimizer="ProMP", optimizer_options={"epochs": 3}, gradient_clip=None))
+    theta, expected = problem.initial(), problem.initial()
+    anchor, batch = problem.initial(), problem.draw(theta, 0)
+    figures = problem.learner(theta).step(theta, batch)
+    adam = torch.optim.Adam(list(expected.values()), lr=trust.learning_rate, maximize=True)
+    for _ in range(3):
+        _, gradient = batch.replayed(problem.clipped(), expected, anchor)
+        for name, leaf in expected.items():
+            leaf.grad = gradient[name]
+        adam.step()
+    assert same(theta, expected)
+    moved = float(problem.divergence().surrogate(theta, anchor, batch.shards[0][1]))
+    assert moved > 0
+    assert figures["kl"] == pytest.approx(moved)
+
+
+# --- what does not fit
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"optimizer_options": {"epochs": 0}}, "epochs=0: must be an integer of at least 1"),
+        ({"optimizer_options": {"clip": 0}}, "clip=0: must be more than 0"),
+        ({"optimizer_options": {"penalty": -1}}, "penalty=-1: must be at least 0"),
+        ({"optimizer_options": {"standardise": 1}}, "standardise=1: must be true or false"),
+        ({"optimizer_options": {"radius": 1}}, "'radius'; it takes epochs, clip, penalty, standardise"),
+        ({"outer_baseline": "loo"}, "outer_baseline='loo': ProMP takes 'linear' or none"),
+    ],
+)
+def test_wrong_options_of_clipped_epochs_are_refused(trust, changes, words):
+    with pytest.raises(ConfigurationError, match=words):
+        Problem(trust.replace(optimizer="ProMP", **changes))
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"radius": -1}, r"optimizer_options=.*radius=-1: must be more than 0"),
+        ({"damping": -1}, "damping=-1: must be at least 0"),
+        ({"backtracking": 1}, "backtracking=1: must be between 0 and 1"),
+        ({"tries": 0}, "tries=0: must be an integer of at least 1"),
+        ({"iterations": 2.5}, "iterations=2.5: must be an integer of at least 1"),
+        ({"radius": "small"}, "optimizer_options=.*'small'"),
+        ({"lr": 0.1}, "optimizer_options: .*'lr'; it takes radius, damping, iterations, backtracking, tries"),
+    ],
+)
+def test_wrong_options_of_trust_regions_are_refused(trust, options, words):
+    with pytest.raises(ConfigurationError, match=words):
+        Problem(trust.replace(optimizer_options=options))
+
+
+def test_the_names_of_all_optimisers_are_listed():
+    with pytest.raises(ConfigurationError, match=r"choose from .*SGD, .*TRPO"):
+        Problem(Configuration(optimizer="natural"))

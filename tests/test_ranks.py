@@ -1,0 +1,130 @@
+"""Several ranks: the same meta-gradient as one, and a run that survives the loss of one of them."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as distributed
+
+from stochgraph.algorithms.training import ConfigurationError, Problem, Ranks, joined_ranks, train
+from tests.training_cases import SMALL, become_rank, in_ranks, newest, python_environment, timeless, train_on_rank
+
+if not distributed.is_available() or not distributed.is_gloo_available():
+    pytest.skip("torch is built without gloo", allow_module_level=True)
+
+SHARED = SMALL.replace(tasks=5, shards=4, iterations=3)
+
+
+@pytest.mark.parametrize(("precision", "tolerance"), [("float32", 1e-6), ("float64", 1e-14)])
+@pytest.mark.parametrize("count", [2, 3])
+def test_ranks_make_the_meta_gradient_of_one_process(tmp_path, count, precision, tolerance):
+    """SGD with step size 1: the parameters move by the sum of the meta-gradients. Four shards, of 1 and 2 tasks."""
+    run = SHARED.replace(precision=precision, optimizer="SGD", learning_rate=1.0, gradient_clip=None, iterations=1)
+    one, several = (run.replace(output=str(tmp_path / name)) for name in ("one", "several"))
+    train(one, reporters=[])
+    assert in_ranks(count, train_on_rank, several) == [0] * count
+    start = Problem(run).initial()
+    expected, found = (newest(folder.output)["parameters"] for folder in (one, several))
+    for name, leaf in start.items():
+        gradient = expected[name] - leaf
+        assert gradient.abs().max() > 0
+        torch.testing.assert_close(found[name], expected[name], rtol=0.0, atol=tolerance * float(gradient.norm() + 1))
+
+
+def test_a_whole_run_of_two_ranks_is_that_of_one(tmp_path):
+    run = SHARED.replace(precision="float64")
+    one, two = (run.replace(output=str(tmp_path / name)) for name in ("one", "two"))
+    train(one, reporters=[])
+    assert in_ranks(2, train_on_rank, two) == [0, 0]
+    torch.testing.assert_close(newest(two.output)["parameters"], newest(one.output)["parameters"], rtol=1e-9, atol=0.0)
+    for record, expected in zip(timeless(two.output), timeless(one.output), strict=True):
+        assert {k: pytest.approx(v, rel=1e-9) if k != "kind" else v for k, v in expected.items()} == record
+
+
+def test_a_run_of_one_is_continued_by_two(tmp_path):
+    run = SHARED.replace(precision="float64", iterations=6)
+    one, mixed = (run.replace(output=str(tmp_path / name)) for name in ("one", "mixed"))
+    train(one, reporters=[])
+    train(mixed.replace(iterations=2), reporters=[])
+    assert in_ranks(2, train_on_rank, mixed) == [0, 0]
+    state = newest(mixed.output)
+    assert state["iteration"] == 6
+    torch.testing.assert_close(state["parameters"], newest(one.output)["parameters"], rtol=1e-9, atol=0.0)
+
+
+def test_more_ranks_than_shards_are_refused(tmp_path):
+    with pytest.raises(ConfigurationError, match=r"shards=1: 2 ranks need at least as many shards"):
+        train(SMALL.replace(output=str(tmp_path / "run")), Ranks(0, 2), reporters=[])
+    assert not list(tmp_path.iterdir())
+
+
+def stop_one_rank(rank, count, port, folder):
+    """Signal the second rank alone, in the second iteration."""
+    original = Problem.draw
+
+    def draw(self, theta, iteration, ranks):
+        if iteration == 1 and rank == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, theta, iteration, ranks)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Problem, "draw", draw)
+        become_rank(rank, count, port)
+        with joined_ranks() as ranks:
+            outcome = train(SHARED.replace(output=folder, iterations=50), ranks, reporters=[])
+    raise SystemExit(0 if (outcome.iteration, outcome.finished) == (2, False) else 1)
+
+
+def test_a_signal_to_one_rank_stops_all_of_them_after_the_same_iteration(tmp_path):
+    assert in_ranks(2, stop_one_rank, str(tmp_path / "run")) == [0, 0]
+    assert newest(tmp_path / "run")["iteration"] == 2
+
+
+SCRIPT = """
+import os, signal, sys
+from stochgraph.algorithms.training import Configuration, Problem, joined_ranks, train
+
+draw = Problem.draw
+
+def dying(self, theta, iteration, ranks):
+    started = int(os.environ["TORCHELASTIC_RESTART_COUNT"])
+    if started < 2 and (ranks.rank, iteration) == (started, 3 + 2 * started):  # first rank 0, then rank 1
+        os.kill(os.getpid(), signal.SIGKILL)
+    return draw(self, theta, iteration, ranks)
+
+if __name__ == "__main__":
+    Problem.draw = dying
+    with joined_ranks() as ranks:
+        outcome = train(Configuration.load(sys.argv[1]), ranks)
+"""
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_a_run_whose_ranks_are_killed(tmp_path):
+    """Rank 0 is killed in iteration 3, rank 1 in iteration 5; the run ends as one that nothing happened to."""
+    run = SHARED.replace(iterations=8, precision="float64")
+    one, two = (run.replace(output=str(tmp_path / name)) for name in ("one", "two"))
+    train(one, reporters=[])
+    (tmp_path / "killed.py").write_text(SCRIPT)
+    two.save(tmp_path / "run.json")
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [
+        "--max-restarts",
+        "2",
+        "--monitor-interval",
+        "0.1",
+        str(tmp_path / "killed.py"),
+        str(tmp_path / "run.json"),
+    ]
+    done = subprocess.run(command, env=python_environment(), capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.findall(r"continuing after (\d) iterations", done.stdout) == ["2", "4"]
+    torch.testing.assert_close(newest(two.output)["parameters"], newest(one.output)["parameters"], rtol=1e-9, atol=0.0)
+    lines = [json.loads(line) for line in (Path(two.output) / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if line["kind"] == "iteration"] == list(range(8))

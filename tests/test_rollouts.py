@@ -1,0 +1,188 @@
+"""Rollouts: where episodes end, whose parameters act, and what does not fit together."""
+
+import itertools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, Uniform
+from torch.utils import _pytree as pytree
+
+import stochgraph as sg
+from stochgraph.algorithms.environments import Environment, Navigation, RandomMDP
+from stochgraph.algorithms.meta_policy_gradient import adapted_return
+from stochgraph.algorithms.policies import CategoricalModule, GaussianMLP, GaussianModule, Parameters, TabularSoftmax
+from stochgraph.algorithms.rollouts import Rollouts, Trajectory, acting
+from tests.problems import F64
+
+EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-10}
+
+
+class Countdown(Environment):
+    """An episode lasts as many steps as its task says, rounded up. Rewards are the time, and nonsense after the end."""
+
+    observation_size = 1
+    action_size = 2
+    horizon = 6
+
+    def task_distribution(self) -> Distribution:
+        return Uniform(torch.tensor(0.0), torch.tensor(6.0))
+
+    def reset(self, task: Tensor) -> Tensor:
+        self._left, self._steps = self._started(task, ()), 0
+        return self._left.new_zeros(len(task), 1)
+
+    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        self._acted(action)
+        self._steps += 1
+        done = self._left <= self._steps
+        reward = torch.where(self._left > self._steps - 1, float(self._steps), torch.nan)
+        return torch.full_like(action[:, :1], self._steps), reward, done & (self._left > self._steps - 1)
+
+
+POLICY = GaussianMLP(1, 2, hidden=(3,))
+
+
+def parameters(number: int = 0) -> Parameters:
+    return POLICY.initial(torch.Generator().manual_seed(number), dtype=F64)
+
+
+def plated(theta: Parameters, plates: int) -> Parameters:
+    return {name: leaf.reshape(*[1] * plates, *leaf.shape) for name, leaf in theta.items()}
+
+
+def test_episodes_end_one_by_one():
+    task = torch.tensor([[2.5], [0.5], [6.0]], dtype=F64)
+    environment = Countdown()
+    found = Rollouts(environment, POLICY).draw(torch.Size([3, 2]), plated(parameters(), 2), task)
+    lengths = torch.tensor([[3, 3], [1, 1], [6, 6]])
+    steps = torch.arange(6)
+    mask = (steps < lengths.unsqueeze(-1)).double()
+    assert torch.equal(found.mask, mask)
+    assert torch.equal(found.reward, mask * (steps + 1))
+    assert torch.equal(found.observation, (mask * steps).unsqueeze(-1))
+    assert torch.equal((found.action != 0).all(-1), mask == 1)
+    assert torch.equal(found.log_prob != 0, mask == 1)
+    scored = Rollouts(environment, POLICY).log_prob(found, parameters(), task)
+    torch.testing.assert_close(scored, found.log_prob, **EXACT)
+
+
+def test_no_step_is_made_once_all_episodes_have_ended():
+    environment = Countdown()
+    found = Rollouts(environment, POLICY).draw(
+        torch.Size([2]), plated(parameters(), 1), torch.tensor([1.5, 2.0], dtype=F64)
+    )
+    assert environment._steps == 2
+    assert found.mask.sum(-1).tolist() == [2, 2]
+    assert found.reward.shape == (2, 6)
+
+
+@pytest.mark.parametrize("estimator", [sg.SF(), sg.LSF(), sg.MAML()], ids=str)
+def test_a_meta_gradient_over_ragged_episodes(estimator):
+    """What stands behind the end of an episode does not matter: it gets noise there, and the gradient stays."""
+    walks = Rollouts(Countdown(), POLICY)
+    graph = adapted_return(walks, lambda: walks.environment.declare_tasks(3), inner_rate=0.1, inner=2, outer=2)
+    compiled = graph.compile(estimator)
+    trace = compiled.sample(parameters(), generator=torch.Generator().manual_seed(0))
+    assert 0 < trace.draws["tau"].mask.mean() < 1
+    assert float(compiled.surrogate(parameters(), trace)) == pytest.approx(float(trace.value), rel=1e-12)
+    assert all(torch.equal(trace.log_probs[name] == 0, trace.draws[name].mask == 0) for name in ("D1", "tau"))
+
+    def noisy(tau: Trajectory) -> Trajectory:
+        ended = (tau.mask == 0).unsqueeze(-1)
+        return tau._replace(
+            observation=tau.observation + ended, action=torch.where(ended, torch.randn_like(tau.action), tau.action)
+        )
+
+    other = trace._replace(draws={n: noisy(d) if n != "task" else d for n, d in trace.draws.items()})
+    gradient = torch.func.grad(compiled.surrogate)
+    torch.testing.assert_close(gradient(parameters(), other), gradient(parameters(), trace), **EXACT)
+
+
+@pytest.mark.parametrize("kind", ["network", "module", "table", "discrete module"])
+@pytest.mark.parametrize("own", list(itertools.product([True, False], repeat=2)), ids=str)
+def test_every_plate_can_have_parameters_of_its_own(own, kind):
+    """One call for all plates gives what the parameters of each draw give alone, on the same noise."""
+    linear = torch.nn.Linear(3, 2, dtype=F64)
+    policy: Any = {
+        "network": GaussianMLP(3, 2, hidden=(4, 5)),
+        "module": GaussianModule(linear, 2),
+        "table": TabularSoftmax(3, 4),
+        "discrete module": CategoricalModule(linear, 2),
+    }[kind]
+    plates = torch.Size([2, 3])
+    lead = [n if varies else 1 for n, varies in zip(plates, own, strict=True)]
+    torch.manual_seed(0)
+    theta = {name: torch.randn(*lead, *leaf.shape, dtype=F64) for name, leaf in policy.initial().items()}
+    observation = torch.randn(6, 3, dtype=F64)
+    noise = policy.noise((6,), observation)
+    action, log_prob = acting(policy, theta, plates)(observation, noise)
+    for i, j in itertools.product(range(2), range(3)):
+        one = {name: leaf[i * own[0], j * own[1]] for name, leaf in theta.items()}
+        k = 3 * i + j
+        expected = policy.sample(one, observation[k], noise[k])
+        torch.testing.assert_close((action[k], log_prob[k]), expected, **EXACT)
+
+
+def test_noise_decides():
+    """With the same noise and parameters, and no randomness elsewhere, trajectories are the same."""
+    walks = Rollouts(Navigation(action_scale=0.1), GaussianMLP(2, 2, hidden=(3,)), horizon=4)
+    theta = plated(walks.policy.initial(torch.Generator().manual_seed(0)), 1)
+    drawn = []
+    for threads in (1, 2):
+        torch.set_num_threads(threads)
+        torch.manual_seed(0)
+        drawn.append(walks.draw(torch.Size([5]), theta, torch.zeros(1, 2)))
+        assert torch.get_num_threads() == threads
+    torch.set_num_threads(1)
+    assert all(torch.equal(one, same) for one, same in zip(*drawn, strict=True))
+
+
+def test_draws_carry_no_gradient():
+    theta = pytree.tree_map(lambda leaf: leaf.requires_grad_(), plated(parameters(), 1))
+    found = Rollouts(Countdown(), POLICY).draw(torch.Size([2]), theta, torch.ones(2, dtype=F64))
+    assert not any(leaf.requires_grad for leaf in found)
+
+
+def test_threads_are_given_back_after_an_error():
+    class Broken(Countdown):
+        def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            raise RuntimeError("broken")
+
+    torch.set_num_threads(2)
+    with pytest.raises(RuntimeError, match="broken"):
+        Rollouts(Broken(), POLICY).draw(torch.Size([2]), plated(parameters(), 1), torch.ones(2, dtype=F64))
+    assert torch.get_num_threads() == 2
+    torch.set_num_threads(1)
+
+
+def test_errors_of_a_simulator_name_the_sample():
+    class Broken(Countdown):
+        def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            raise RuntimeError("episode 1 diverged")
+
+    walks = Rollouts(Broken(), POLICY)
+    graph = adapted_return(walks, lambda: walks.environment.declare_tasks(3), inner_rate=0.1)
+    with pytest.raises(sg.SamplingError, match=r"sample 'D1' .*episode 1 diverged"):
+        graph.compile(sg.SF()).sample(parameters())
+
+
+@pytest.mark.parametrize(
+    ("environment", "policy", "message"),
+    [
+        (Navigation(), POLICY, "GaussianMLP does not take the observations of Navigation, vectors of 2"),
+        (Navigation(), GaussianMLP(2, 3), r"an action of Navigation is a vector of 2, one of GaussianMLP .* \(3,\)"),
+        (Navigation(), TabularSoftmax(2, 2), "choose a policy for such actions"),
+        (
+            RandomMDP(3, 2),
+            GaussianMLP(3, 2),
+            "is an integer, one of GaussianMLP .*choose a policy for discrete actions",
+        ),
+        (RandomMDP(3, 2), TabularSoftmax(4, 2), "does not take the observations of RandomMDP, vectors of 3"),
+        (RandomMDP(3, 2), TabularSoftmax(3, 4), "RandomMDP has 2 actions, TabularSoftmax chooses among 4"),
+    ],
+)
+def test_what_does_not_fit_is_refused_at_once(environment, policy, message):
+    with pytest.raises(ValueError, match=message):
+        Rollouts(environment, policy)

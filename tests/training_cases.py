@@ -1,0 +1,111 @@
+"""Runs that take a second, and processes that train: what the tests of the trainer share."""
+
+import json
+import multiprocessing
+import os
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from stochgraph.algorithms.training import Configuration, Reporter, RunFolder, joined_ranks, train
+
+SMALL = Configuration(
+    horizon=3,
+    hidden=(3,),
+    tasks=3,
+    inner=2,
+    outer=2,
+    policy_options={"log_std": -0.5},
+    learning_rate=0.05,
+    iterations=6,
+    evaluate_every=3,
+    evaluation_tasks=4,
+    checkpoint_every=2,
+    threads=1,
+)
+FORKS = multiprocessing.get_context("forkserver")  # what takes seconds to import is imported once, and forked
+FORKS.set_forkserver_preload(["stochgraph.algorithms.training", "torch._dynamo", "matplotlib.figure", __name__])
+
+
+class Hook(Reporter):
+    """Calls a function after every iteration, and remembers what was said."""
+
+    def __init__(self, after: Any = None) -> None:
+        self.after = after
+        self.said: list[str] = []
+
+    def trained(self, record: dict[str, Any]) -> None:
+        if self.after is not None:
+            self.after(record)
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def newest(folder: Path | str) -> dict[str, Any]:
+    """The state in the newest checkpoint."""
+    state = RunFolder(folder).checkpoints.newest(set_aside=False)
+    assert state is not None
+    return state
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two trees of tensors and plain values are the same to the bit."""
+    if isinstance(one, Tensor):
+        return torch.equal(one, other)
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(same(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(same, one, other))
+    return bool(one == other)
+
+
+def same_runs(one: Path | str, other: Path | str) -> bool:
+    """Whether two runs ended alike: the state, and all metrics but the times."""
+    states = [{**newest(folder), "metrics_size": 0} for folder in (one, other)]
+    return same(*states) and timeless(one) == timeless(other)
+
+
+def timeless(folder: Path | str) -> list[dict[str, Any]]:
+    """The metrics without times."""
+    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
+    return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
+
+
+def train_quietly(configuration: Configuration) -> None:
+    """Train in a process of its own, or in one rank of several."""
+    with joined_ranks() as ranks:
+        train(configuration, ranks, reporters=[])
+
+
+def become_rank(rank: int, count: int, port: int) -> None:
+    """What torchrun tells a process."""
+    os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+
+
+def train_on_rank(rank: int, count: int, port: int, configuration: Configuration) -> None:
+    """Be one of several ranks."""
+    become_rank(rank, count, port)
+    train_quietly(configuration)
+
+
+def in_ranks(count: int, function: Any, *arguments: Any) -> list[int | None]:
+    """Call `function(rank, count, port, *arguments)` in a process per rank: their exit statuses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [FORKS.Process(target=function, args=(rank, count, port, *arguments)) for rank in range(count)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(60)
+    return [process.exitcode for process in processes]
+
+
+def python_environment() -> dict[str, str]:
+    """Environment variables for a Python that imports what the tests import."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path), "OMP_NUM_THREADS": "1"}
