@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from stochgraph._baselines import discounted_to_go, observation_features
+from stochgraph._baselines import RIDGE, discounted_to_go, normal_equations, observation_features, ridge_prediction
 
 
 def returns_to_go(reward: Tensor, mask: Tensor, discount: float = 1.0) -> Tensor:
@@ -116,7 +116,7 @@ class LinearBaseline:
         True
     """
 
-    def __init__(self, ridge: float = 1e-5) -> None:
+    def __init__(self, ridge: float = RIDGE) -> None:
         self.ridge = ridge
 
     def features(self, observation: Tensor, mask: Tensor) -> Tensor:
@@ -126,13 +126,10 @@ class LinearBaseline:
     def statistics(self, observation: Tensor, mask: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """`X^T X` and `X^T y` of each trajectory: shapes `(..., features, features)` and `(..., features)`."""
         features = self.features(observation, mask)
-        return features.mT @ features, (features.mT @ target.to(features.dtype).unsqueeze(-1)).squeeze(-1)
+        return normal_equations(features, target.to(features.dtype))
 
     def value(self, total: tuple[Tensor, Tensor], observation: Tensor, mask: Tensor) -> Tensor:
-        moments, products = total
-        ridge = self.ridge * torch.eye(moments.shape[-1], dtype=moments.dtype, device=moments.device)
-        coefficients = torch.linalg.solve(moments + ridge, products)
-        return (self.features(observation, mask) @ coefficients.unsqueeze(-1)).squeeze(-1).to(mask.dtype)
+        return ridge_prediction(self.features(observation, mask), *total, self.ridge).to(mask.dtype)
 
     def fit(self, observation: Tensor, mask: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
         """The statistics of a batch of trajectories `(trajectories, time, ...)`, summed."""

@@ -6,11 +6,11 @@ looks at the draw that it is for.
 
 from collections.abc import Callable
 from functools import partial
+from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from . import _node as nd
 from ._axes import Axes, Axis, describe, union
@@ -20,8 +20,9 @@ from ._errors import CompileError, SamplingError
 from ._reach import descends_from
 from ._rules import Control, Site
 from ._trace import Trace
+from ._trees import map_tensors
 
-_RIDGE, _CLIP = 1e-5, 10.0  # as in the feature baseline of Duan et al. (2016)
+RIDGE, _CLIP = 1e-5, 10.0  # as in the feature baseline of Duan et al. (2016)
 
 
 def baseline_control(baseline: Any) -> Control:
@@ -101,13 +102,11 @@ class Others(nd.Node):
         return self.plates
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
-        return pytree.tree_map_only(Tensor, lambda leaf: self._others(leaf.detach(), run), values[0])
+        return map_tensors(lambda leaf: self._others(leaf.detach(), run), values[0])
 
     def _others(self, value: Tensor, run: Any) -> Tensor:
         dims = tuple(self.axes.index(axis) for axis in self.plates)
-        count = 1
-        for axis in self.plates:
-            count *= run.sizes[axis]
+        count = prod(run.sizes[axis] for axis in self.plates)
         if count < 2:
             raise SamplingError(
                 f"sample {self.sample.name!r} (axes: {describe(self.sample.axes)}): a baseline that leaves one draw "
@@ -227,8 +226,17 @@ def leave_one_out_fit(features: Tensor, targets: Tensor) -> Tensor:
         features: shape `(..., trajectories, time, features)`.
         targets: shape `(..., trajectories, time)`.
     """
-    moments = features.mT @ features
-    products = (features.mT @ targets.unsqueeze(-1)).squeeze(-1)
-    ridge = _RIDGE * torch.eye(features.shape[-1], dtype=features.dtype, device=features.device)
-    coefficients = torch.linalg.solve(_sum_of_others(moments, -3) + ridge, _sum_of_others(products, -2))
+    moments, products = normal_equations(features, targets)
+    return ridge_prediction(features, _sum_of_others(moments, -3), _sum_of_others(products, -2))
+
+
+def normal_equations(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """`X^T X` and `X^T y` of each trajectory: shapes `(..., features, features)` and `(..., features)`."""
+    return features.mT @ features, (features.mT @ targets.unsqueeze(-1)).squeeze(-1)
+
+
+def ridge_prediction(features: Tensor, moments: Tensor, products: Tensor, ridge: float = RIDGE) -> Tensor:
+    """The features times the coefficients that solve summed normal equations, `(..., time)`."""
+    penalty = ridge * torch.eye(features.shape[-1], dtype=features.dtype, device=features.device)
+    coefficients = torch.linalg.solve(moments + penalty, products)
     return (features @ coefficients.unsqueeze(-1)).squeeze(-1)

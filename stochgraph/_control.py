@@ -13,13 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from . import _node as nd
 from . import _vectorize as vz
 from ._axes import Axes, Axis, union
 from ._rules import Site
 from ._surrogate import Weight
+from ._trees import map_tensors
 
 
 class ControlVariate(nd.Node):
@@ -67,7 +67,7 @@ class ControlVariate(nd.Node):
         factor = vz.align(*self._draws(values[1]), axes)
         for ancestors in values[2:]:
             factor = factor * vz.align(ancestors, self.input_axes[2], axes).exp()
-        return pytree.tree_map_only(Tensor, lambda leaf: self._product(leaf, factor, axes), values[0])
+        return map_tensors(lambda leaf: self._product(leaf, factor, axes), values[0])
 
     def _product(self, baseline: Tensor, factor: Tensor, axes: Axes) -> Tensor:
         product = -torch.mul(*vz.broadcast([baseline.detach(), factor], [self.input_axes[0], axes], axes))

@@ -116,7 +116,6 @@ class OtherScores(nd.Node):
 
     def __init__(self, weight: Weight, plate: Axis) -> None:
         self.weight, self.plate = weight, plate
-        self.sample, self.aligned, self.average = weight.sample, weight.aligned, False
         super().__init__(f"others({weight.name})", weight.index, [weight])
 
     @property

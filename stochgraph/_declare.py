@@ -14,7 +14,7 @@ from . import _node as nd
 from ._axes import Axes, describe, union
 from ._errors import DeclarationError
 from ._law import DistributionLaw, SamplerLaw
-from ._reach import between
+from ._reach import first_mixing
 from ._sampler import Sampler
 from ._surrogate import schedule
 from ._symbol import Declaration, Symbol, built_inside, current, declare_apply, refuse_captured, to_nodes
@@ -305,15 +305,15 @@ def _refuse_time(word: str, start: nd.Node, goal: nd.Node) -> None:
 
 def _refuse_mixed_copies(word: str, start: nd.Node, goal: nd.Node) -> None:
     """Each plate that is left has its own copy of the parameters: nothing that depends on them may mix its draws."""
-    for node in between(start, goal):
-        mixed = set(goal.axes) & set(getattr(node, "over", ()))
-        if mixed:
-            raise DeclarationError(
-                f"sg.{word} of {start.name!r}: the inner objective {goal.name!r} keeps the plate {min(mixed).name!r}, "
-                f"so each of its draws has its own copy of {start.name!r}; but {node.name!r} reduces that plate of "
-                "something that depends on the copies. Reduce the plate in the whole objective, or compute "
-                f"{node.name!r} from parameters that are not updated, sg.apply(torch.clone, params)"
-            )
+    found = first_mixing(start, goal, goal.axes)
+    if found:
+        node, plate = found
+        raise DeclarationError(
+            f"sg.{word} of {start.name!r}: the inner objective {goal.name!r} keeps the plate {plate.name!r}, "
+            f"so each of its draws has its own copy of {start.name!r}; but {node.name!r} reduces that plate of "
+            "something that depends on the copies. Reduce the plate in the whole objective, or compute "
+            f"{node.name!r} from parameters that are not updated, sg.apply(torch.clone, params)"
+        )
 
 
 def _depends(node: nd.Node, source: nd.Node) -> bool:

@@ -27,10 +27,10 @@ from ._implicit import CompiledArgmax
 from ._reach import (
     Reach,
     averaging_plate,
-    between,
     data_of,
     descends_from,
     find_reach,
+    first_mixing,
     linear_operands,
     moves_with,
     samples_in,
@@ -142,8 +142,9 @@ class Derivation:
     def _needs(self, node: nd.Node, pending: Pending) -> list[Key]:
         if self._elsewhere(node) and not pending:
             return []
-        if self._due(node, pending):
-            return [(node, self._controlled(node, pending))]
+        due = self._due(node, pending)
+        if due:
+            return [(node, settled(pending, due))]
         stuck = self._stuck(node, pending)
         if stuck:
             return [(node, pending - stuck)]
@@ -157,9 +158,6 @@ class Derivation:
         waiting = [s for s, kind in pending if kind is Kind.CONTROLLED]
         found = self.alignments_below(node, settled(pending, waiting)) if waiting else {}
         return sorted((s for s in waiting if found[s] is not None), key=lambda s: self.samples[s].index)
-
-    def _controlled(self, node: nd.Node, pending: Pending) -> Pending:
-        return settled(pending, self._due(node, pending))
 
     def alignments_below(self, node: nd.Node, pending: Pending) -> dict[str, frozenset[Axis] | None]:
         """The axes along which the weights pending at the node are kept wherever they end; `None` if that differs."""
@@ -399,15 +397,14 @@ class Derivation:
 
 def _refuse_mixed_copies(update: nd.Update, psi: Placeholder, surrogate: nd.Node) -> None:
     """A copy for every copy of an outer update's parameters must not meet the others."""
-    added = set(psi.axes) - set(update.axes)
-    for node in between(psi, surrogate) if added else ():
-        mixed = added & set(getattr(node, "over", ()))
-        if mixed:
-            raise CompileError(
-                f"update {update.name!r} (axes: {describe(update.axes)}) is part of another update's objective, which "
-                f"keeps the plate {min(mixed).name!r}: there is one {update.name!r} for each of its draws, but "
-                f"{node.name!r} reduces that plate. Reduce it in the whole objective of the outer update"
-            )
+    found = first_mixing(psi, surrogate, set(psi.axes) - set(update.axes))
+    if found:
+        node, plate = found
+        raise CompileError(
+            f"update {update.name!r} (axes: {describe(update.axes)}) is part of another update's objective, which "
+            f"keeps the plate {plate.name!r}: there is one {update.name!r} for each of its draws, but "
+            f"{node.name!r} reduces that plate. Reduce it in the whole objective of the outer update"
+        )
 
 
 def _controlled(term: nd.Node, controls: Iterable[nd.Node | None]) -> nd.Node:

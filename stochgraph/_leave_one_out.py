@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from . import _node as nd
 from ._axes import Axes, Axis, describe
@@ -21,7 +20,8 @@ from ._derive import Derivation
 from ._errors import CompileError, SamplingError
 from ._reach import averaging_plate, descends_from, samples_in
 from ._rules import COST, Kind, Rule, Site
-from ._surrogate import CompiledUpdate, Controlled, Score, Weight, execute, schedule
+from ._surrogate import CompiledUpdate, Controlled, Score, Weight, execute, schedule, split
+from ._trees import map_tensors
 
 _CELLS = 16384  # how many numbers a node may have in one chunk of replays
 
@@ -138,7 +138,7 @@ class Replay(nd.Node):
     def __init__(self, node: nd.Node, name: str, plate: Axis, root: nd.Node, derivation: Derivation) -> None:
         self.sample, self.plate, self.left_out, self.root = derivation.samples[name], plate, _left_out(plate), root
         self.term_axes = node.axes
-        self.program, self.captured = split(root, plate, name)
+        self.program, self.captured = _split(root, plate, name)
         self.names = _weighted_in(self.program)
         _refuse_moving_supports(self.program)
         declared = samples_in(derivation.order)
@@ -159,7 +159,7 @@ class Replay(nd.Node):
         count = run.sizes[self.plate]
         if count < 2:
             raise SamplingError(_plate_of_one(self.sample.name, self.sample.axes, self.plate))
-        constants = pytree.tree_map_only(Tensor, Tensor.detach, values)
+        constants = map_tensors(Tensor.detach, values)
         scores, captured = constants[: len(self.names)], constants[len(self.names) :]
         recorded = {**dict(zip(self.names, scores, strict=True)), **run.log_probs}
         known = dict(zip(self.captured, captured, strict=False))
@@ -179,27 +179,22 @@ class Replay(nd.Node):
         if self.plate not in self.term_axes:
             return value
         # Leaving draw i out of the means does not take it out of its own entry, which is compared with nothing.
-        return pytree.tree_map_only(Tensor, lambda leaf: left_out.without(leaf, self.term_axes), value)
+        return map_tensors(lambda leaf: left_out.without(leaf, self.term_axes), value)
 
     def _chunk(self, run: Any) -> int:
         cells = max((prod(run.sizes.get(axis, 1) for axis in axes) for axes in _all_axes(self.program)), default=1)
         return max(1, _CELLS // cells)
 
 
-def split(root: nd.Node, plate: Axis, name: str) -> tuple[list[nd.Node], list[nd.Node]]:
+def _split(root: nd.Node, plate: Axis, name: str) -> tuple[list[nd.Node], list[nd.Node]]:
     """The nodes whose value changes when a draw is left out of the plate's means, in order, and what else they read."""
-    moving: set[nd.Node] = set()
-    program = []
-    order = schedule([root])
-    _refuse_other_reductions(order, plate, name)
-    for node in order:
+
+    def moves(node: nd.Node, touched: bool) -> bool:
         held = isinstance(node, Replay) or (isinstance(node, nd.Sample) and not node.pathwise)
-        if not held and (_reduces(node, plate) or any(parent in moving for parent in node.inputs)):
-            moving.add(node)
-            program.append(node)
-    needed = [] if root in moving else [root]
-    needed += [parent for node in program for parent in node.inputs if parent not in moving]
-    return program, list(dict.fromkeys(needed))
+        return not held and (touched or _reduces(node, plate))
+
+    _refuse_other_reductions(schedule([root]), plate, name)
+    return split(root, moves)
 
 
 def _reduces(node: nd.Node, plate: Axis) -> bool:

@@ -119,6 +119,16 @@ def between(start: nd.Node, goal: nd.Node) -> list[nd.Node]:
     return sorted(below - {start}, key=lambda n: n.index)
 
 
+def first_mixing(start: nd.Node, goal: nd.Node, plates: Iterable[Axis]) -> tuple[nd.Node, Axis] | None:
+    """The first node on a way from `start` to `goal` that reduces one of the plates, and that plate."""
+    kept = set(plates)
+    for node in between(start, goal) if kept else ():
+        mixed = kept & set(getattr(node, "over", ()))
+        if mixed:
+            return node, min(mixed)
+    return None
+
+
 def data_of(update: nd.Update, order: list[nd.Node]) -> list[str]:
     """The samples that feed an update's objective, other than through what it is a function of."""
     samples = samples_in(order)

@@ -225,7 +225,7 @@ class CompiledUpdate(nd.Node):
         self.detach = detach
         self.shared = shared  # scores at psi, and the same at the parameters
         self.rate_count = len(rates)
-        parts = [split(surrogate, psi) for surrogate in surrogates]
+        parts = [split(surrogate, lambda _, touched: touched, [psi]) for surrogate in surrogates]
         self.programs = [program for program, _ in parts]
         captured = dict.fromkeys(node for _, needed in parts for node in needed)
         super().__init__(update.name, update.index, [params, *rates, *captured])
@@ -400,12 +400,20 @@ def _places(users: dict[nd.Node, list[nd.Node]]) -> dict[nd.Node, float]:
     return places
 
 
-def split(root: nd.Node, psi: nd.Node) -> tuple[list[nd.Node], list[nd.Node]]:
-    """The nodes that move with `psi`, in order, and the others that they read."""
-    moving = {psi}
+def split(
+    root: nd.Node, moves: Callable[[nd.Node, bool], bool], start: Iterable[nd.Node] = ()
+) -> tuple[list[nd.Node], list[nd.Node]]:
+    """The nodes behind `root` that move, in order, and the others that they read.
+
+    Args:
+        root: what is computed.
+        moves: whether a node moves, given the node and whether one of its inputs does.
+        start: nodes that move and are computed elsewhere.
+    """
+    moving = set(start)
     program = []
     for node in schedule([root]):
-        if any(parent in moving for parent in node.inputs):
+        if moves(node, any(parent in moving for parent in node.inputs)):
             moving.add(node)
             program.append(node)
     needed = [root] if root not in moving else []
