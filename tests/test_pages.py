@@ -1,0 +1,68 @@
+"""The pages in docs/: their code runs, what they show is what it prints, their links and tests exist."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.distributions import Normal
+
+import stochgraph as sg
+from tests.test_documentation import blocks
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+OURS = ["choosing", "writing"]
+
+
+def without_rounding(text: str) -> str:
+    """Errors of rounding differ between machines: a zero for each."""
+    return re.sub(r"\d\.\d+e-1[3-9]", "0", text)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_code_runs(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("MPLBACKEND", "Agg")
+    text = page.read_text()
+    namespace: dict[str, Any] = {"__name__": page.stem}
+    for line, code in blocks(text):
+        exec(compile("\n" * line + code, str(page), "exec"), namespace)
+    printed = without_rounding(capsys.readouterr().out)
+    for shown in re.findall(r"^```text\n(.*?)^```", text, flags=re.MULTILINE | re.DOTALL):
+        assert without_rounding(shown) in printed
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text()):
+        assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_the_tests_that_claims_name_exist(page: Path) -> None:
+    for file, name in re.findall(r"(tests/\w+\.py)::(\w+)", page.read_text()):
+        assert re.search(rf"def {name}\(", (ROOT / file).read_text()), f"{file}::{name}"
+
+
+def test_the_pages_are_there() -> None:
+    assert {page.stem for page in PAGES} >= set(OURS)
+    for name in OURS:
+        assert blocks((ROOT / "docs" / f"{name}.md").read_text())
+
+
+# Claims of the pages that no other test makes
+
+
+def test_pathwise_does_not_see_a_jump() -> None:
+    """The mean of x, and of 1 where x is positive: its derivative is 1 + phi(theta), of which the jump is phi."""
+
+    @sg.graph
+    def objective(theta: Any) -> Any:
+        return sg.mean(sg.apply(lambda x: torch.where(x > 0, x + 1, x), sg.sample("x", Normal, theta, 1.0, n=3)))
+
+    _, gradient = objective.compile(sg.PW()).value_and_grad(torch.tensor(0.3))
+    assert float(gradient) == pytest.approx(1.0)
