@@ -1,5 +1,7 @@
 """Every algorithm runs on every environment, or says why not."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -13,7 +15,7 @@ PAIRS |= {(algorithm, environment) for algorithm in ("lsf", "promp", "meta-sgd")
 @pytest.mark.parametrize(("algorithm", "environment"), sorted(PAIRS))
 def test_a_meta_gradient_of_every_algorithm_on_every_environment(algorithm, environment):
     pytest.importorskip("mujoco" if environment in ("half-cheetah", "ant", "walker2d", "swimmer") else "gymnasium")
-    options = {"horizon": 2, "hidden": (3,), "tasks": 2, "inner": 2, "outer": 2}
+    options: dict[str, Any] = {"horizon": 2, "hidden": (3,), "tasks": 2, "inner": 2, "outer": 2}
     problem = Problem(Configuration(algorithm=algorithm, environment=environment, **options))
     theta = problem.initial()
     batch = problem.draw(theta, 0)
