@@ -26,9 +26,9 @@ from .training import (
 )
 from .training.configuration import describe, type_words
 from .training.randomness import generator_for
-from .training.settings import ENVIRONMENTS, ESTIMATORS, POLICIES
+from .training.settings import ALGORITHMS, ENVIRONMENTS, ESTIMATORS, POLICIES
 
-KNOWN = {"environment": ENVIRONMENTS, "policy": POLICIES, "estimator": ESTIMATORS}
+KNOWN = {"algorithm": ALGORITHMS, "environment": ENVIRONMENTS, "policy": POLICIES, "estimator": ESTIMATORS}
 INTERRUPTED = 130  # the exit status of a shell's command that Ctrl-C ended
 
 
@@ -120,7 +120,8 @@ def main() -> None:
     \b
     stochgraph train --output results/first --iterations 300     train; the same again continues
     stochgraph evaluate results/first --steps 3                  returns after 0, 1, 2, 3 adaptation steps
-    stochgraph explain --estimator MAML                          how every gradient path is counted
+    stochgraph train --algorithm promp --environment half-cheetah
+    stochgraph explain --algorithm maml                          how every gradient path is counted
     stochgraph profile --estimators SF,LOO,LSF --tasks 4         bias, variance and time side by side
     stochgraph demo                                              a tour in a few minutes
 
@@ -179,7 +180,7 @@ def evaluate_command(folder: Path, tasks: int | None, steps: int | None, as_json
 @main.command("explain")
 @configured
 def explain_command(configuration: Configuration) -> None:
-    """Print how the run's estimator counts every gradient path, with its bias and variance class."""
+    """Print how the run's algorithm counts every gradient path, with its bias and variance class."""
     compiled = Problem(configuration).compiled
     click.echo(f"{compiled.graph!r}\n\n{compiled.explain()}")
 

@@ -64,7 +64,7 @@ def bandit(steps: int, n: int) -> sg.Graph:
 
 def print_ledgers() -> None:
     """How each estimator counts the paths of the navigation graph."""
-    graph = Problem(navigation("LSF")).declare()
+    graph = Problem(navigation("LSF")).template.graph
     print(f"{graph!r}\n")
     for name, estimator in ESTIMATORS.items():
         print(f"--- {name}\n{graph.compile(estimator).explain()}\n")

@@ -1,24 +1,36 @@
-"""The meta-objective of gradient-based meta-reinforcement learning: the return after inner policy-gradient steps."""
+"""The meta-objective of gradient-based meta-reinforcement learning: the return after inner policy-gradient steps.
+
+Most algorithms of the field ask for the gradient of this one objective, and differ in how they estimate it. Therefore a
+`MetaProblem` says what is asked, and an algorithm is a function of it; see `stochgraph.algorithms.maml` and others.
+"""
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
 import stochgraph as sg
 
+from .advantages import Baseline
+from .policy_gradient import ascend_advantages, ascend_returns
+from .replays import Adapt
+from .template import Template
+
+Rate = float | Callable[[Any], Any]
+
 
 def adapted_return(
     trajectories: sg.Sampler,
     tasks: Callable[[], Any],
     *,
-    inner_rate: float,
+    inner_rate: Rate,
     steps: int = 1,
     inner: int = 20,
     outer: int = 20,
     discount: float = 1.0,
     reference: Callable[[Tensor], Tensor] | None = None,
-    adapt: Callable[[Any, Any, str], Any] | None = None,
+    adapt: Adapt | None = None,
 ) -> sg.Graph:
     r"""Declare the return after some inner policy-gradient steps.
 
@@ -32,7 +44,7 @@ def adapted_return(
     Args:
         trajectories: a sampler with the parents `(parameters, task)` and a field `reward` over time.
         tasks: declares the plate of tasks.
-        inner_rate: the step size of the inner steps.
+        inner_rate: the step size of the inner steps; or a function that declares it, of the parameters' node.
         steps: the number of inner steps, 0 or more.
         inner: trajectories per task and inner step.
         outer: trajectories per task after adaptation.
@@ -58,7 +70,7 @@ def adapted_return(
     def step(theta: Any, data: Any, task: Any, plate: str) -> Any:
         if adapt is not None:
             return adapt(theta, data, plate)
-        return sg.ascend(theta, sg.mean(total(data, task), over=plate), inner_rate)
+        return sg.ascend(theta, sg.mean(total(data, task), over=plate), rate_of(inner_rate, theta))
 
     def objective(theta: Any) -> Any:
         task = tasks()
@@ -69,3 +81,113 @@ def adapted_return(
         return sg.mean(total(tau, task))
 
     return sg.graph(objective)
+
+
+def rate_of(rate: Rate, parameters: Any) -> Any:
+    """The step size from these parameters."""
+    return rate(parameters) if callable(rate) else rate
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetaProblem:
+    r"""What meta-learning is asked for: tasks, trajectories, and how a task's parameters are adapted.
+
+    An algorithm is a function of it that returns a `Template`. The fields are those of `adapted_return`, and:
+
+    Attributes:
+        policy: scores actions, for inner steps on advantages and for graphs on recorded trajectories.
+        baseline: of the returns after adaptation: "loo", "mean" or "linear" as in `SF`; or none.
+        inner_baseline: what the advantages of the inner steps are measured against; none: nothing.
+        decay: the decay of generalised advantages in the inner steps.
+        standardise: standardise the inner advantages of a task's batch.
+
+    Inner steps climb plain returns, unless `inner_baseline`, `decay` or `standardise` ask for advantages; or they are
+    what `adapt` declares.
+
+    Raises:
+        ValueError: inner steps on advantages without a policy.
+
+    Example:
+        >>> import stochgraph as sg
+        >>> from stochgraph.algorithms.environments import Navigation
+        >>> from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+        >>> from stochgraph.algorithms.policies import GaussianMLP
+        >>> from stochgraph.algorithms.rollouts import Rollouts
+        >>> walks = Rollouts(Navigation(), GaussianMLP(2, 2, hidden=()), horizon=3)
+        >>> tasks = lambda: walks.environment.declare_tasks(2)
+        >>> problem = MetaProblem(trajectories=walks, tasks=tasks, inner_rate=0.1, inner=4, outer=4)
+        >>> problem.template(sg.LOO()).compile().explain().unbiased
+        True
+    """
+
+    trajectories: sg.Sampler
+    tasks: Callable[[], Any]
+    policy: Any = None
+    inner_rate: Rate = 0.1
+    steps: int = 1
+    inner: int = 20
+    outer: int = 20
+    discount: float = 1.0
+    baseline: Any = None
+    inner_baseline: Baseline | None = None
+    decay: float = 1.0
+    standardise: bool = False
+    reference: Callable[[Tensor], Tensor] | None = None
+    adapt: Adapt | None = None
+
+    def __post_init__(self) -> None:
+        if self.on_advantages and self.adapt is None and self.policy is None:
+            raise ValueError("inner steps on advantages score actions again: give the policy")
+
+    def graph(self) -> sg.Graph:
+        """The return after the inner steps."""
+        return adapted_return(
+            self.trajectories,
+            self.tasks,
+            inner_rate=self.inner_rate,
+            steps=self.steps,
+            inner=self.inner,
+            outer=self.outer,
+            discount=self.discount,
+            reference=self.reference,
+            adapt=self.adapt or (self.step() if self.on_advantages else None),
+        )
+
+    def template(self, estimator: Any, **parts: Any) -> Template:
+        """The algorithm that estimates the inner samples with `estimator`, and the outcome with the score function."""
+        inner = {f"D{k}": estimator for k in range(1, self.steps + 1)}
+        estimators = {**inner, "tau": sg.SF(baseline=self.baseline)}
+        return Template(self.graph(), estimators, self.step() if self.policy is not None else self.adapt, **parts)
+
+    def step(self, ratio: bool = False) -> Adapt:
+        """One inner step on recorded trajectories.
+
+        Args:
+            ratio: see `ascend_advantages`.
+        """
+        if self.adapt is not None:
+            return self.adapt
+        options: dict[str, Any] = {"discount": self.discount, "ratio": ratio}
+        ascend: Callable[..., Any] = ascend_returns
+        if self.on_advantages:
+            ascend = ascend_advantages
+            options |= {"baseline": self.inner_baseline, "decay": self.decay, "standardise": self.standardise}
+
+        def step(theta: Any, data: Any, plate: str) -> Any:
+            return ascend(theta, data, plate, self.policy, rate_of(self.inner_rate, theta), **options)
+
+        return step
+
+    @property
+    def inner_reference(self) -> Callable[[Tensor], Tensor] | None:
+        """What is subtracted from the rewards of the inner steps: steps on advantages do without it."""
+        return None if self.adapt is not None or self.on_advantages else self.reference
+
+    def replace(self, **changes: Any) -> "MetaProblem":
+        """This problem with other values of some fields."""
+        return replace(self, **changes)
+
+    @property
+    def on_advantages(self) -> bool:
+        """Whether the inner steps climb advantages."""
+        return self.inner_baseline is not None or self.decay != 1 or self.standardise

@@ -19,8 +19,7 @@ from torch import Tensor
 
 import stochgraph as sg
 
-from .advantages import Baseline
-from .policy_gradient import advantages, whole
+from .policy_gradient import whole
 
 Adapt = Callable[[Any, Any, str], Any]
 Reference = Callable[[Tensor], Tensor]
@@ -75,8 +74,8 @@ def adapted_divergence(
 
     def divergence(theta: Any, anchor: Any) -> Any:
         task = tasks()
-        batches = _batches(task, steps, inner_reference)
-        new, old = _adapted(theta, batches, adapt), _adapted(anchor, batches, adapt)
+        batches = recorded_batches(task, steps, inner_reference)
+        new, old = adapted_to(batches, theta, adapt), adapted_to(batches, anchor, adapt)
         tau = whole(sg.sample("tau", Recorded(), task, n=1), "tau")
 
         def moved(before: Any, after: Any, observation: Tensor, mask: Tensor) -> Tensor:
@@ -89,89 +88,21 @@ def adapted_divergence(
     return sg.graph(divergence)
 
 
-def clipped_return(
-    tasks: Callable[[], Any],
-    policy: Any,
-    adapt: Adapt,
-    *,
-    steps: int = 1,
-    clip: float = 0.3,
-    penalty: float = 0.0,
-    baseline: Baseline | None = None,
-    discount: float = 1.0,
-    decay: float = 1.0,
-    standardise: bool = False,
-    reference: Reference | None = None,
-    inner_reference: Reference | None = None,
-) -> sg.Graph:
-    r"""Declare the clipped meta-objective, for several epochs on one trace.
-
-    .. math:: \frac1B \sum_b \frac1M \sum_{i, t} \min\big(\rho_{bit} A_{bit},\,
-              \operatorname{clip}(\rho_{bit}, 1 - \epsilon, 1 + \epsilon) A_{bit}\big)
-              - \eta \, KL(\pi_{anchor} \| \pi_\theta), \qquad
-              \rho_{bit} = \frac{\pi_{\theta'_b}(a_{bit} \mid o_{bit})}{\pi_{drawn}(a_{bit} \mid o_{bit})}
-
-    Clipping is per step, so it needs the ratio of each step: a replayed surrogate boxes costs with products of them.
-    Therefore this is a graph of its own, on recorded trajectories with the field `log_prob`. At the anchor its gradient
-    is that of the low-variance curvature, if `adapt` has `ratio=True`.
-
-    Inputs of the graph: the parameters and the anchor, at which the trace was drawn.
-
-    Args:
-        tasks: declares the plate of tasks, named "task", as in the graph that drew the trace.
-        policy: has `log_prob`, and for a penalty `kl`.
-        adapt: declares one inner step.
-        steps: the number of inner steps.
-        clip: :math:`\epsilon`.
-        penalty: :math:`\eta`, on the divergence of the policy before adaptation, at the steps of the first inner batch.
-        baseline: of the outer trajectories; see `advantages`.
-        discount: see `advantages`.
-        decay: see `advantages`.
-        standardise: see `advantages`.
-        reference: a reward that depends on the task alone, subtracted from the rewards after adaptation.
-        inner_reference: the same for the rewards of the inner steps.
-
-    References:
-        Rothfuss et al. (2019), ProMP, eqs. 10 and 11; Schulman et al. (2017), PPO, eq. 7.
-    """
-    options = {"baseline": baseline, "discount": discount, "decay": decay, "standardise": standardise}
-
-    def gain(parameters: Any, trajectory: Any, advantage: Tensor) -> Tensor:
-        log_prob = policy.log_prob(parameters, trajectory.observation, trajectory.action)
-        ratio = torch.exp(torch.where(trajectory.mask > 0, log_prob - trajectory.log_prob, 0.0))
-        return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).sum()
-
-    def objective(theta: Any, anchor: Any) -> Any:
-        task = tasks()
-        batches = _batches(task, steps, inner_reference)
-        adapted = _adapted(theta, batches, adapt)
-        tau = whole(_recorded("tau", task, reference), "tau")
-        clipped = sg.mean(sg.apply(gain, adapted, tau, advantages(tau, "tau", **options)))  # type: ignore[arg-type]
-        return clipped - penalty * _moved(theta, anchor, batches["D1"], policy) if penalty and steps else clipped
-
-    return sg.graph(objective)
-
-
-def _batches(task: Any, steps: int, reference: Reference | None = None) -> dict[str, Any]:
+def recorded_batches(task: Any, steps: int, reference: Reference | None = None) -> dict[str, Any]:
     """The recorded batches of the inner steps, their rewards measured against the reference."""
-    return {name: _recorded(name, task, reference) for name in (f"D{k}" for k in range(1, steps + 1))}
+    return {name: recorded(name, task, reference) for name in (f"D{k}" for k in range(1, steps + 1))}
 
 
-def _recorded(name: str, task: Any, reference: Reference | None) -> Any:
+def recorded(name: str, task: Any, reference: Reference | None) -> Any:
+    """A recorded batch, its rewards measured against the reference."""
     data = sg.sample(name, Recorded(), task, n=1)
     if reference is None:
         return data
     return sg.apply(lambda d, about: d._replace(reward=d.reward - reference(about)), data, task)
 
 
-def _adapted(theta: Any, batches: dict[str, Any], adapt: Adapt) -> Any:
+def adapted_to(batches: dict[str, Any], theta: Any, adapt: Adapt) -> Any:
+    """The parameters after one inner step on each batch."""
     for plate, data in batches.items():
         theta = adapt(theta, data, plate)
     return theta
-
-
-def _moved(theta: Any, anchor: Any, data: Any, policy: Any) -> Any:
-    """The mean divergence of the policies before adaptation, on the first inner batch."""
-    data = whole(data, "D1")
-    moved = sg.apply(lambda o, n, x, m: (policy.kl(o, n, x) * m).sum(), anchor, theta, data.observation, data.mask)
-    return sg.mean(sg.mean(moved, over="D1") / sg.mean(sg.apply(torch.sum, data.mask), over="D1"))

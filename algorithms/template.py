@@ -12,6 +12,11 @@ class Template(NamedTuple):
     Attributes:
         graph: the declared meta-objective.
         estimators: an estimator per sample node; those that need none are left out.
+        adapt: declares one inner step on recorded trajectories, a function of `(parameters, data, plate)`: for graphs
+            such as `adapted_divergence`, which look at the draws again. `None` if the algorithm has no such step.
+        replayed: the objective that is climbed on the draws of one meta-batch, if that is another than the surrogate
+            of `graph`: its inputs are the parameters, and those that drew.
+        epochs: steps on the draws of one meta-batch.
 
     Example:
         >>> import torch, stochgraph as sg
@@ -26,6 +31,9 @@ class Template(NamedTuple):
 
     graph: sg.Graph
     estimators: Mapping[str, Any]
+    adapt: Any = None
+    replayed: sg.Graph | None = None
+    epochs: int = 1
 
     def compile(self) -> sg.Compiled:
         """The surrogate of the graph with these estimators."""

@@ -136,7 +136,7 @@ def test_evaluation_of_what_cannot_be_read(folder, tmp_path):
 
 
 def test_the_ledger_is_explained():
-    printed = call("explain", "--estimator", "MAML", "--steps", 2).output
+    printed = call("explain", "--algorithm", "maml", "--steps", 2).output
     assert "tau ~ Rollouts(theta'', task)" in printed
     assert re.search(r"^D2 .* dropped +not counted", printed, re.MULTILINE)
 

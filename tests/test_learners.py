@@ -10,9 +10,19 @@ from torch.utils import _pytree as pytree
 
 from stochgraph.algorithms.replays import adapted_divergence
 from stochgraph.algorithms.training import Configuration, ConfigurationError, Problem, RunFolder, TrainingError, train
-from stochgraph.algorithms.training.settings import ESTIMATORS, recorded_adaptation_of
+from stochgraph.algorithms.training.settings import ALGORITHMS, ESTIMATORS
 from tests.training_cases import SMALL, in_ranks, newest, same, same_runs, timeless, train_on_rank
 
+# With few draws the curvature is nearly singular, and conjugate gradients would enlarge rounding errors: damped.
+LEARNERS = pytest.mark.parametrize(
+    "changes",
+    [
+        {"optimizer": "TRPO", "optimizer_options": {"damping": 0.1}},
+        {"algorithm": "promp", "optimizer": "Adam"},
+        {"epochs": 3, "optimizer": "Adam"},
+    ],
+    ids=["trust region", "promp", "epochs"],
+)
 TRUST = SMALL.replace(optimizer="TRPO", precision="float64", tasks=4)
 
 
@@ -34,9 +44,9 @@ def adapted_log_density(problem: Problem) -> tuple[float, float]:
     policy = copy.copy(problem.rollouts.policy)
     policy.__class__ = Scoring
     run, theta = problem.configuration, problem.initial()
-    adapt = recorded_adaptation_of(run, policy)
-    inner_reference = problem._inner_reference
-    graph = adapted_divergence(problem._tasks, policy, adapt, steps=run.steps, inner_reference=inner_reference)
+    asked = problem.asked
+    adapt, reference = problem.template.adapt, asked.inner_reference
+    graph = adapted_divergence(asked.tasks, policy, adapt, steps=run.steps, inner_reference=reference)
     trace = problem.draw(theta, 0).shards[0][1]
     tau = trace.draws["tau"]
     both = tau._replace(observation=torch.cat([tau.observation, tau.action], -1))
@@ -48,6 +58,7 @@ def adapted_log_density(problem: Problem) -> tuple[float, float]:
     "changes",
     [
         *[{"estimator": name} for name in ESTIMATORS],
+        *[{"algorithm": name} for name in ALGORITHMS],
         {"estimator": "SF", "estimator_options": {"baseline": "mean"}},
         {"steps": 0},
         {"steps": 2},
@@ -58,7 +69,7 @@ def adapted_log_density(problem: Problem) -> tuple[float, float]:
     ids=str,
 )
 def test_policies_adapted_on_recorded_trajectories_are_those_that_acted(changes):
-    problem = Problem(TRUST.replace(inner_rate=0.5, discount=0.9, **changes))
+    problem = Problem(TRUST.replace(optimizer="Adam", inner_rate=0.5, discount=0.9, **changes))
     recorded, drawn = adapted_log_density(problem)
     assert recorded == pytest.approx(drawn, rel=1e-12)
 
@@ -98,9 +109,9 @@ def test_accepted_steps_stay_within_the_radius(trust, changes):
     assert {"gradient_norm", "kl", "gain", "tries"} <= RunFolder(run.output).metrics("iteration")[0].keys()
 
 
-@pytest.mark.parametrize("optimizer", ["TRPO", "ProMP"])
-def test_a_run_in_two_halves_is_the_run_in_one(trust, tmp_path, optimizer):
-    half = trust.replace(optimizer=optimizer, iterations=4)
+@LEARNERS
+def test_a_run_in_two_halves_is_the_run_in_one(trust, tmp_path, changes):
+    half = trust.replace(**changes, iterations=4)
     whole = half.replace(output=str(tmp_path / "whole"))
     train(whole, reporters=[])
     train(half.replace(iterations=2), reporters=[])
@@ -108,15 +119,10 @@ def test_a_run_in_two_halves_is_the_run_in_one(trust, tmp_path, optimizer):
     assert same_runs(half.output, whole.output)
 
 
-def well_posed(optimizer: str) -> dict[str, Any]:
-    """With few draws the curvature is nearly singular, and conjugate gradients would enlarge rounding errors."""
-    return {"optimizer": optimizer, "optimizer_options": {"damping": 0.1} if optimizer == "TRPO" else {}}
-
-
-@pytest.mark.parametrize("optimizer", ["TRPO", "ProMP"])
-def test_a_step_on_shards_is_the_step_on_their_draws_together(trust, optimizer):
+@LEARNERS
+def test_a_step_on_shards_is_the_step_on_their_draws_together(trust, changes):
     """In chunks, whole, or as one shard with all the draws: the same mean over tasks, so the same step."""
-    run = trust.replace(shards=2, **well_posed(optimizer))
+    run = trust.replace(shards=2, **changes)
     problem, chunked = Problem(run), Problem(run.replace(chunk=1))
     start = problem.initial()
     split = problem.draw(start, 0)
@@ -141,9 +147,9 @@ def stepped(problem: Problem, batch: Any) -> Any:
     return theta
 
 
-@pytest.mark.parametrize("optimizer", ["TRPO", "ProMP"])
-def test_a_run_of_two_ranks_is_that_of_one(tmp_path, optimizer):
-    run = TRUST.replace(tasks=5, shards=3, iterations=3, **well_posed(optimizer))
+@LEARNERS
+def test_a_run_of_two_ranks_is_that_of_one(tmp_path, changes):
+    run = TRUST.replace(tasks=5, shards=3, iterations=3, **changes)
     one, two = (run.replace(output=str(tmp_path / name)) for name in ("one", "two"))
     train(one, reporters=[])
     assert in_ranks(2, train_on_rank, two) == [0, 0]
@@ -161,29 +167,37 @@ def test_a_gradient_that_is_not_finite_is_an_error(trust, monkeypatch):
         train(trust, reporters=[])
 
 
-# --- clipped epochs
+# --- epochs
+
+CLIPPED = {"algorithm": "promp", "optimizer": "Adam"}
 
 
 def test_the_first_clipped_epoch_goes_along_the_meta_gradient(trust):
     """At the anchor the ratios are 1: the gradient is that of the low-variance curvature."""
     options = {"standardise": False}
-    run = trust.replace(optimizer="ProMP", optimizer_options=options, estimator="LVC", discount=1.0, reference=True)
-    problem = Problem(run)
+    problem = Problem(trust.replace(**CLIPPED, algorithm_options=options, discount=1.0, reference=True))
     theta = problem.initial()
     batch = problem.draw(theta, 0)
     _, expected = batch.value_and_grad(theta)
-    _, found = batch.replayed(problem.clipped(), theta, theta)
+    clipped = problem.template.replayed
+    assert clipped is not None
+    _, found = batch.replayed(clipped.compile({}), theta, theta)
     torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-10)
 
 
-def test_epochs_are_steps_of_adam_on_the_same_draws(trust):
-    problem = Problem(trust.replace(optimizer="ProMP", optimizer_options={"epochs": 3}, gradient_clip=None))
+@pytest.mark.parametrize("changes", [CLIPPED, {"optimizer": "Adam"}], ids=["clipped", "surrogate"])
+def test_epochs_are_steps_of_adam_on_the_same_draws(trust, changes):
+    problem = Problem(trust.replace(**changes, epochs=3, gradient_clip=None))
     theta, expected = problem.initial(), problem.initial()
     anchor, batch = problem.initial(), problem.draw(theta, 0)
     figures = problem.learner(theta).step(theta, batch)
     adam = torch.optim.Adam(list(expected.values()), lr=trust.learning_rate, maximize=True)
+    replayed = problem.template.replayed
     for _ in range(3):
-        _, gradient = batch.replayed(problem.clipped(), expected, anchor)
+        if replayed is None:
+            _, gradient = batch.replayed(problem.compiled, expected)
+        else:
+            _, gradient = batch.replayed(replayed.compile({}), expected, anchor)
         for name, leaf in expected.items():
             leaf.grad = gradient[name]
         adam.step()
@@ -193,23 +207,58 @@ def test_epochs_are_steps_of_adam_on_the_same_draws(trust):
     assert figures["kl"] == pytest.approx(moved)
 
 
+def test_learned_rates_are_learned(trust):
+    """Every parameter has a rate, and it moves; parameters adapt with the rates they have."""
+    run = trust.replace(algorithm="meta-sgd", optimizer="Adam", inner_rate=0.2)
+    theta = train(run, reporters=[]).theta
+    rates = {name: leaf for name, leaf in theta.items() if name.startswith("rate.")}
+    assert {f"rate.{name}" for name in theta if name not in rates} == rates.keys()
+    assert all((leaf != 0.2).any() for leaf in rates.values())
+
+
+def test_equal_learned_rates_are_a_rate(trust):
+    """The gradient of the parameters is that of MAML, and those of the rates sum to the derivative by its rate."""
+    run = trust.replace(optimizer="Adam", steps=2)
+    one, each = Problem(run.replace(algorithm="maml", inner_rate=0.3)), Problem(run.replace(algorithm="meta-sgd"))
+    theta = one.initial()
+    batch = one.draw(theta, 0)
+    rates = {f"rate.{name}": torch.full_like(leaf, 0.3) for name, leaf in theta.items()}
+    _, expected = batch.value_and_grad(theta)
+    _, found = batch.replayed(each.compiled, theta | rates)
+    torch.testing.assert_close({name: found[name] for name in theta}, expected, rtol=0.0, atol=1e-12)
+
+    def value(rate):
+        problem = Problem(run.replace(algorithm="maml", inner_rate=rate))
+        return float(batch.replayed(problem.compiled, theta)[0])
+
+    difference = (value(0.3 + 1e-5) - value(0.3 - 1e-5)) / 2e-5
+    assert float(sum(found[name].sum() for name in rates)) == pytest.approx(difference, rel=1e-6)
+
+
 # --- what does not fit
 
 
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"optimizer_options": {"epochs": 0}}, "epochs=0: must be an integer of at least 1"),
-        ({"optimizer_options": {"clip": 0}}, "clip=0: must be more than 0"),
-        ({"optimizer_options": {"penalty": -1}}, "penalty=-1: must be at least 0"),
-        ({"optimizer_options": {"standardise": 1}}, "standardise=1: must be true or false"),
-        ({"optimizer_options": {"radius": 1}}, "'radius'; it takes epochs, clip, penalty, standardise"),
-        ({"outer_baseline": "loo"}, "outer_baseline='loo': ProMP takes 'linear' or none"),
+        ({"algorithm_options": {"clip": 0}}, "clip=0: must be more than 0"),
+        ({"algorithm_options": {"penalty": -1}}, "penalty=-1: must be at least 0"),
+        ({"algorithm_options": {"standardise": 1}}, "standardise=1: must be true or false"),
+        ({"algorithm_options": {"radius": 1}}, "'radius'; it takes clip, penalty, standardise"),
+        ({"outer_baseline": "loo"}, "baseline='loo': promp takes 'linear' or none"),
+        ({"estimator": "LSF"}, "'promp' climbs an objective of its own, which has no estimators"),
+        ({"optimizer": "TRPO"}, "'TRPO' takes one step on the surrogate .* as 'promp' may be"),
+        ({"algorithm": "lsf", "optimizer": "TRPO", "epochs": 2}, "'TRPO' takes one step .* and no epochs"),
+        ({"algorithm": "lsf", "estimator_options": {"decay": 1}}, "name the estimator that they are for"),
+        ({"algorithm": "meta-sgd", "steps": 0}, "meta_sgd learns the rates of inner steps"),
+        ({"algorithm": "tmaml", "inner_baseline": "linear"}, "tmaml puts a baseline into the derivative of plain"),
+        ({"algorithm": "loo", "inner": 1}, "algorithm='loo': sample 'D1' .*leave-one-out on a plate of one"),
+        ({"algorithm": "mamll"}, "did you mean 'maml'"),
     ],
-)
-def test_wrong_options_of_clipped_epochs_are_refused(trust, changes, words):
+)  # fmt: skip
+def test_algorithms_that_do_not_fit_are_refused(trust, changes, words):
     with pytest.raises(ConfigurationError, match=words):
-        Problem(trust.replace(optimizer="ProMP", **changes))
+        Problem(trust.replace(**CLIPPED | changes))
 
 
 @pytest.mark.parametrize(

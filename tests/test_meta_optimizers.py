@@ -14,7 +14,8 @@ from stochgraph.algorithms.advantages import LinearBaseline, gae
 from stochgraph.algorithms.meta_policy_gradient import adapted_return
 from stochgraph.algorithms.policies import GaussianMLP
 from stochgraph.algorithms.policy_gradient import ascend_advantages
-from stochgraph.algorithms.replays import Recorded, adapted_divergence, clipped_return
+from stochgraph.algorithms.promp import clipped_return
+from stochgraph.algorithms.replays import Recorded, adapted_divergence
 from stochgraph.algorithms.training.learners import Ascent
 from stochgraph.algorithms.trust_region import conjugate_gradients, replay, trust_region_step
 from stochgraph.algorithms.vectors import Vector

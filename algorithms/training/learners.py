@@ -1,6 +1,5 @@
 """What moves the parameters of a run, given the draws of a meta-batch."""
 
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -13,7 +12,7 @@ from .batches import Batch
 
 
 class Learner(Protocol):
-    """What moves the parameters: `Ascent`, `TrustRegion`, `ClippedEpochs`, or anything with these methods."""
+    """What moves the parameters: `Ascent`, `TrustRegion`, or anything with these methods."""
 
     def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
         """Change the parameters in place; figures to show, such as "gradient_norm", or "kl"."""
@@ -26,20 +25,58 @@ class Learner(Protocol):
 
 
 class Ascent:
-    """One step of an optimiser of `torch.optim` along the meta-gradient, clipped.
+    """Steps of an optimiser of `torch.optim` along the meta-gradient, clipped.
+
+    Several epochs are steps on the draws of one meta-batch: the surrogate, or the objective that the algorithm climbs
+    in its place, is replayed at the parameters as they move.
 
     Args:
         optimizer: made for the parameters, with `maximize=True`.
         clip: the largest norm; `None` for any.
+        epochs: the number of steps.
+        objective: what is climbed in place of the surrogate, compiled: a function of the parameters and of those that
+            drew the meta-batch.
+        divergence: the graph of `adapted_divergence`, compiled: measured at the end of several epochs.
+
+    References:
+        Rothfuss et al. (2019), ProMP, algorithm 1, for the epochs.
+
+    Example:
+        >>> from stochgraph.algorithms.training import Configuration, Problem
+        >>> small = Configuration(horizon=3, tasks=4, inner=4, outer=4, hidden=(4,), algorithm="promp")
+        >>> problem = Problem(small)
+        >>> theta = problem.initial()
+        >>> figures = problem.learner(theta).step(theta, problem.draw(theta, iteration=0))
+        >>> sorted(figures)
+        ['gradient_norm', 'kl']
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, clip: float | None = None) -> None:
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        clip: float | None = None,
+        epochs: int = 1,
+        objective: sg.Compiled | None = None,
+        divergence: sg.Compiled | None = None,
+    ) -> None:
         self.optimizer = optimizer
         self.clip = clip
+        self.epochs = epochs
+        self.objective = objective
+        self.divergence = divergence
 
     def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
-        _, gradient = batch.value_and_grad(theta)
-        return {"gradient_norm": self.ascend(theta, gradient)}
+        anchor = {name: leaf.clone() for name, leaf in theta.items()}
+        norms = [self.ascend(theta, self._gradient(theta, anchor, batch)) for _ in range(self.epochs)]
+        figures = {"gradient_norm": norms[0]}
+        if self.epochs > 1 and self.divergence is not None:
+            figures["kl"] = float(batch.value(self.divergence, theta, anchor))
+        return figures
+
+    def _gradient(self, theta: Parameters, anchor: Parameters, batch: Batch) -> Parameters:
+        if self.objective is None:
+            return batch.value_and_grad(theta)[1]
+        return batch.replayed(self.objective, theta, anchor)[1]
 
     def ascend(self, theta: Parameters, gradient: Parameters) -> float:
         """One step along this gradient, in place; its norm before clipping."""
@@ -127,76 +164,6 @@ class TrustRegion:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
-
-
-@dataclass(frozen=True, kw_only=True)
-class Clipping:
-    """Options of `ClippedEpochs`.
-
-    Attributes:
-        epochs: steps on the draws of a meta-batch.
-        clip: how far the ratio of an action's probabilities may be from 1 and still count.
-        penalty: on the divergence of the policy before adaptation.
-        standardise: standardise the advantages after adaptation.
-
-    Raises:
-        ValueError: an option is out of its range.
-    """
-
-    epochs: int = 5
-    clip: float = 0.3
-    penalty: float = 5e-4
-    standardise: bool = True
-
-    def __post_init__(self) -> None:
-        _require("epochs", self.epochs, _positive(self.epochs), "an integer of at least 1")
-        _require("clip", self.clip, self.clip > 0, "more than 0")
-        _require("penalty", self.penalty, self.penalty >= 0, "at least 0")
-        _require("standardise", self.standardise, isinstance(self.standardise, bool), "true or false")
-
-
-class ClippedEpochs:
-    """Several steps of an optimiser on the draws of one meta-batch, along the gradient of the clipped objective.
-
-    Args:
-        ascent: takes the steps.
-        objective: the graph of `clipped_return`, compiled.
-        divergence: the graph of `adapted_divergence`, compiled: measured at the end.
-        epochs: the number of steps.
-
-    References:
-        Rothfuss et al. (2019), ProMP, algorithm 1.
-
-    Example:
-        >>> from stochgraph.algorithms.training import Configuration, Problem
-        >>> small = Configuration(horizon=3, tasks=4, inner=4, outer=4, hidden=(4,), optimizer="ProMP")
-        >>> problem = Problem(small.replace(optimizer_options={"epochs": 2}))
-        >>> theta = problem.initial()
-        >>> figures = problem.learner(theta).step(theta, problem.draw(theta, iteration=0))
-        >>> sorted(figures)
-        ['gradient_norm', 'kl']
-    """
-
-    def __init__(self, ascent: Ascent, objective: sg.Compiled, divergence: sg.Compiled, epochs: int = 5) -> None:
-        self.ascent = ascent
-        self.objective = objective
-        self.divergence = divergence
-        self.epochs = epochs
-
-    def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
-        anchor = {name: leaf.clone() for name, leaf in theta.items()}
-        norms = [self._epoch(theta, anchor, batch) for _ in range(self.epochs)]
-        return {"gradient_norm": norms[0], "kl": float(batch.value(self.divergence, theta, anchor))}
-
-    def _epoch(self, theta: Parameters, anchor: Parameters, batch: Batch) -> float:
-        _, gradient = batch.replayed(self.objective, theta, anchor)
-        return self.ascent.ascend(theta, gradient)
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.ascent.state_dict()
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.ascent.load_state_dict(state)
 
 
 def _positive(value: Any) -> bool:

@@ -1,6 +1,6 @@
 """A configuration as a compiled graph, and its meta-batches: draws in shards, each with randomness of its own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from itertools import pairwise
 from typing import Any
@@ -10,23 +10,21 @@ from torch import Tensor
 
 import stochgraph as sg
 
-from ..meta_policy_gradient import adapted_return
 from ..policies import Parameters
-from ..replays import adapted_divergence, clipped_return
+from ..replays import adapted_divergence
+from ..template import Template
 from .batches import Batch
 from .configuration import Configuration, ConfigurationError
-from .learners import Ascent, ClippedEpochs, Learner
+from .learners import Ascent, Learner
 from .randomness import generator_for
 from .ranks import ALONE, Ranks
 from .settings import (
-    adaptation_of,
-    clipped_baseline_of,
-    clipping_of,
-    estimators_of,
+    estimated,
+    estimator_of,
     optimizer_of,
-    recorded_adaptation_of,
-    reference_of,
+    problem_of,
     rollouts_of,
+    template_of,
     trust_region_of,
 )
 from .watched import EnvironmentFailure, watched
@@ -52,35 +50,21 @@ class Problem:
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
         self.rollouts = rollouts_of(configuration)
-        self.reference = reference_of(configuration, self.rollouts.environment)
-        self.adapt = adaptation_of(configuration, self.rollouts.policy)
-        self.trajectories = watched(self.rollouts, configuration.environment)
-        self.compiled = self.compile()
+        trajectories = watched(self.rollouts, configuration.environment)
+        self.asked = problem_of(configuration, trajectories, self.rollouts)
+        self.template = template_of(configuration, self.asked)
+        self.compiled = self._compiled(self.template)
         self._check()
 
-    def declare(self, steps: int | None = None) -> sg.Graph:
-        """The meta-objective: the return after the configured inner steps, or after others."""
-        run = self.configuration
-        return adapted_return(
-            self.trajectories,
-            self._tasks,
-            inner_rate=run.inner_rate,
-            steps=run.steps if steps is None else steps,
-            inner=run.inner,
-            outer=run.outer,
-            discount=run.discount,
-            reference=self.reference,
-            adapt=self.adapt,
-        )
+    def compile(self, estimator: str) -> sg.Compiled:
+        """The graph with another estimator of its inner samples, by name."""
+        return self._compiled(estimated(self.template, estimator_of(estimator)))
 
-    def compile(self, estimator: str | None = None) -> sg.Compiled:
-        """The graph with the configured estimator, or with another one by name."""
-        graph = self.declare()
-        chosen = estimators_of(self.configuration, graph.samples, estimator)
+    def _compiled(self, template: Template) -> sg.Compiled:
         try:
-            return graph.compile(chosen)
+            return template.compile()
         except sg.StochgraphError as error:
-            raise ConfigurationError(f"estimator={estimator or self.configuration.estimator!r}: {error}") from error
+            raise ConfigurationError(f"algorithm={self.configuration.algorithm!r}: {error}") from error
 
     def initial(self) -> Parameters:
         """The parameters to start from."""
@@ -89,42 +73,23 @@ class Problem:
 
     def learner(self, theta: Parameters) -> Learner:
         """What moves these parameters."""
-        run = self.configuration
+        run, replayed = self.configuration, self.template.replayed
         if run.optimizer == "TRPO":
-            return trust_region_of(run, self.divergence())
-        if run.optimizer == "ProMP":
-            adam = torch.optim.Adam(list(theta.values()), lr=run.learning_rate, maximize=True)
-            ascent, epochs = Ascent(adam, run.gradient_clip), clipping_of(run).epochs
-            return ClippedEpochs(ascent, self.clipped(), self.divergence(), epochs)
-        return Ascent(optimizer_of(run, list(theta.values())), run.gradient_clip)
+            return trust_region_of(run, self.template, self.divergence())
+        epochs = run.epochs or self.template.epochs
+        divergence = self.divergence() if epochs > 1 else None
+        objective = None if replayed is None else replayed.compile({})
+        return Ascent(optimizer_of(run, list(theta.values())), run.gradient_clip, epochs, objective, divergence)
 
     def divergence(self) -> sg.Compiled:
         """How far the adapted policies are from those of an anchor, on recorded trajectories."""
-        run = self.configuration
+        asked = self.asked
         return adapted_divergence(
-            self._tasks,
+            asked.tasks,
             self.rollouts.policy,
-            recorded_adaptation_of(run, self.rollouts.policy),
-            steps=run.steps,
-            inner_reference=self._inner_reference,
-        ).compile({})
-
-    def clipped(self) -> sg.Compiled:
-        """The clipped meta-objective, on recorded trajectories."""
-        run, options = self.configuration, clipping_of(self.configuration)
-        return clipped_return(
-            self._tasks,
-            self.rollouts.policy,
-            recorded_adaptation_of(run, self.rollouts.policy, ratio=True),
-            steps=run.steps,
-            clip=options.clip,
-            penalty=options.penalty,
-            baseline=clipped_baseline_of(run),
-            discount=run.discount,
-            decay=run.advantage_decay,
-            standardise=options.standardise,
-            reference=self.reference,
-            inner_reference=self._inner_reference,
+            self.template.adapt,
+            steps=asked.steps,
+            inner_reference=asked.inner_reference,
         ).compile({})
 
     def draw(self, theta: Parameters, iteration: int, ranks: Ranks = ALONE) -> Batch:
@@ -150,15 +115,9 @@ class Problem:
     @cached_property
     def _evaluated(self) -> sg.Compiled:
         """A graph with as many steps as are evaluated: its inner data are the trajectories of all steps before."""
-        return self.declare(self.configuration.evaluation_steps).compile(sg.SF())
-
-    @property
-    def _inner_reference(self) -> Callable[[Tensor], Tensor] | None:
-        """Steps on advantages do without it."""
-        return self.reference if self.adapt is None else None
-
-    def _tasks(self) -> Any:
-        return self.rollouts.environment.declare_tasks(self.configuration.tasks)
+        steps = self.configuration.evaluation_steps
+        asked = self.asked if steps is None else self.asked.replace(steps=steps)
+        return template_of(self.configuration, asked).graph.compile(sg.SF())
 
     def _check(self) -> None:
         """What would be refused at the first meta-batch."""

@@ -1,10 +1,12 @@
-"""What the names in a configuration stand for: environments, policies, estimators, optimisers.
+"""What the names in a configuration stand for: environments, policies, algorithms, estimators, optimisers.
 
-A new environment is a new row of `ENVIRONMENTS`, anything that makes an `Environment` of options.
+A new environment is a new row of `ENVIRONMENTS`, anything that makes an `Environment` of options. A new algorithm is a
+new row of `ALGORITHMS`, a function of a `MetaProblem` that returns a `Template`; its keyword arguments are its options.
 """
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,14 +15,22 @@ from torch import Tensor
 import stochgraph as sg
 
 from .. import environments
-from ..advantages import Baseline, LinearBaseline
+from ..advantages import LinearBaseline
+from ..emaml import emaml, emaml_published
 from ..environments import Environment, Navigation
+from ..loo import loo
+from ..lsf import dice_maml, lsf
+from ..maml import first_order_maml, maml
+from ..meta_policy_gradient import MetaProblem
+from ..meta_sgd import LearnedRates, meta_sgd
 from ..policies import CategoricalMLP, GaussianMLP, Policy, TabularSoftmax
-from ..policy_gradient import ascend_advantages, ascend_returns
-from ..replays import Adapt
+from ..promp import promp
 from ..rollouts import Rollouts
+from ..sgmrl import sgmrl, sgmrl_first_order, sgmrl_published
+from ..template import Template
+from ..tmaml import tmaml
 from .configuration import Configuration, ConfigurationError, unknown
-from .learners import Clipping, TrustRegion
+from .learners import TrustRegion
 
 ENVIRONMENTS: Mapping[str, Callable[..., Environment]] = {
     "navigation": environments.Navigation,
@@ -34,6 +44,23 @@ ENVIRONMENTS: Mapping[str, Callable[..., Environment]] = {
     "swimmer": environments.swimmer,
 }
 POLICIES = ("network", "table")  # for continuous or discrete actions, as the environment has them
+ALGORITHMS: Mapping[str, Callable[..., Template]] = {
+    "maml": maml,
+    "first-order-maml": first_order_maml,
+    "emaml": emaml,
+    "emaml-published": emaml_published,
+    "lsf": lsf,
+    "dice-maml": dice_maml,
+    "sgmrl": sgmrl,
+    "sgmrl-published": sgmrl_published,
+    "sgmrl-first-order": sgmrl_first_order,
+    "loo": loo,
+    "promp": promp,
+    "tmaml": tmaml,
+    "meta-sgd": meta_sgd,
+}
+# Algorithms that learn more than the policy's parameters: what puts that in, from the policy and the inner rate.
+WRAPPERS: Mapping[str, Callable[[Policy, float], Policy]] = {"meta-sgd": LearnedRates}
 ESTIMATORS: Mapping[str, Callable[..., Any]] = {
     "SF": sg.SF,
     "LOO": sg.LOO,
@@ -53,6 +80,8 @@ def rollouts_of(configuration: Configuration) -> Rollouts:
     make = _named("environment", configuration.environment, ENVIRONMENTS)
     environment: Environment = _called("environment_options", make, configuration.environment_options)
     policy = _policy_of(configuration, environment)
+    if configuration.algorithm in WRAPPERS:
+        policy = WRAPPERS[configuration.algorithm](policy, configuration.inner_rate)
     try:
         return Rollouts(environment, policy, configuration.horizon)
     except ValueError as error:
@@ -80,66 +109,67 @@ def reference_of(configuration: Configuration, environment: Environment) -> Call
     return lambda goal: -goal.norm() if distance else -goal.square().sum()
 
 
-def estimator_of(configuration: Configuration, name: str | None = None) -> Any:
-    """The estimator that a configuration names, or another one with its defaults."""
-    if name is not None:
-        return _named("estimator", name, ESTIMATORS)()
-    make = _named("estimator", configuration.estimator, ESTIMATORS)
-    return _called("estimator_options", make, configuration.estimator_options)
-
-
-def estimators_of(configuration: Configuration, samples: Iterable[str], name: str | None = None) -> Any:
-    """The estimator of every sample node: with a baseline of its own for the trajectories after adaptation."""
-    chosen, baseline = estimator_of(configuration, name), configuration.outer_baseline
-    if baseline is None:
-        return chosen
-    if baseline not in ("loo", "mean", "linear"):
-        raise ConfigurationError(f"outer_baseline={baseline!r}: choose 'loo', 'mean' or 'linear', or none")
-    return {**{s: chosen for s in samples if s not in ("task", "tau")}, "tau": sg.SF(baseline=baseline)}  # type: ignore[arg-type]
-
-
-def adaptation_of(configuration: Configuration, policy: Policy, ratio: bool = False) -> Adapt | None:
-    """An inner step on advantages, if the configuration asks for one; it has to be declared."""
+def problem_of(configuration: Configuration, trajectories: sg.Sampler, rollouts: Rollouts) -> MetaProblem:
+    """What the run asks of its algorithm."""
     run = configuration
     if run.inner_baseline not in (None, "linear"):
         raise ConfigurationError(f"inner_baseline={run.inner_baseline!r}: choose 'linear' or none")
-    if run.inner_baseline is None and run.advantage_decay == 1 and not run.standardise:
-        return None
-    options = {"discount": run.discount, "decay": run.advantage_decay, "standardise": run.standardise, "ratio": ratio}
-    baseline = LinearBaseline() if run.inner_baseline else None
+    if run.outer_baseline not in (None, "loo", "mean", "linear"):
+        raise ConfigurationError(f"outer_baseline={run.outer_baseline!r}: choose 'loo', 'mean' or 'linear', or none")
+    return MetaProblem(
+        trajectories=trajectories,
+        tasks=partial(rollouts.environment.declare_tasks, run.tasks),
+        policy=rollouts.policy,
+        inner_rate=run.inner_rate,
+        steps=run.steps,
+        inner=run.inner,
+        outer=run.outer,
+        discount=run.discount,
+        baseline=run.outer_baseline,
+        inner_baseline=LinearBaseline() if run.inner_baseline else None,
+        decay=run.advantage_decay,
+        standardise=run.standardise,
+        reference=reference_of(run, rollouts.environment),
+    )
 
-    def adapt(theta: Any, data: Any, plate: str) -> Any:
-        return ascend_advantages(theta, data, plate, policy, run.inner_rate, baseline=baseline, **options)  # type: ignore[arg-type]
 
-    return adapt
+def template_of(configuration: Configuration, problem: MetaProblem) -> Template:
+    """The algorithm that a configuration names, for this problem."""
+    make = _named("algorithm", configuration.algorithm, ALGORITHMS)
+    template: Template = _called("algorithm_options", make, configuration.algorithm_options, problem)
+    if configuration.estimator is None:
+        if configuration.estimator_options:
+            raise ConfigurationError("estimator_options: name the estimator that they are for")
+        return template
+    if template.replayed is not None:
+        raise ConfigurationError(
+            f"estimator={configuration.estimator!r}: {configuration.algorithm!r} climbs an objective of its own, which "
+            "has no estimators; choose another algorithm, or no estimator"
+        )
+    return estimated(template, estimator_of(configuration.estimator, configuration.estimator_options))
 
 
-def recorded_adaptation_of(configuration: Configuration, policy: Policy, ratio: bool = False) -> Adapt:
-    """The same inner step on recorded trajectories; `ratio` as in `ascend_advantages`."""
-    declared, run = adaptation_of(configuration, policy, ratio), configuration
-    if declared is not None:
-        return declared
-    options: dict[str, Any] = {"discount": run.discount, "ratio": ratio}
-    return lambda theta, data, plate: ascend_returns(theta, data, plate, policy, run.inner_rate, **options)
+def estimator_of(name: str, options: Mapping[str, Any] | None = None) -> Any:
+    """The estimator of this name."""
+    return _called("estimator_options", _named("estimator", name, ESTIMATORS), options or {})
 
 
-def trust_region_of(configuration: Configuration, divergence: sg.Compiled) -> TrustRegion:
+def estimated(template: Template, estimator: Any) -> Template:
+    """The algorithm with another estimator of its inner samples."""
+    return template._replace(
+        estimators=dict.fromkeys(template.estimators, estimator) | {"tau": template.estimators["tau"]}
+    )
+
+
+def trust_region_of(configuration: Configuration, template: Template, divergence: sg.Compiled) -> TrustRegion:
     """Trust-region steps as a configuration has them."""
+    if template.replayed is not None or configuration.epochs not in (None, 1):
+        raise ConfigurationError(
+            f"optimizer='TRPO' takes one step on the surrogate of a meta-batch: no algorithm with an objective of its "
+            f"own, as {configuration.algorithm!r} may be, and no epochs. Choose an optimiser of torch.optim"
+        )
     found: TrustRegion = _called("optimizer_options", TrustRegion, configuration.optimizer_options, divergence)
     return found
-
-
-def clipping_of(configuration: Configuration) -> Clipping:
-    """The options of clipped epochs."""
-    found: Clipping = _called("optimizer_options", Clipping, configuration.optimizer_options)
-    return found
-
-
-def clipped_baseline_of(configuration: Configuration) -> Baseline | None:
-    """What the advantages after adaptation are measured against in clipped epochs."""
-    if configuration.outer_baseline not in (None, "linear"):
-        raise ConfigurationError(f"outer_baseline={configuration.outer_baseline!r}: ProMP takes 'linear' or none")
-    return LinearBaseline() if configuration.outer_baseline else None
 
 
 def optimizer_of(configuration: Configuration, parameters: list[Tensor]) -> torch.optim.Optimizer:
@@ -149,7 +179,7 @@ def optimizer_of(configuration: Configuration, parameters: list[Tensor]) -> torc
         for name, kind in vars(torch.optim).items()
         if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
     }
-    make = _named("optimizer", configuration.optimizer, {**known, "TRPO": None, "ProMP": None})
+    make = _named("optimizer", configuration.optimizer, {**known, "TRPO": None})
     options = {"lr": configuration.learning_rate, "maximize": True, **configuration.optimizer_options}
     return _called("optimizer_options", make, options, parameters)
 

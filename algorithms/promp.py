@@ -1,0 +1,158 @@
+"""ProMP: proximal meta-policy search.
+
+The inner curvature is the low-variance one, which drops products of scores at different time steps. The outcome is
+climbed in several epochs on one meta-batch; actions count while their probability is near what it was, and the policy
+before adaptation is held near itself by a divergence.
+
+Ledger at the parameters that drew: the path of the inner batches is linearized, and products of scores at different
+time steps are dropped from it, so the bias is O(1). Clipping changes nothing there, and everything further away.
+
+The public code standardises the advantages after adaptation, as the default does here.
+
+References:
+    Rothfuss, Lee, Clavera, Asfour and Abbeel (2019), ProMP: eqs. 7, 10, 11 and algorithm 1.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import stochgraph as sg
+
+from .advantages import Baseline, LinearBaseline
+from .meta_policy_gradient import MetaProblem
+from .policy_gradient import advantages, whole
+from .replays import Adapt, Reference, adapted_to, recorded, recorded_batches
+from .template import Template
+
+EPOCHS = 5  # steps on one meta-batch, as in the paper's experiments
+
+
+def promp(problem: MetaProblem, *, clip: float = 0.3, penalty: float = 5e-4, standardise: bool = True) -> Template:
+    r"""The clipped return after inner steps with the low-variance curvature.
+
+    .. math:: \frac1M \sum_{i, t} \min\big(\rho_{it} A_{it}, \operatorname{clip}(\rho_{it}, 1 - \epsilon, 1 + \epsilon)
+              A_{it}\big) - \eta \, KL(\pi_{anchor} \| \pi_\theta)
+
+    Args:
+        problem: what is asked; needs a policy. Its baseline is "linear" or none.
+        clip: :math:`\epsilon`, how far the ratio of an action's probabilities may be from 1 and still count.
+        penalty: :math:`\eta`, on the divergence of the policy before adaptation.
+        standardise: standardise the advantages after adaptation.
+
+    Raises:
+        ValueError: an option out of its range, or a problem without a policy.
+
+    Example:
+        >>> from stochgraph.algorithms.environments import Navigation
+        >>> from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+        >>> from stochgraph.algorithms.policies import GaussianMLP
+        >>> from stochgraph.algorithms.promp import promp
+        >>> from stochgraph.algorithms.rollouts import Rollouts
+        >>> walks = Rollouts(Navigation(), GaussianMLP(2, 2, hidden=()), horizon=3)
+        >>> tasks = lambda: walks.environment.declare_tasks(2)
+        >>> found = promp(MetaProblem(trajectories=walks, tasks=tasks, policy=walks.policy, inner=4, outer=4))
+        >>> theta = walks.policy.initial()
+        >>> trace = found.compile().sample(theta)
+        >>> found.replayed.compile({}).surrogate(theta, theta, trace).shape
+        torch.Size([])
+    """
+    _require("clip", clip, clip > 0, "more than 0")
+    _require("penalty", penalty, penalty >= 0, "at least 0")
+    _require("standardise", standardise, isinstance(standardise, bool), "true or false")
+    if problem.policy is None or problem.adapt is not None:
+        raise ValueError("promp scores recorded actions, and adapts by policy gradients: give a policy, and no adapt")
+    if problem.baseline not in (None, "linear"):
+        raise ValueError(f"baseline={problem.baseline!r}: promp takes 'linear' or none")
+    replayed = clipped_return(
+        problem.tasks,
+        problem.policy,
+        problem.step(ratio=True),
+        steps=problem.steps,
+        clip=clip,
+        penalty=penalty,
+        baseline=LinearBaseline() if problem.baseline else None,
+        discount=problem.discount,
+        decay=problem.decay,
+        standardise=standardise,
+        reference=problem.reference,
+        inner_reference=problem.inner_reference,
+    )
+    return problem.template(sg.LVC(), replayed=replayed, epochs=EPOCHS)
+
+
+def clipped_return(
+    tasks: Callable[[], Any],
+    policy: Any,
+    adapt: Adapt,
+    *,
+    steps: int = 1,
+    clip: float = 0.3,
+    penalty: float = 0.0,
+    baseline: Baseline | None = None,
+    discount: float = 1.0,
+    decay: float = 1.0,
+    standardise: bool = False,
+    reference: Reference | None = None,
+    inner_reference: Reference | None = None,
+) -> sg.Graph:
+    r"""Declare the clipped meta-objective, for several epochs on one trace.
+
+    .. math:: \frac1B \sum_b \frac1M \sum_{i, t} \min\big(\rho_{bit} A_{bit},\,
+              \operatorname{clip}(\rho_{bit}, 1 - \epsilon, 1 + \epsilon) A_{bit}\big)
+              - \eta \, KL(\pi_{anchor} \| \pi_\theta), \qquad
+              \rho_{bit} = \frac{\pi_{\theta'_b}(a_{bit} \mid o_{bit})}{\pi_{drawn}(a_{bit} \mid o_{bit})}
+
+    Clipping is per step, so it needs the ratio of each step: a replayed surrogate boxes costs with products of them.
+    Therefore this is a graph of its own, on recorded trajectories with the field `log_prob`. At the anchor its gradient
+    is that of the low-variance curvature, if `adapt` has `ratio=True`.
+
+    Inputs of the graph: the parameters and the anchor, at which the trace was drawn.
+
+    Args:
+        tasks: declares the plate of tasks, named "task", as in the graph that drew the trace.
+        policy: has `log_prob`, and for a penalty `kl`.
+        adapt: declares one inner step.
+        steps: the number of inner steps.
+        clip: :math:`\epsilon`.
+        penalty: :math:`\eta`, on the divergence of the policy before adaptation, at the steps of the first inner batch.
+        baseline: of the outer trajectories; see `advantages`.
+        discount: see `advantages`.
+        decay: see `advantages`.
+        standardise: see `advantages`.
+        reference: a reward that depends on the task alone, subtracted from the rewards after adaptation.
+        inner_reference: the same for the rewards of the inner steps.
+
+    References:
+        Rothfuss et al. (2019), ProMP, eqs. 10 and 11; Schulman et al. (2017), PPO, eq. 7.
+    """
+    options = {"baseline": baseline, "discount": discount, "decay": decay, "standardise": standardise}
+
+    def gain(parameters: Any, trajectory: Any, advantage: Tensor) -> Tensor:
+        log_prob = policy.log_prob(parameters, trajectory.observation, trajectory.action)
+        ratio = torch.exp(torch.where(trajectory.mask > 0, log_prob - trajectory.log_prob, 0.0))
+        return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).sum()
+
+    def objective(theta: Any, anchor: Any) -> Any:
+        task = tasks()
+        batches = recorded_batches(task, steps, inner_reference)
+        adapted = adapted_to(batches, theta, adapt)
+        tau = whole(recorded("tau", task, reference), "tau")
+        clipped = sg.mean(sg.apply(gain, adapted, tau, advantages(tau, "tau", **options)))  # type: ignore[arg-type]
+        return clipped - penalty * _moved(theta, anchor, batches["D1"], policy) if penalty and steps else clipped
+
+    return sg.graph(objective)
+
+
+def _moved(theta: Any, anchor: Any, data: Any, policy: Any) -> Any:
+    """The mean divergence of the policies before adaptation, on the first inner batch."""
+    data = whole(data, "D1")
+    moved = sg.apply(lambda o, n, x, m: (policy.kl(o, n, x) * m).sum(), anchor, theta, data.observation, data.mask)
+    return sg.mean(sg.mean(moved, over="D1") / sg.mean(sg.apply(torch.sum, data.mask), over="D1"))
+
+
+def _require(name: str, value: Any, fits: bool, words: str) -> None:
+    if not fits:
+        raise ValueError(f"{name}={value!r}: must be {words}")

@@ -1,0 +1,28 @@
+"""Every algorithm runs on every environment, or says why not."""
+
+from typing import Any
+
+import pytest
+import torch
+
+from stochgraph.algorithms.training import Configuration, Problem
+from stochgraph.algorithms.training.settings import ALGORITHMS, ENVIRONMENTS
+
+PAIRS = {(algorithm, environment) for algorithm in ALGORITHMS for environment in ("navigation", "frozen-lake")}
+PAIRS |= {(algorithm, environment) for algorithm in ("lsf", "promp", "meta-sgd") for environment in ENVIRONMENTS}
+
+
+@pytest.mark.parametrize(("algorithm", "environment"), sorted(PAIRS))
+def test_a_meta_gradient_of_every_algorithm_on_every_environment(algorithm, environment):
+    pytest.importorskip("mujoco" if environment in ("half-cheetah", "ant", "walker2d", "swimmer") else "gymnasium")
+    options: dict[str, Any] = {"horizon": 2, "hidden": (3,), "tasks": 2, "inner": 2, "outer": 2}
+    problem = Problem(Configuration(algorithm=algorithm, environment=environment, **options))
+    theta = problem.initial()
+    batch = problem.draw(theta, 0)
+    value, gradient = batch.value_and_grad(theta)
+    assert torch.isfinite(value)
+    assert gradient.keys() == theta.keys()
+    assert all(torch.isfinite(leaf).all() for leaf in gradient.values())
+    assert environment == "frozen-lake" or any((leaf != 0).any() for leaf in gradient.values())
+    problem.learner(theta).step(theta, batch)
+    assert all(torch.isfinite(leaf).all() for leaf in theta.values())
