@@ -136,6 +136,9 @@ class Compiled:
         Returns:
             The value of the objective for the draws, and the gradient: a pytree like the differentiated input, or a
             tuple of them if `wrt` names several.
+
+        Raises:
+            SamplingError: inside a `torch.func` transform; `sample` and `surrogate` work there.
         """
         sizes = _check_sizes(self.graph, sizes or {})
         with seeded(generator, inputs):
@@ -143,6 +146,11 @@ class Compiled:
 
     def _value_and_grad(self, inputs: Any, run_at: Callable[[Mapping[str, Any]], Run]) -> tuple[Tensor, Any]:
         """The value and gradient of one pass, which `run_at` makes from the inputs."""
+        if in_transform():
+            raise SamplingError(
+                f"value_and_grad of {self.graph.name!r} cannot run inside a torch.func transform. Use two calls there: "
+                "trace = compiled.sample(*inputs), then torch.func.grad(compiled.surrogate)(*inputs, trace)"
+            )
         named = self._named(inputs)
         leaves, spec = pytree.tree_flatten([named[name] for name in self.wrt])
         leaves = [leaf.detach().requires_grad_() if _floats(leaf) else leaf for leaf in leaves]

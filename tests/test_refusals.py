@@ -350,6 +350,19 @@ def test_graphs_in_place_of_compiled_ones():
         sg.profile(graph.compile(sg.SF()), THETA)
 
 
+def test_one_pass_inside_a_transform():
+    """Autograd's own pass cannot be mapped; the two calls that the message names can."""
+    compiled = declare(gaussian).compile(sg.SF())
+    thetas = torch.stack([THETA, THETA + 1])
+    with pytest.raises(sg.SamplingError, match=r"value_and_grad .* inside a torch.func transform.*compiled.sample"):
+        torch.vmap(lambda theta: compiled.value_and_grad(theta)[1], randomness="different")(thetas)
+
+    def estimate(theta):
+        return torch.func.grad(compiled.surrogate)(theta, compiled.sample(theta))
+
+    assert torch.vmap(estimate, randomness="different")(thetas).shape == (2,)
+
+
 def test_something_that_is_no_trace():
     compiled = declare(gaussian).compile(sg.SF())
     with pytest.raises(sg.SamplingError, match="last argument must be a trace of this graph; it has no draw of 'x'"):
