@@ -303,7 +303,8 @@ def _row(node: nd.Node, state: _State, count: int, path: tuple[str, ...], scored
     if node.pathwise:
         through: Counted = "dropped" if state.cut else state.share
         weight = {"dropped": "0", "twice": "2"}.get(through, "1")
-        return Row(node.name, "", path, through, "pathwise", weight, (), count, small)
+        order = "O(N)" if averaging_plate(node) in state.totalled else small  # a reduction may be a sum
+        return Row(node.name, "", path, through, "pathwise", weight, (), count, order)
     own = [box for box in state.boxes if box.sample == node.name]
     word = counted(own)
     plates = tuple(dict.fromkeys(name for box in own for name in box.plates)) if word == "linearized" else ()

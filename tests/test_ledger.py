@@ -294,6 +294,21 @@ def test_variance_of_a_sum_over_a_plate(estimator):
     assert many / few == pytest.approx(3.0)
 
 
+@pytest.mark.parametrize("total", [lambda x: sg.sum(x, over="x"), lambda x: sg.reduce(torch.sum, x)])
+def test_variance_of_a_pathwise_sum_over_a_plate(total):
+    """The derivative is a sum of N independent terms, so its variance is O(N); any other reduction may be a sum too."""
+
+    @sg.graph
+    def objective(scale):
+        return total(sg.sample("x", Normal, 0.0, scale, n=5))
+
+    compiled, scale = objective.compile(sg.PW()), torch.tensor(2.0, dtype=F64)
+    trace = compiled.sample(scale)
+    noise = trace.draws["x"] / scale
+    assert torch.func.grad(compiled.surrogate)(scale, trace) == pytest.approx(float(noise.sum()), abs=1e-12)
+    assert compiled.explain().variance == "O(N)"
+
+
 @pytest.mark.parametrize("graph", GRAPHS)
 def test_latex_is_balanced(graph):
     make, _ = GRAPHS[graph]
