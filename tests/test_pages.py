@@ -9,6 +9,7 @@ import torch
 from torch.distributions import Normal
 
 import stochgraph as sg
+from tests import problems
 from tests.test_documentation import blocks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -66,3 +67,12 @@ def test_pathwise_does_not_see_a_jump() -> None:
 
     _, gradient = objective.compile(sg.PW()).value_and_grad(torch.tensor(0.3))
     assert float(gradient) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("horizon", [2, 3])
+def test_less_memory_of_scores_is_less_variance(horizon: int) -> None:
+    found = [
+        sg.verify(problems.mdp(horizon).compile(estimator), problems.MDP_THETA).total_variance
+        for estimator in (sg.LSF(), sg.LoadedDiCE(0.5), sg.LVC())
+    ]
+    assert found[0] > 1.2 * found[1] > 1.2**2 * found[2]
