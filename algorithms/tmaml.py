@@ -48,5 +48,8 @@ def tmaml(problem: MetaProblem, *, curvature_baseline: Any = "linear", decay: fl
         ({'linearized'}, 'O(1/sqrt(N))')
     """
     if problem.on_advantages or problem.adapt is not None:
-        raise ValueError("tmaml puts a baseline into the derivative of plain returns: no inner_baseline, no adapt")
+        raise ValueError(
+            "tmaml puts a baseline into the derivative of steps on plain returns: give no inner baseline, no decay, no "
+            "standardisation and no steps of your own"
+        )
     return problem.template(sg.LoadedDiCE(decay=decay, baseline=curvature_baseline))

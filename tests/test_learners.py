@@ -251,7 +251,7 @@ def test_equal_learned_rates_are_a_rate(trust):
         ({"algorithm": "lsf", "optimizer": "TRPO", "epochs": 2}, "'TRPO' takes one step .* and no epochs"),
         ({"algorithm": "lsf", "estimator_options": {"decay": 1}}, "name the estimator that they are for"),
         ({"algorithm": "meta-sgd", "steps": 0}, "meta_sgd learns the rates of inner steps"),
-        ({"algorithm": "tmaml", "inner_baseline": "linear"}, "tmaml puts a baseline into the derivative of plain"),
+        ({"algorithm": "tmaml", "inner_baseline": "linear"}, "tmaml puts a baseline into the derivative"),
         ({"algorithm": "loo", "inner": 1}, "algorithm='loo': sample 'D1' .*leave-one-out on a plate of one"),
         ({"algorithm": "mamll"}, "did you mean 'maml'"),
     ],
