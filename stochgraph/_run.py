@@ -65,6 +65,12 @@ class Run:
         other.found = {}
         return other
 
+    def within(self, plate: Axis, size: int) -> "Run":
+        """This pass for some entries of a plate: what is computed there is handed over apart."""
+        other = copy.copy(self)
+        other.sizes, other.built, other.found = {**self.sizes, plate: size}, {}, {}
+        return other
+
     def execute(self, program: Sequence[nd.Node]) -> dict[nd.Node, Any]:
         """Evaluate a program; the values of its nodes, and of all evaluated before."""
         with transform_rules():
