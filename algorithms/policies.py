@@ -26,8 +26,8 @@ class Policy(Protocol):
     """What rollouts and algorithms need of a policy.
 
     Methods take one set of parameters, and batches of observations and actions. With an attribute `batched` that is
-    true, `sample` also takes `sets` of parameters, stacked, and as many batches of observations, `(sets, batch,
-    observation)`; without it, it is mapped.
+    true, `sample` and `log_prob` also take `sets` of parameters, stacked, and as many batches of observations, `(sets,
+    batch, observation)`; without it, they are mapped.
     """
 
     def initial(

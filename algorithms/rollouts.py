@@ -60,7 +60,7 @@ class Rollouts(sg.Sampler):
         torch.Size([3, 4, 5])
     """
 
-    time = True
+    time = batched = True
 
     def __init__(self, environment: Environment, policy: Policy, horizon: int | None = None) -> None:
         if horizon is not None and horizon < 1:
@@ -85,6 +85,16 @@ class Rollouts(sg.Sampler):
     def log_prob(self, value: Trajectory, *parents: Any) -> Tensor:
         scored = self.policy.log_prob(parents[0], value.observation, value.action)
         return torch.where(value.mask > 0, scored, torch.zeros_like(scored))
+
+    def log_prob_stacked(self, value: Trajectory, *parents: Any) -> Tensor:
+        parameters, lead = parents[0], value.reward.shape
+        sets = {leaf.shape[0] for leaf in pytree.tree_leaves(parameters)}
+        if sets == {1}:  # tasks differ, which do not matter here: one batch
+            return self.log_prob(value, pytree.tree_map(lambda leaf: leaf.squeeze(0), parameters))
+        if sets != {lead[0]} or not getattr(self.policy, "batched", False):
+            return super().log_prob_stacked(value, *parents)
+        flat = pytree.tree_map(lambda leaf: leaf.flatten(1, len(lead) - 1), value)  # (sets, batch, ...)
+        return self.log_prob(flat, parameters).reshape(lead)
 
     def _walk(self, act: "Act", task: Tensor, noise: Tensor, like: Tensor) -> Trajectory:
         """One batch of episodes, `(episodes, time, ...)`."""
