@@ -89,7 +89,8 @@ class DistributionLaw:
         if node.parent_axes:
             _refuse_temperatures(node, built)
         shape = torch.Size([] if node.plate is None else [run.sizes[node.plate]])
-        value = built.sample(shape)
+        with run.placed():
+            value = built.sample(shape)
         value = value.detach() if value.requires_grad else value  # torch's own distributions hand out constants
         return (_plate_last(node, value) if node.front else value), built
 
@@ -147,7 +148,7 @@ class DistributionLaw:
                 values = _pad_batches(values, [parent.axes for parent in inputs], axes, node.event_dims)
         args, kwargs = node.arguments.fill(values)
         if not self.is_class:
-            with _validation(validate):
+            with _validation(validate), run.placed():
                 return self.factory(*args, **kwargs)
         # Numbers say nothing of dtype and device. With axes, at least one parameter is a tensor.
         if not axes and not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):

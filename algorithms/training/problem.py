@@ -15,6 +15,7 @@ from ..policies import Parameters
 from ..replays import adapted_divergence, clipped_return
 from .batches import Batch
 from .configuration import Configuration, ConfigurationError
+from .devices import device_named
 from .learners import Ascent, ClippedEpochs, Learner
 from .randomness import generator_for
 from .ranks import ALONE, Ranks
@@ -51,6 +52,7 @@ class Problem:
 
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
+        self.device = device_named(configuration.device)
         self.rollouts = rollouts_of(configuration)
         self.reference = reference_of(configuration, self.rollouts.environment)
         self.adapt = adaptation_of(configuration, self.rollouts.policy)
@@ -85,7 +87,8 @@ class Problem:
     def initial(self) -> Parameters:
         """The parameters to start from."""
         generator = generator_for(self.configuration.seed, "parameters")
-        return self.rollouts.policy.initial(generator, dtype=getattr(torch, self.configuration.precision))
+        dtype = getattr(torch, self.configuration.precision)
+        return self.rollouts.policy.initial(generator, dtype=dtype, device=str(self.device))
 
     def learner(self, theta: Parameters) -> Learner:
         """What moves these parameters."""
