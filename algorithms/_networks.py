@@ -29,9 +29,10 @@ def tanh_parameters(
 ) -> Parameters:
     """Fresh parameters: Glorot-uniform weights, zero biases, a last layer a tenth as large."""
     parameters = {}
+    made = "cpu" if generator is None else generator.device  # the same numbers on every device
     for k, (before, after) in enumerate(itertools.pairwise(sizes)):
         bound = math.sqrt(6 / (before + after)) * (0.1 if k == len(sizes) - 2 else 1.0)
-        weight = bound * (2 * torch.rand(after, before, generator=generator, dtype=dtype) - 1)
+        weight = bound * (2 * torch.rand(after, before, generator=generator, dtype=dtype, device=made) - 1)
         parameters[f"{2 * k}.weight"] = weight.to(device)
         parameters[f"{2 * k}.bias"] = torch.zeros(after, dtype=dtype, device=device)
     return parameters

@@ -1,8 +1,13 @@
 """Advantages of trajectories, and the baselines that they are measured against.
 
 Functions work along the last dimension, time; any plates stand in front. Trajectories may be ragged: `mask` is 1 while
-an episode runs and 0 after its end, where rewards, values and advantages count as zero. The value after the last step
-is zero: an episode that its horizon cuts off is one that ends there.
+an episode runs and 0 after its end, where rewards, values and advantages count as zero.
+
+NOTE [the horizon]
+The value after the last step is zero: an episode that its horizon cuts off is one that ends there. The objective is the
+return over the horizon, for which that is exact, and a linear baseline has the time among its features, so it knows how
+much is left. The code of the literature (rllab, ProMP) does the same. Where the horizon stands for an endless
+task, a baseline's value of the last observation would have to be added; trajectories do not record that observation.
 
 A baseline is fitted to a batch of trajectories in two parts, so that a declared graph can hold it: `statistics` is a
 function of one trajectory, the sum of the statistics over the batch is a linear operation, and `value` is a function of

@@ -26,8 +26,8 @@ class Policy(Protocol):
     """What rollouts and algorithms need of a policy.
 
     Methods take one set of parameters, and batches of observations and actions. With an attribute `batched` that is
-    true, `sample` also takes `sets` of parameters, stacked, and as many batches of observations, `(sets, batch,
-    observation)`; without it, it is mapped.
+    true, `sample` and `log_prob` also take `sets` of parameters, stacked, and as many batches of observations, `(sets,
+    batch, observation)`; without it, they are mapped.
     """
 
     def initial(
@@ -55,20 +55,22 @@ class GaussianPolicy(ABC):
     r"""A policy :math:`a \sim N(\mu_\theta(o), \mathrm{diag}(e^{2 s}))`: what all subclasses share.
 
     The logarithm of the standard deviation `s` is the free vector of parameters `log_std`; it counts as
-    `least_log_std` where it is below.
+    `least_log_std` where it is below. With `learn_std=False` it is no parameter: it stays what it is at first.
 
     Args:
         action: size of an action.
         log_std: initial value of the log standard deviation.
         least_log_std: its floor.
+        learn_std: whether it is learned.
     """
 
     batched = False
 
-    def __init__(self, action: int, log_std: float = 0.0, least_log_std: float = -5.0) -> None:
+    def __init__(self, action: int, log_std: float = 0.0, least_log_std: float = -5.0, learn_std: bool = True) -> None:
         self.action = action
         self.log_std = log_std
         self.least_log_std = least_log_std
+        self.learn_std = learn_std
 
     @abstractmethod
     def mean(self, parameters: Parameters, observation: Tensor) -> Tensor:
@@ -100,11 +102,18 @@ class GaussianPolicy(ABC):
         return (after - before + 0.5 * (ratio - 1)).sum(-1)
 
     def _log_std(self, parameters: Parameters) -> Tensor:  # (action,), or (sets, 1, action)
+        if not self.learn_std:
+            like = next(iter(parameters.values()))
+            held = max(self.log_std, self.least_log_std)
+            return torch.full((self.action,), held, dtype=like.dtype, device=like.device)
         log_std = parameters["log_std"].clamp(min=self.least_log_std)
         return log_std if log_std.dim() == 1 else log_std.unsqueeze(1)
 
-    def _free(self, dtype: torch.dtype | None, device: str) -> Tensor:
-        return torch.full((self.action,), self.log_std, dtype=dtype, device=device)
+    def _free(self, dtype: torch.dtype | None, device: str) -> Parameters:
+        """The parameters besides those of the mean."""
+        return (
+            {"log_std": torch.full((self.action,), self.log_std, dtype=dtype, device=device)} if self.learn_std else {}
+        )
 
     def _log_density(self, deviation: Tensor, log_std: Tensor) -> Tensor:
         constant = log_std.sum(-1) + 0.5 * math.log(2 * math.pi) * self.action
@@ -120,6 +129,7 @@ class GaussianMLP(GaussianPolicy):
         hidden: sizes of the hidden layers; none for a linear policy.
         log_std: initial value of the log standard deviation.
         least_log_std: its floor.
+        learn_std: whether it is learned, or stays as it is.
 
     Example:
         >>> import torch
@@ -139,15 +149,16 @@ class GaussianMLP(GaussianPolicy):
         hidden: Sequence[int] = (64, 64),
         log_std: float = 0.0,
         least_log_std: float = -5.0,
+        learn_std: bool = True,
     ) -> None:
-        super().__init__(action, log_std, least_log_std)
+        super().__init__(action, log_std, least_log_std, learn_std)
         self.sizes = (observation, *hidden, action)
 
     def initial(
         self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
     ) -> Parameters:
         """Fresh parameters: Glorot-uniform weights, zero biases, a last layer a tenth as large."""
-        return tanh_parameters(self.sizes, generator, dtype, device) | {"log_std": self._free(dtype, device)}
+        return tanh_parameters(self.sizes, generator, dtype, device) | self._free(dtype, device)
 
     def mean(self, parameters: Parameters, observation: Tensor) -> Tensor:
         return tanh_network(parameters, observation)
@@ -161,6 +172,7 @@ class GaussianModule(GaussianPolicy):
         action: size of an action.
         log_std: initial value of the log standard deviation.
         least_log_std: its floor.
+        learn_std: whether it is learned, or stays as it is.
 
     Example:
         >>> import torch
@@ -170,8 +182,15 @@ class GaussianModule(GaussianPolicy):
         ['bias', 'log_std', 'weight']
     """
 
-    def __init__(self, module: torch.nn.Module, action: int, log_std: float = 0.0, least_log_std: float = -5.0) -> None:
-        super().__init__(action, log_std, least_log_std)
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        action: int,
+        log_std: float = 0.0,
+        least_log_std: float = -5.0,
+        learn_std: bool = True,
+    ) -> None:
+        super().__init__(action, log_std, least_log_std, learn_std)
         if "log_std" in dict(module.named_parameters()):
             raise ValueError("the module has a parameter log_std, which is the policy's own: rename the module's")
         self.module = module
@@ -180,7 +199,7 @@ class GaussianModule(GaussianPolicy):
         self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
     ) -> Parameters:
         """The module's own parameters, copied, whatever the generator."""
-        return module_parameters(self.module, dtype, device) | {"log_std": self._free(dtype, device)}
+        return module_parameters(self.module, dtype, device) | self._free(dtype, device)
 
     def mean(self, parameters: Parameters, observation: Tensor) -> Tensor:
         weights = {name: leaf for name, leaf in parameters.items() if name != "log_std"}

@@ -33,12 +33,29 @@ class Trajectory(NamedTuple):
     log_prob: Tensor
 
 
+class EnumeratedTrajectory(NamedTuple):
+    """All trajectories that a task can have: the fields of a `Trajectory`, and what the environment's part is.
+
+    Attributes:
+        transition: the log-probability of what the environment did in each step, `(*plates, time)`. It does not depend
+            on the policy, so a drawn trajectory does without it; enumerated ones need it to sum to 1.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    mask: Tensor
+    log_prob: Tensor
+    transition: Tensor
+
+
 class Rollouts(sg.Sampler):
     r"""Trajectories of a policy: :math:`a_t \sim \pi_\theta(\cdot \mid o_t)`, and the environment does the rest.
 
     Parents of a sample node: the policy's parameters and the task. All episodes of all plates are one batch of the
     environment; the policy acts in one call per step, mapped over the tasks if each has parameters of its own. The
-    log-probability of a trajectory is that of its actions, one per step, and 0 from the end of the episode on.
+    log-probability of a trajectory is that of its actions, one per step, and 0 from the end of the episode on. Where
+    the environment enumerates its episodes, as small tabular ones do, `stochgraph.verify` works on its rollouts.
 
     Args:
         environment: what is acted in.
@@ -60,7 +77,7 @@ class Rollouts(sg.Sampler):
         torch.Size([3, 4, 5])
     """
 
-    time = True
+    time = batched = True
 
     def __init__(self, environment: Environment, policy: Policy, horizon: int | None = None) -> None:
         if horizon is not None and horizon < 1:
@@ -82,9 +99,33 @@ class Rollouts(sg.Sampler):
             walked = self._walk(act, task, noise, like)
         return pytree.tree_map(lambda leaf: leaf.unflatten(0, batch_shape), walked)
 
-    def log_prob(self, value: Trajectory, *parents: Any) -> Tensor:
+    def log_prob(self, value: Trajectory | EnumeratedTrajectory, *parents: Any) -> Tensor:
         scored = self.policy.log_prob(parents[0], value.observation, value.action)
-        return torch.where(value.mask > 0, scored, torch.zeros_like(scored))
+        scored = torch.where(value.mask > 0, scored, torch.zeros_like(scored))
+        transition = getattr(value, "transition", None)
+        return scored if transition is None else scored + transition
+
+    def log_prob_stacked(self, value: Trajectory | EnumeratedTrajectory, *parents: Any) -> Tensor:
+        parameters, lead = parents[0], value.reward.shape
+        sets = {leaf.shape[0] for leaf in pytree.tree_leaves(parameters)}
+        if sets == {1}:  # tasks differ, which do not matter here: one batch
+            return self.log_prob(value, pytree.tree_map(lambda leaf: leaf.squeeze(0), parameters))
+        if sets != {lead[0]} or not getattr(self.policy, "batched", False):
+            return super().log_prob_stacked(value, *parents)
+        flat = pytree.tree_map(lambda leaf: leaf.flatten(1, len(lead) - 1), value)  # (sets, batch, ...)
+        return self.log_prob(flat, parameters).reshape(lead)
+
+    def enumerate(self, *parents: Any) -> EnumeratedTrajectory:
+        """All trajectories of one task, stacked; impossible ones have probability zero.
+
+        Raises:
+            NotImplementedError: the environment does not enumerate its episodes, or has too many of them.
+        """
+        parameters, task = parents
+        like = next(leaf for leaf in pytree.tree_leaves(parameters) if leaf.is_floating_point())
+        episodes = self.environment.enumerate(task.to(like), self.horizon)
+        scored = self.policy.log_prob(parameters, episodes.observation, episodes.action).detach()
+        return EnumeratedTrajectory(*episodes[:4], scored * episodes.mask, episodes.transition)
 
     def _walk(self, act: "Act", task: Tensor, noise: Tensor, like: Tensor) -> Trajectory:
         """One batch of episodes, `(episodes, time, ...)`."""

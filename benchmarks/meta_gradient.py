@@ -9,7 +9,8 @@ step, the estimator's outer loss, one backward pass. Both sides must give the sa
 One process, both sides on the same number of threads. A round times both sides in alternating order; a ratio is the
 median of the rounds' ratios. On a machine that others use as well, `--clock cpu` counts processor time instead of wall
 time. Memory is the growth of the resident high-water mark of a fresh process that replays the trace, warm from a trace
-of one task with one trajectory, so that libraries loaded on first use are not counted (Linux).
+of one task with one trajectory, so that libraries loaded on first use are not counted (Linux). The last column is that
+of `compiled.sample` in place of a replay, the trace that it returns included.
 
 Run from the checkout: python benchmarks/meta_gradient.py [--rounds 9] [--threads 2] [--only "LSF, K = 1"]
 """
@@ -34,11 +35,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import stochgraph as sg
 from stochgraph.algorithms.meta_policy_gradient import adapted_return
 from stochgraph.algorithms.policies import GaussianMLP
+from stochgraph.algorithms.rollouts import acting
 
 OBSERVATION, ACTION, RATE, DISCOUNT = 20, 6, 0.1, 0.99
 SCALE = 0.01  # of rewards: three steps along the gradient of pure noise must not blow up
 POLICY = GaussianMLP(OBSERVATION, ACTION)
 TOLERANCE = 1e-10  # in float64, relative to the largest entry of the gradient
+SIDES = ("hand", "library", "drawing")  # whose memory is measured
 Parameters = dict[str, Tensor]
 Estimate = Callable[[], tuple[Tensor, Parameters]]
 
@@ -60,13 +63,16 @@ class Recorded(sg.Sampler):
         self.horizon = horizon
 
     def draw(self, batch_shape: torch.Size, *parents: Any) -> Trajectory:
-        like = {"dtype": parents[0]["log_std"].dtype}
-        observation = torch.randn(*batch_shape, self.horizon, OBSERVATION, **like)
-        noise = torch.randn(*batch_shape, self.horizon, ACTION, **like)
-        mean = sg.vectorize(POLICY.mean, len(batch_shape))(parents[0], observation)
-        std = sg.vectorize(POLICY.std, len(batch_shape))(parents[0])
-        reward = SCALE * torch.randn(*batch_shape, self.horizon, **like)
-        return Trajectory(observation, mean + std.unsqueeze(-2) * noise, reward)
+        """Step by step, as a simulator does it: nothing but the trajectories grows with their length."""
+        like = parents[0]["log_std"]
+        observation = torch.randn(*batch_shape, self.horizon, OBSERVATION, dtype=like.dtype)
+        noise = torch.randn(*batch_shape, self.horizon, ACTION, dtype=like.dtype)
+        reward = SCALE * torch.randn(*batch_shape, self.horizon, dtype=like.dtype)
+        act, dims = acting(POLICY, parents[0], batch_shape), len(batch_shape)
+        for t in range(self.horizon):  # actions take the place of the noise that they are made of
+            seen, shock = (x.select(dims, t).flatten(0, -2) for x in (observation, noise))
+            noise.select(dims, t).copy_(act(seen, shock)[0].view(*batch_shape, ACTION))
+        return Trajectory(observation, noise, reward)
 
     def log_prob(self, value: Trajectory, *parents: Any) -> Tensor:
         return POLICY.log_prob(parents[0], value.observation, value.action)
@@ -239,7 +245,9 @@ def status(field: str) -> float:
 
 def run(case: Case, side: str, chunk: int | None, compiled: Any, theta: Parameters, trace: sg.Trace) -> None:
     """One estimate by one side."""
-    if side == "library":
+    if side == "drawing":
+        compiled.sample(theta, sizes={"task": case.tasks})
+    elif side == "library":
         sg.accumulate(compiled, theta, over="task", trace=trace, chunk=chunk)
     else:
         by_hand(case, theta, trace)
@@ -261,13 +269,13 @@ def main() -> None:
     print(
         f"One meta-gradient; median of {options.rounds} rounds; torch {torch.__version__}, {options.threads} threads.\n"
     )
-    print("| case | by hand, ms | library, ms | ratio | memory by hand, MB | memory of the library, MB |")
-    print("|---|---:|---:|---:|---:|---:|")
+    print("| case | by hand, ms | library, ms | ratio | memory by hand, MB | memory of the library, MB | drawing, MB |")
+    print("|---|---:|---:|---:|---:|---:|---:|")
     clock = time.perf_counter if options.clock == "wall" else time.process_time
     for case in (case for case in CASES if options.only in case.name):
         hand, library, ratio = compare(case, options.rounds, options.chunk, clock)
-        before, now = (growth(case, side, options.threads, options.chunk) for side in ("hand", "library"))
-        print(f"| {case.name} | {hand * 1e3:.0f} | {library * 1e3:.0f} | {ratio:.2f} | {before:.0f} | {now:.0f} |")
+        memory = (f"{growth(case, side, options.threads, options.chunk):.0f}" for side in SIDES)
+        print(f"| {case.name} | {hand * 1e3:.0f} | {library * 1e3:.0f} | {ratio:.2f} | {' | '.join(memory)} |")
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from . import _vectorize as vz
 from ._axes import Axes, describe, union
 from ._errors import DeclarationError, SamplingError
 from ._indexing import NOISE_IN_PLACE
+from ._pieces import find_cut
 from ._sampler import Sampler
 from ._trees import map_tensors, tensors
 
@@ -88,7 +89,8 @@ class DistributionLaw:
         if node.parent_axes:
             _refuse_temperatures(node, built)
         shape = torch.Size([] if node.plate is None else [run.sizes[node.plate]])
-        value = built.sample(shape)
+        with run.placed():
+            value = built.sample(shape)
         value = value.detach() if value.requires_grad else value  # torch's own distributions hand out constants
         return (_plate_last(node, value) if node.front else value), built
 
@@ -146,7 +148,7 @@ class DistributionLaw:
                 values = _pad_batches(values, [parent.axes for parent in inputs], axes, node.event_dims)
         args, kwargs = node.arguments.fill(values)
         if not self.is_class:
-            with _validation(validate):
+            with _validation(validate), run.placed():
                 return self.factory(*args, **kwargs)
         # Numbers say nothing of dtype and device. With axes, at least one parameter is a tensor.
         if not axes and not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
@@ -207,22 +209,14 @@ class SamplerLaw:
         self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, built: Any = None
     ) -> Tensor:
         axes = union(node.plates, *(parent.axes for parent in inputs))
-        value = vz.align_tree(value, node.plates, axes)
-
-        def bound(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-            def scored(one: Any, *parents: Any) -> Tensor:
-                args, kwargs = node.arguments.fill(parents)
-                return method(one, *args, **kwargs)
-
-            return scored
-
-        log_prob = bound(self.sampler.log_prob)
-        if self.sampler.batched:
-            stacked = bound(self.sampler.log_prob_stacked)
-            own = [parent.axes for parent in inputs]
-            scored = vz.vectorize_shared(log_prob, stacked, value, list(values), own, axes)
+        own = [(*axes, node.time) if self.time else axes, *(parent.axes for parent in inputs)]
+        whole = [vz.align_tree(value, node.plates, axes), *values]
+        cut = None if torch.is_grad_enabled() else find_cut(whole, own, axes)
+        if cut is None:
+            scored = self._score(node, whole, own, axes)
         else:
-            scored = vz.vectorize(log_prob, len(axes))(value, *_aligned(values, inputs, axes))
+            parts = [self._score(node, part, own, axes) for _, part in cut.parts(whole, own)]
+            scored = cut.joined(parts, axes)
         expected = len(axes) + self.time
         if scored.dim() != expected:
             raise SamplingError(
@@ -231,6 +225,24 @@ class SamplerLaw:
             )
         full = (*axes, node.time) if self.time else axes
         return scored.permute([full.index(axis) for axis in sorted(full)])
+
+    def _score(self, node: Any, values: Sequence[Any], own: Sequence[Axes], axes: Axes) -> Tensor:
+        """Scores `(*axes, ...)` of draws `(*axes, ...)`; behind them in `values` and in `own` are the parents."""
+
+        def bound(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
+            def scored(one: Any, *parents: Any) -> Tensor:
+                args, kwargs = node.arguments.fill(parents)
+                return method(one, *args, **kwargs)
+
+            return scored
+
+        value, *parents = values
+        log_prob = bound(self.sampler.log_prob)
+        if self.sampler.batched:
+            stacked = bound(self.sampler.log_prob_stacked)
+            return vz.vectorize_shared(log_prob, stacked, value, parents, list(own[1:]), axes)
+        aligned = [vz.align_tree(parent, a, axes) for parent, a in zip(parents, own[1:], strict=True)]
+        return vz.vectorize(log_prob, len(axes))(value, *aligned)
 
     def outcomes(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Any, int]:
         axes = node.parent_axes

@@ -50,6 +50,10 @@ class Run:
         """Where the inputs are."""
         return None if self.like is None else self.like.device
 
+    def placed(self) -> AbstractContextManager[Any]:
+        """Within it, tensors that say nothing of their device are made where the inputs are."""
+        return nullcontext() if self.device is None or self.device.type == "cpu" else self.device
+
     def number(self, value: Any) -> Any:
         """A Python number as a tensor where the inputs are."""
         return torch.tensor(value, dtype=self.dtype, device=self.device) if isinstance(value, float) else value
@@ -63,6 +67,12 @@ class Run:
         other = copy.copy(self)
         other.left_out, other.log_probs, other.built = left_out, log_probs, {}
         other.found = {}
+        return other
+
+    def within(self, plate: Axis, size: int) -> "Run":
+        """This pass for some entries of a plate: what is computed there is handed over apart."""
+        other = copy.copy(self)
+        other.sizes, other.built, other.found = {**self.sizes, plate: size}, {}, {}
         return other
 
     def execute(self, program: Sequence[nd.Node]) -> dict[nd.Node, Any]:

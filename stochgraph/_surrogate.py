@@ -21,6 +21,7 @@ scores are scheduled as late as possible.
 import heapq
 import math
 from collections.abc import Callable, Iterable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -31,6 +32,7 @@ from . import _node as nd
 from . import _vectorize as vz
 from ._axes import Axes, union, without
 from ._indexing import in_transform
+from ._pieces import Cut, find_cut
 from ._trees import map_tensors, tensors
 
 _FROM_NODE = object()  # marks a step size that a node gives
@@ -273,7 +275,18 @@ class CompiledStep(CompiledUpdate):
 
     update: nd.Step
 
+    @cached_property
+    def separate(self) -> Axes:
+        """The plates whose entries are steps of their own: nothing that is computed on the way combines them."""
+        nodes = [node for program in self.programs for node in program]
+        whole = any(isinstance(node, (nd.Sample, CompiledUpdate)) for node in nodes)  # they read more than inputs
+        return () if whole else without(self.psi.axes, [axis for node in nodes for axis in node.mixes])
+
     def evaluate(self, run: Any, values: list[Any]) -> Any:
+        if not (torch.is_grad_enabled() or run.log_probs):
+            cut = find_cut(values, self.input_axes, self.separate)
+            if cut is not None:
+                return self._in_pieces(run, cut, values)
         first = 1 + self.rate_count
         captured = values[first:]
         start, known = self.copies(run, values[0]), self.known(captured)
@@ -285,6 +298,17 @@ class CompiledStep(CompiledUpdate):
             plain = gradient(lambda psi: self.objective(run, fresh, psi, 1).sum(), start, False)
             grads = pytree.tree_map(lambda one, other: one + (other - one).detach(), grads, plain)
         return self._step(run, start, grads, values[1:first])
+
+    def _in_pieces(self, run: Any, cut: Cut, values: list[Any]) -> Any:
+        parts, found = [], []
+        for length, part in cut.parts(values, self.input_axes):
+            within = run.within(cut.plate, length)
+            parts.append(self.evaluate(within, part))
+            found.append(within.found)
+        for _, outer in self.shared:
+            if all(outer in scores for scores in found):
+                run.found[outer] = cut.joined([scores[outer] for scores in found], outer.axes)
+        return cut.joined(parts, self.axes)
 
     def _hand_over(self, run: Any, known: dict[nd.Node, Any], again: bool) -> None:
         """Give the scores at psi to whoever asks for them at the parameters; values inside a transform stay there."""

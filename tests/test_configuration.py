@@ -76,5 +76,5 @@ def test_no_file(tmp_path):
 
 def test_what_may_differ_when_a_run_is_continued():
     run = Configuration()
-    assert run.conflicts(run.replace(iterations=9, output="x", threads=2, checkpoint_every=1)) == []
+    assert run.conflicts(run.replace(iterations=9, output="x", threads=2, checkpoint_every=1, device="cuda")) == []
     assert run.conflicts(run.replace(iterations=9, seed=1, hidden=(3,))) == ["hidden", "seed"]

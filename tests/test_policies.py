@@ -1,5 +1,6 @@
 """Policies against torch's distributions. The one z-test here fails by chance with a probability of 2e-6."""
 
+import math
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from stochgraph.algorithms.policies import (
     Parameters,
     TabularSoftmax,
 )
+from stochgraph.algorithms.training import Configuration, Problem
 from tests.problems import F64
 
 EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-10}
@@ -24,6 +26,8 @@ GAUSSIAN: dict[str, Any] = {
     "linear": GaussianMLP(3, 4, hidden=()),
     "module": GaussianModule(NETWORK, 4),
     "floor": GaussianMLP(3, 4, hidden=(5, 6), least_log_std=0.1),
+    "held": GaussianMLP(3, 4, hidden=(5,), log_std=-1.0, learn_std=False),
+    "held module": GaussianModule(NETWORK, 4, log_std=0.3, learn_std=False),
 }
 SOFTMAX: dict[str, Any] = {
     "network": CategoricalMLP(3, 4, hidden=(5,)),
@@ -109,6 +113,19 @@ def test_the_floor():
     policy = GAUSSIAN["floor"]
     theta = {**some(policy, 0), "log_std": torch.tensor([-3.0, 0.1, 0.2, -0.5], dtype=F64)}
     torch.testing.assert_close(policy.std(theta).log(), torch.tensor([0.1, 0.1, 0.2, 0.1], dtype=F64), **EXACT)
+
+
+def test_a_standard_deviation_that_is_held_fixed():
+    """The one-dimensional navigation of Fallah et al.: the mean is linear, with an intercept, and sigma is .1."""
+    options = {"learn_std": False, "log_std": math.log(0.1)}
+    run = Configuration(environment="line-navigation", hidden=(), policy_options=options, tasks=2, inner=2, outer=2)
+    problem = Problem(run)
+    theta = problem.initial()
+    assert {name: leaf.shape for name, leaf in theta.items()} == {"0.weight": (1, 1), "0.bias": (1,)}
+    policy: Any = problem.rollouts.policy
+    torch.testing.assert_close(policy.std(theta), torch.tensor([0.1]))
+    assert problem.draw(theta, iteration=0).value_and_grad(theta)[1].keys() == theta.keys()
+    assert GaussianMLP(1, 1, log_std=-9.0, learn_std=False).std(theta).log() == -5.0  # the floor holds for it too
 
 
 def test_a_module_with_a_log_std_of_its_own():

@@ -1,5 +1,6 @@
 """Rollouts: where episodes end, whose parameters act, and what does not fit together."""
 
+import copy
 import itertools
 from typing import Any
 
@@ -12,7 +13,14 @@ from torch.utils import _pytree as pytree
 import stochgraph as sg
 from stochgraph.algorithms.environments import Environment, Navigation, RandomMDP
 from stochgraph.algorithms.meta_policy_gradient import adapted_return
-from stochgraph.algorithms.policies import CategoricalModule, GaussianMLP, GaussianModule, Parameters, TabularSoftmax
+from stochgraph.algorithms.policies import (
+    CategoricalMLP,
+    CategoricalModule,
+    GaussianMLP,
+    GaussianModule,
+    Parameters,
+    TabularSoftmax,
+)
 from stochgraph.algorithms.rollouts import Rollouts, Trajectory, acting
 from tests.problems import F64
 
@@ -186,3 +194,37 @@ def test_errors_of_a_simulator_name_the_sample():
 def test_what_does_not_fit_is_refused_at_once(environment, policy, message):
     with pytest.raises(ValueError, match=message):
         Rollouts(environment, policy)
+
+
+@pytest.mark.parametrize("kind", ["network", "module", "table", "discrete network", "discrete module"])
+@pytest.mark.parametrize("estimator", [sg.SF(), sg.LSF(), sg.LOO()], ids=str)
+def test_trajectories_are_scored_in_batches_as_one_by_one(kind, estimator):
+    """Parameters of all tasks, and one set for each; values, first derivatives, and second ones through the step."""
+    linear = torch.nn.Linear(3, 2, dtype=F64)
+    policies: dict[str, Any] = {
+        "network": GaussianMLP(2, 2, hidden=(3,)),
+        "module": GaussianModule(torch.nn.Linear(2, 2, dtype=F64), 2),
+        "table": TabularSoftmax(3, 2),
+        "discrete network": CategoricalMLP(3, 2, hidden=(3,)),
+        "discrete module": CategoricalModule(linear, 2),
+    }
+    continuous = kind in ("network", "module")
+    environment = Navigation(goal_size=0.3) if continuous else RandomMDP(3, 2)
+    walks = Rollouts(environment, policies[kind], horizon=4)
+    single = copy.copy(walks)
+    single.batched = False
+    graphs = [
+        adapted_return(w, lambda: environment.declare_tasks(3), inner_rate=0.1, inner=2, outer=2)
+        for w in (walks, single)
+    ]
+    batched, mapped = (graph.compile(estimator) for graph in graphs)
+    theta = walks.policy.initial(torch.Generator().manual_seed(0), dtype=F64)
+    trace = batched.sample(theta, generator=torch.Generator().manual_seed(0))
+    other = mapped.sample(theta, generator=torch.Generator().manual_seed(0))
+    for one, same in zip(pytree.tree_leaves(tuple(trace)), pytree.tree_leaves(tuple(other)), strict=True):
+        torch.testing.assert_close(one, same, **EXACT)
+    found, expected = (torch.func.grad(each.surrogate)(theta, trace) for each in (batched, mapped))
+    torch.testing.assert_close(found, expected, **EXACT)
+    torch.testing.assert_close(
+        batched.value_and_grad(theta, generator=torch.Generator().manual_seed(0))[1], found, **EXACT
+    )

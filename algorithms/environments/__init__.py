@@ -1,6 +1,8 @@
 """Environments that the algorithms are run on, each a batch of episodes that are stepped together."""
 
 from ._protocol import Environment as Environment
+from ._protocol import Episodes as Episodes
+from ._protocol import ListedTasks as ListedTasks
 from ._simulation import SimulationError as SimulationError
 from .gymnasium import GymnasiumEnvironment as GymnasiumEnvironment
 from .locomotion import Locomotion as Locomotion

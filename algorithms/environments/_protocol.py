@@ -1,12 +1,23 @@
 """What an environment is: a batch of episodes that are started together and stepped together."""
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, ClassVar, NamedTuple
 
+import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
 import stochgraph as sg
+
+
+class Episodes(NamedTuple):
+    """All episodes that a task can have, each field of shape `(outcomes, time, ...)`, zero from the end of one on."""
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    mask: Tensor  # 1 while the episode runs, the step that ends it included
+    transition: Tensor  # the log-probability of what the environment did in each step; minus infinity: impossible
 
 
 class Environment(ABC):
@@ -60,9 +71,25 @@ class Environment(ABC):
             the episodes have ended, `(episodes,)`, of booleans.
         """
 
-    def declare_tasks(self, n: int) -> Any:
-        """Declare a plate "task" of `n` tasks. For use inside a declaration."""
-        return sg.sample("task", self.task_distribution, n=n)
+    def enumerate(self, task: Tensor, horizon: int) -> Episodes:
+        """All episodes of one task, under all actions; optional, for `stochgraph.verify`.
+
+        Their number must not depend on the task. It is a function of torch operations, which `torch.vmap` can map.
+        """
+        raise NotImplementedError(f"{type(self).__name__} does not enumerate its episodes")
+
+    def declare_tasks(self, n: int, among: Tensor | None = None) -> Any:
+        """Declare a plate "task" of `n` tasks. For use inside a declaration.
+
+        Args:
+            n: the number of tasks.
+            among: a few tasks `(count, *task)`, all different, that are drawn uniformly with replacement in place of
+                those of `task_distribution`: what `stochgraph.verify` can enumerate.
+        """
+        if among is None:
+            return sg.sample("task", self.task_distribution, n=n)
+        listed = ListedTasks(among)
+        return sg.sample("task", lambda: listed, n=n)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle holds: the settings, not the episodes, which are in attributes that begin with `_`."""
@@ -87,6 +114,48 @@ class Environment(ABC):
             got = tuple(action.shape)
             raise ValueError(f"{type(self).__name__}.step: actions of shape {shape} are expected, got {got}")
         return action
+
+
+class ListedTasks(Distribution):
+    """The uniform distribution on a few tasks.
+
+    Args:
+        tasks: `(count, *task)`, all different.
+
+    Raises:
+        ValueError: there is none, or two are the same.
+
+    Example:
+        >>> import torch
+        >>> from stochgraph.algorithms.environments import ListedTasks
+        >>> goals = ListedTasks(torch.tensor([[0.5, 0.0], [0.0, 0.5]]))
+        >>> goals.log_prob(torch.tensor([0.0, 0.5])).exp()
+        tensor(0.5000)
+    """
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    support = constraints.real
+    has_enumerate_support = True
+
+    def __init__(self, tasks: Tensor) -> None:
+        if not tasks.dim() or not len(tasks) or len(tasks.unique(dim=0)) < len(tasks):
+            raise ValueError(f"at least one task is expected, all of them different; got {tasks}")
+        self.tasks = tasks
+        super().__init__(event_shape=tasks.shape[1:], validate_args=False)
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        """Tasks of shape `(*sample_shape, *task)`."""
+        return self.tasks[torch.randint(len(self.tasks), tuple(sample_shape), device=self.tasks.device)]
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log-probability of each task, `(*plates, *task)`: that of one in `count`, or of none."""
+        same = value.unsqueeze(-1 - len(self.event_shape)) == self.tasks
+        known = same.flatten(same.dim() - len(self.event_shape)).all(-1) if self.event_shape else same
+        return (known.sum(-1).to(value.dtype) / len(self.tasks)).log()
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """The tasks, `(count, *task)`."""
+        return self.tasks
 
 
 def at_least_one(horizon: int) -> int:

@@ -27,6 +27,7 @@ from ._protocol import Environment, at_least_one, one_of
 from ._simulation import Array, Simulation, SimulationError
 
 Goal = Literal["direction", "velocity"]
+HERE: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # MuJoCo's numbers, wherever the tasks are
 
 
 @dataclass(frozen=True)
@@ -272,10 +273,10 @@ class Locomotion(Environment):
     def _initial_state(self, episodes: int) -> tuple[Array, Array]:
         """Positions and velocities, `(episodes, nq)` and `(episodes, nv)`."""
         model, noise = self.simulation.model, self.robot.noise
-        position = model.qpos0 + noise * (2 * torch.rand(episodes, model.nq, dtype=torch.float64) - 1).numpy()
+        position = model.qpos0 + noise * (2 * torch.rand(episodes, model.nq, **HERE) - 1).numpy()
         if self.robot.normal_velocities:
-            return position, noise * torch.randn(episodes, model.nv, dtype=torch.float64).numpy()
-        return position, noise * (2 * torch.rand(episodes, model.nv, dtype=torch.float64) - 1).numpy()
+            return position, noise * torch.randn(episodes, model.nv, **HERE).numpy()
+        return position, noise * (2 * torch.rand(episodes, model.nv, **HERE) - 1).numpy()
 
     def _where(self) -> Array:
         """How far each robot has come, in metres."""

@@ -1,11 +1,12 @@
 """Finite Markov decision processes, one per task: random ones, and frozen lakes with random holes.
 
 A state is observed as an indicator vector. A task holds its dynamics: the transitions, or the map that they follow
-from. All episodes are stepped by looking up rows of one table of cumulated probabilities.
+from. All episodes are stepped by looking up rows of one table of cumulated probabilities; the episodes of a small
+process and a short horizon can be enumerated, so that `stochgraph.verify` proves estimators on it.
 """
 
 from abc import ABC, abstractmethod
-from functools import lru_cache
+from math import prod
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -14,21 +15,28 @@ from torch.distributions import Distribution
 from torch.nn.functional import one_hot
 
 from ._optional import installed
-from ._protocol import Environment, at_least_one
+from ._protocol import Environment, Episodes, at_least_one
+
+_MOST = 1_000_000  # episodes that are enumerated at most
 
 
 class Dynamics(NamedTuple):
-    """What follows on each state and action, for some tables. An episode starts in state 0."""
+    """What follows on each state and action, for one table or some. An episode starts in state 0."""
 
-    probability: Tensor  # (tables, states, actions, states)
-    reward: Tensor  # (tables, states, actions, states)
-    ends: Tensor  # (tables, states), of booleans: whether an episode ends on arrival
+    probability: Tensor  # (*tables, states, actions, states)
+    reward: Tensor  # (*tables, states, actions, states)
+    ends: Tensor  # (*tables, states), of booleans: whether an episode ends on arrival
 
 
 class Tabular(Environment, ABC):
     """Episodes in finite decision processes: what all subclasses share."""
 
     discrete = True
+    paid_on_arrival = True  # whether a reward depends on the state that a step leads to
+
+    @abstractmethod
+    def table(self, task: Tensor) -> Dynamics:
+        """The table of one task. `torch.vmap` maps it over some."""
 
     @abstractmethod
     def dynamics(self, task: Tensor) -> tuple[Dynamics, Tensor]:
@@ -49,6 +57,40 @@ class Tabular(Environment, ABC):
         chance = torch.rand(len(action), 1, dtype=self._cumulated.dtype, device=self._cumulated.device)
         self._state = (chance >= self._cumulated[row]).sum(-1)
         return self._observe(), self._paid(self._reward[(*row, self._state)]), self._ends[self._table, self._state]
+
+    def enumerate(self, task: Tensor, horizon: int) -> Episodes:
+        """All episodes of one task: every action and every state that it leads to, `(actions * states) ** horizon`.
+
+        After the end the first action and the first state stand for all. The state after the last step is not observed:
+        where no reward depends on it, it is left out.
+        """
+        table, steps, after = self.table(task), *self._ways(horizon, task.device)
+        state, running = torch.zeros_like(after[:, 0]), torch.ones_like(after[:, 0], dtype=torch.bool)
+        fields: list[tuple[Tensor, ...]] = []
+        for t in range(horizon):
+            action, arrived = steps[:, t], after[:, t]
+            seen = t < horizon - 1 or self.paid_on_arrival
+            chance = table.probability[state, action, arrived].log() if seen else torch.zeros_like(task.sum())
+            idle = torch.where((action == 0) & (arrived == 0), 0.0, -torch.inf).to(task.dtype)
+            observed = one_hot(state, self.observation_size) * running.unsqueeze(-1)
+            reward = table.reward[state, action, arrived]
+            fields.append((observed, action, reward * running, running, torch.where(running, chance, idle)))
+            state, running = arrived, running & ~table.ends[arrived]
+        observation, action, reward, mask, transition = (torch.stack(each, 1) for each in zip(*fields, strict=True))
+        return Episodes(observation.to(task.dtype), action, reward, mask.to(task.dtype), transition)
+
+    def _ways(self, horizon: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """All sequences of actions and of the states that they lead to, `(outcomes, time)` each."""
+        states, actions = self.observation_size, self.action_size
+        last = states if self.paid_on_arrival else 1
+        sizes = [n for t in range(horizon) for n in (actions, states if t < horizon - 1 else last)]
+        if prod(sizes) > _MOST:
+            raise NotImplementedError(
+                f"{type(self).__name__} with {states} states, {actions} actions and {horizon} steps has {prod(sizes)} "
+                f"episodes, more than {_MOST}: take fewer"
+            )
+        ways = torch.cartesian_prod(*(torch.arange(n, device=device) for n in sizes))
+        return ways[:, ::2], ways[:, 1::2]
 
     @property
     @abstractmethod
@@ -87,6 +129,8 @@ class RandomMDP(Tabular):
         (torch.Size([4, 3, 2, 4]), torch.Size([4, 3]))
     """
 
+    paid_on_arrival = False
+
     def __init__(self, states: int = 10, actions: int = 5, reward_std: float = 1.0, horizon: int = 10) -> None:
         if states < 1 or actions < 1 or reward_std < 0:
             got = f"{states}, {actions}, {reward_std}"
@@ -99,10 +143,20 @@ class RandomMDP(Tabular):
     def task_distribution(self) -> Distribution:
         return RandomTables(self.observation_size, self.action_size)
 
-    def dynamics(self, task: Tensor) -> tuple[Dynamics, Tensor]:
+    def table(self, task: Tensor) -> Dynamics:
         probability, mean = task[..., :-1], task[..., -1:]
-        ends = torch.zeros(task.shape[:2], dtype=torch.bool, device=task.device)
-        return Dynamics(probability, mean.expand_as(probability), ends), torch.arange(len(task), device=task.device)
+        ends = torch.zeros(task.shape[:-2], dtype=torch.bool, device=task.device)
+        return Dynamics(probability, mean.expand_as(probability), ends)
+
+    def dynamics(self, task: Tensor) -> tuple[Dynamics, Tensor]:
+        return self.table(task), torch.arange(len(task), device=task.device)
+
+    def enumerate(self, task: Tensor, horizon: int) -> Episodes:
+        if self.reward_std:
+            raise NotImplementedError(
+                f"rewards are normal around their means; take reward_std=0, not {self.reward_std}"
+            )
+        return super().enumerate(task, horizon)
 
     @property
     def _task_shape(self) -> tuple[int, ...]:
@@ -180,6 +234,17 @@ class FrozenLake(Tabular):
     def task_distribution(self) -> Distribution:
         return RandomMaps(self.size, self.holes)
 
+    def table(self, task: Tensor) -> Dynamics:
+        """The table of a map, or those of some maps `(*tables, size * size)`: Gymnasium's."""
+        goal = torch.arange(self.size**2, device=task.device) == self.size**2 - 1
+        ends = (task != 0) | goal
+        moves = lake_moves(self.size, self.slippery).to(task)
+        stays = torch.eye(self.size**2).to(task).unsqueeze(1).expand_as(moves)
+        still = ends[..., :, None, None]
+        paid = torch.zeros_like(task).masked_fill(task != 0, self.hole_reward).masked_fill(goal, 1.0)
+        reward = torch.where(still | (moves == 0), 0.0, paid[..., None, None, :])
+        return Dynamics(torch.where(still, stays, moves), reward, ends)
+
     def dynamics(self, task: Tensor) -> tuple[Dynamics, Tensor]:
         maps, table = task.unique(dim=0, return_inverse=True)
         if not ((maps == 0) | (maps == 1)).all() or maps[:, [0, -1]].any():
@@ -187,10 +252,7 @@ class FrozenLake(Tabular):
                 "FrozenLake.reset: a task must be 1 where there is a hole and 0 elsewhere, with no hole at the start "
                 "and at the goal; draw it from task_distribution()"
             )
-        one_each = [lake_dynamics(_rows(lake, self.size), self.slippery, self.hole_reward) for lake in maps]
-        stacked = [torch.stack(parts).to(task.device) for parts in zip(*one_each, strict=True)]
-        probability, reward, ends = stacked
-        return Dynamics(probability.to(task.dtype), reward.to(task.dtype), ends), table
+        return self.table(maps), table
 
     @property
     def _task_shape(self) -> tuple[int, ...]:
@@ -216,25 +278,12 @@ class RandomMaps(Distribution):
         return holes.reshape(*shape, self.size * self.size)
 
 
-def _rows(lake: Tensor, size: int) -> tuple[str, ...]:
-    """A map as Gymnasium writes it."""
-    tiles = ["H" if hole else "F" for hole in lake.tolist()]
-    tiles[0], tiles[-1] = "S", "G"
-    return tuple("".join(tiles[i : i + size]) for i in range(0, size * size, size))
-
-
-@lru_cache(maxsize=4096)
-def lake_dynamics(rows: tuple[str, ...], slippery: bool, hole_reward: float) -> Dynamics:
-    """The dynamics of one map, without the dimension of tables, as Gymnasium's environment has them."""
-    lakes = installed("gymnasium.envs.toy_text.frozen_lake", "FrozenLake")
-    rewards = (1.0, hole_reward, 0.0)
-    table = lakes.FrozenLakeEnv(desc=list(rows), is_slippery=slippery, reward_schedule=rewards).P
-    states = len(rows) ** 2
-    probability = torch.zeros(states, 4, states, dtype=torch.float64)
-    reward = torch.zeros_like(probability)
-    for state, actions in table.items():
-        for action, branches in actions.items():
-            for chance, after, paid, _ in branches:
-                probability[state, action, after] += chance
-                reward[state, action, after] = paid
-    return Dynamics(probability, reward, torch.tensor([tile in "HG" for tile in "".join(rows)]))
+def lake_moves(size: int, slippery: bool) -> Tensor:
+    """The probabilities of moves on ice without holes and goal, `(states, actions, states)`: left, down, right, up."""
+    tiles = torch.arange(size * size)
+    row, column = tiles // size, tiles % size
+    left, right = (column - 1).clamp(min=0), (column + 1).clamp(max=size - 1)
+    up, down = (row - 1).clamp(min=0), (row + 1).clamp(max=size - 1)
+    after = torch.stack([row * size + left, down * size + column, row * size + right, up * size + column], 1)
+    moves = one_hot(after, size * size).double()
+    return (moves.roll(1, 1) + moves + moves.roll(-1, 1)) / 3 if slippery else moves

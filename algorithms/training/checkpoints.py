@@ -57,7 +57,7 @@ class Checkpoints:
             path.unlink(missing_ok=True)
 
     def newest(self, say: Callable[[str], None] = print, set_aside: bool = True) -> State | None:
-        """The newest one that can be read, or `None` if there are none.
+        """The newest one that can be read, its tensors on the CPU, or `None` if there are none.
 
         Args:
             say: is told of those that cannot be read.
@@ -95,7 +95,7 @@ def read_checkpoint(path: Path) -> State:
             damaged = archive.testzip()
         if damaged is not None:
             raise ValueError(f"the checksum of {damaged} is wrong")
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a broken file breaks torch.load in many ways
         raise CheckpointError(f"checkpoint {path} cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(state, dict):

@@ -14,7 +14,7 @@ from typing import Any
 from .files import replacing
 
 # What may differ when a run is continued: how far it goes and how it is kept, not what it computes.
-_FREE = {"output", "iterations", "evaluate_every", "checkpoint_every", "checkpoints_kept", "chunk", "threads"}
+_FREE = {"output", "iterations", "evaluate_every", "checkpoint_every", "checkpoints_kept", "chunk", "threads", "device"}
 
 
 class ConfigurationError(ValueError):
@@ -77,6 +77,7 @@ class Configuration:
     iterations: int = _option(500, "steps of meta-training", least=1)
     seed: int = _option(0, "seed of parameters, tasks and draws")
     precision: str = _option("float32", "of all numbers: float32 or float64")
+    device: str = _option("cpu", "where all tensors live: cpu, cuda, cuda:1; another device draws other numbers")
     shards: int = _option(1, "parts of a meta-batch, each with randomness of its own: what ranks share out", least=1)
     chunk: int | None = _option(None, "tasks differentiated at a time; none: all of a shard", least=1)
     threads: int | None = _option(None, "threads of torch; none: as torch chooses", least=1)

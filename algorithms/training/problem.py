@@ -15,6 +15,7 @@ from ..replays import adapted_divergence
 from ..template import Template
 from .batches import Batch
 from .configuration import Configuration, ConfigurationError
+from .devices import device_named
 from .learners import Ascent, Learner
 from .randomness import generator_for
 from .ranks import ALONE, Ranks
@@ -49,6 +50,7 @@ class Problem:
 
     def __init__(self, configuration: Configuration) -> None:
         self.configuration = configuration
+        self.device = device_named(configuration.device)
         self.rollouts = rollouts_of(configuration)
         trajectories = watched(self.rollouts, configuration.environment)
         self.asked = problem_of(configuration, trajectories, self.rollouts)
@@ -69,7 +71,8 @@ class Problem:
     def initial(self) -> Parameters:
         """The parameters to start from."""
         generator = generator_for(self.configuration.seed, "parameters")
-        return self.rollouts.policy.initial(generator, dtype=getattr(torch, self.configuration.precision))
+        dtype = getattr(torch, self.configuration.precision)
+        return self.rollouts.policy.initial(generator, dtype=dtype, device=str(self.device))
 
     def learner(self, theta: Parameters) -> Learner:
         """What moves these parameters."""

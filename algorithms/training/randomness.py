@@ -27,9 +27,10 @@ def generator_for(*purpose: int | str) -> torch.Generator:
 
 @contextmanager
 def default_generator_for(*purpose: int | str) -> Iterator[None]:
-    """Seed torch's default generator by a purpose, and give it back its state at the end."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(_seed(purpose))
+    """Seed torch's default generators by a purpose, and give them back their states at the end."""
+    used = torch.cuda.is_available() and torch.cuda.is_initialized()
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count()) if used else []):
+        torch.manual_seed(_seed(purpose))
         yield
 
 

@@ -47,8 +47,9 @@ class Ranks:
             return tree
         leaves, spec = pytree.tree_flatten(tree)
         flat = torch.cat([leaf.detach().reshape(-1) for leaf in leaves])
-        distributed.all_reduce(flat)
-        parts = flat.split([leaf.numel() for leaf in leaves])
+        message = flat.cpu()  # the ranks talk through the processors, wherever their tensors are
+        distributed.all_reduce(message)
+        parts = message.to(flat.device).split([leaf.numel() for leaf in leaves])
         return pytree.tree_unflatten([part.view_as(leaf) for part, leaf in zip(parts, leaves, strict=True)], spec)
 
     def any(self, flag: bool) -> bool:
@@ -68,7 +69,7 @@ class Ranks:
         if self.count == 1:
             return list(values)
         boxes: list[Any] = [None] * self.count
-        distributed.all_gather_object(boxes, list(values))
+        distributed.all_gather_object(boxes, [value.cpu() for value in values])
         return [boxes[i % self.count][i // self.count] for i in range(sum(map(len, boxes)))]
 
 

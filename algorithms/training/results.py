@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 from ..policies import Parameters
 from .checkpoints import CheckpointError
-from .configuration import Configuration
+from .configuration import Configuration, ConfigurationError
+from .devices import device_named
 from .problem import Problem
 from .run_folder import RunFolder
 
@@ -27,7 +28,7 @@ def load_result(
     Args:
         folder: its output folder.
         configuration: default: the one that the folder holds.
-        say: is told of checkpoints that cannot be read.
+        say: is told of checkpoints that cannot be read, and of a device that is not there.
 
     Raises:
         ConfigurationError: the folder holds no run.
@@ -43,8 +44,19 @@ def load_result(
         torch.Size([2, 2])
     """
     kept = RunFolder(folder)
-    problem = Problem(configuration or Configuration.load(kept.configuration_path))
+    problem = Problem(_runnable(configuration or Configuration.load(kept.configuration_path), say))
     state = kept.checkpoints.newest(say, set_aside=False)
     if state is None:
         raise CheckpointError(f"{folder} holds no checkpoint yet")
-    return Result(problem, state["parameters"], state["iteration"])
+    theta = {name: leaf.to(problem.device) for name, leaf in state["parameters"].items()}
+    return Result(problem, theta, state["iteration"])
+
+
+def _runnable(configuration: Configuration, say: Callable[[str], None]) -> Configuration:
+    """The configuration, on the CPU where its device is not there: results are read on any machine."""
+    try:
+        device_named(configuration.device)
+    except ConfigurationError as error:
+        say(f"{error}; the CPU takes its place")
+        return configuration.replace(device="cpu")
+    return configuration
