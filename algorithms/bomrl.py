@@ -5,8 +5,8 @@ The meta-objective is :math:`E_\tau J_\tau(\theta'_\tau(\phi))`. Adaptation to a
 .. math:: \theta' = \arg\max_\psi E_{s \sim \nu^\phi} \sum_a \pi_\psi(a|s) Q^\phi(s, a) - \lambda D^2(\phi, \psi),
 
 differentiated by the implicit function theorem. :math:`\phi` reaches it through values (the distance, the ratios, a
-:math:`Q` that is computed) and through the distribution of the data that estimate :math:`Q`. Four algorithms, by what is
-known and what is counted:
+:math:`Q` that is computed) and through the distribution of the data that estimate :math:`Q`. Four algorithms, by what
+is known and what is counted:
 
 - `exact_bomrl`: tables, :math:`Q` from the known process. No data: nothing to count, the gradient is exact.
 - `tabular_bomrl`: tables, :math:`Q` by Monte Carlo; the distribution of the data is counted once.
@@ -71,10 +71,10 @@ def exact_bomrl(
 
     def objective(phi: Any) -> Any:
         task = sg.sample("task", Categorical, torch.full((count,), 1 / count, device=processes.start.device), n=tasks)
-        for k in range(1, steps + 1):
+        for _ in range(steps):
             values = sg.apply(lambda i, t: action_values(processes.at(i), t.softmax(-1)), task, phi)
             weight = sg.apply(lambda i, t: visitation(processes.at(i), t.softmax(-1)), task, phi)
-            phi = improve_table(phi, values, weight, penalty, distance, name=f"psi{k}", **solvers)
+            phi = improve_table(phi, values, weight, penalty, distance, **solvers)
         return sg.mean(sg.apply(lambda i, t: returns(processes.at(i), t.softmax(-1)), task, phi))
 
     return Template(sg.graph(objective), {})
@@ -94,7 +94,7 @@ def tabular_bomrl(
     discount: float,
     estimator: Any = None,
     solvers: dict[str, Any] | None = None,
-    **sizes: int,
+    **sizes: Any,
 ) -> Template:
     """Eq. 1 with values by Monte Carlo, its input the parameters of a `TabularSoftmax`.
 
@@ -106,7 +106,7 @@ def tabular_bomrl(
         discount: per time step.
         estimator: of the inner data; default: `sg.SF()`, which counts their distribution once.
         solvers: `solver` and `linear_solver` of `improve_table`.
-        **sizes: `steps`, `inner` and `outer` of `adapted_return`.
+        **sizes: `steps`, `inner`, `outer` (2 or more) and `reference` of `adapted_return`.
 
     References:
         Xu and Zhu (2024), eq. 1 and algorithm 1.
@@ -131,7 +131,7 @@ def derived_bomrl(
     baseline: Baseline | None = None,
     estimator: Any = None,
     solvers: dict[str, Any] | None = None,
-    **sizes: int,
+    **sizes: Any,
 ) -> Template:
     """Eq. 2: how the law of the data depends on the policy is kept, and counted once.
 
@@ -146,7 +146,7 @@ def derived_bomrl(
         baseline: of the inner advantages.
         estimator: of the inner data; default: `sg.SF()`. `sg.LOO()` varies less and costs more.
         solvers: `solver` and `linear_solver` of `proximal_step`.
-        **sizes: `steps`, `inner` and `outer` of `adapted_return`.
+        **sizes: `steps`, `inner`, `outer` (2 or more) and `reference` of `adapted_return`.
 
     References:
         Xu and Zhu (2024), eq. 2 and proposition 2.
@@ -178,7 +178,7 @@ def practical_bomrl(
     baseline: Baseline | None = None,
     standardise: bool = True,
     solvers: dict[str, Any] | None = None,
-    **sizes: int,
+    **sizes: Any,
 ) -> Template:
     """Eq. 8: a soft ratio, fifty steps of Adam, and the law of the data held fixed: "dropped" in the ledger.
 
@@ -195,7 +195,7 @@ def practical_bomrl(
         baseline: of the inner advantages.
         standardise: the inner advantages.
         solvers: default: `practical_solvers()`.
-        **sizes: `steps`, `inner` and `outer` of `adapted_return`.
+        **sizes: `steps`, `inner`, `outer` (2 or more) and `reference` of `adapted_return`.
 
     References:
         Xu and Zhu (2024), eq. 8 and algorithm 2.

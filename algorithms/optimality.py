@@ -118,7 +118,7 @@ def squared_distance(processes: Process, table: Tensor, others: Tensor, distance
 
 
 def task_variance(processes: Process, others: Tensor, distance: str) -> tuple[Tensor, Tensor]:
-    r"""How different the tasks are, :math:`Var_i = \min_\phi \frac1B \sum_b D_i^2(\phi, \psi_b)`, and the best :math:`\phi`.
+    r"""How different tasks are, :math:`Var_i = \min_\phi \frac1B \sum_b D_i^2(\phi, \psi_b)`, and that :math:`\phi`.
 
     The search is local, and starts at the mean policy (of `"D3"`, the mean logits, which are the answer).
 

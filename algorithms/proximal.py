@@ -105,7 +105,7 @@ def proximal_step(
     advantage = advantages(
         trajectories, plate, baseline=baseline, discount=discount, decay=decay, standardise=standardise
     )
-    psi = sg.unknown(f"{plate}.psi", like=parameters)
+    psi = sg.unknown(None, like=parameters)
     gained = sg.apply(_gained(policy, GAINS[gain]), psi, parameters, trajectories, advantage)
     steps = sg.mean(sg.apply(torch.sum, trajectories.mask), over=plate)
     if distance == "D3":

@@ -31,7 +31,6 @@ def improve_table(
     penalty: float,
     distance: str = "D2",
     *,
-    name: str = "psi",
     solver: sg.solvers.Solver | None = None,
     linear_solver: sg.solvers.LinearSolver = _CONJUGATE_GRADIENT,
 ) -> Any:
@@ -49,7 +48,6 @@ def improve_table(
         penalty: :math:`\lambda`, positive.
         distance: `"D1"`, :math:`KL(\pi_\phi \| \pi_\psi)`; `"D2"`, :math:`KL(\pi_\psi \| \pi_\phi)`; `"D3"`,
             :math:`\|\phi - \psi\|^2`.
-        name: of the unknown.
         solver: default: the closed form of `"D1"` and `"D2"`, Newton's method for `"D3"`.
         linear_solver: see `sg.argmax`.
 
@@ -70,7 +68,7 @@ def improve_table(
         tensor(0.8808)
     """
     _check(distance, penalty)
-    psi = sg.unknown(name, like=table)
+    psi = sg.unknown(None, like=table)
     objective = sg.apply(partial(_OBJECTIVES[distance], penalty), psi, table, values, weight)
     if solver is None:
         solver = sg.solvers.Newton()
@@ -98,7 +96,7 @@ def _soft_greedy(penalty: float, phi: Tensor, values: Tensor) -> Tensor:
 
 
 def _secular(penalty: float, phi: Tensor, values: Tensor) -> Tensor:
-    r"""The logits :math:`\log \pi_\phi - \log(\mu - Q)`, by Newton's method in :math:`\mu - \max Q`.
+    r"""The logarithm of :math:`\lambda \pi_\phi / (\mu - Q)`, by Newton's method in :math:`\mu - \max Q`.
 
     The sum of the probabilities falls in :math:`\mu` and is convex. So Newton's steps from the left, where the largest
     single probability is 1 already, never pass the root.
@@ -109,7 +107,7 @@ def _secular(penalty: float, phi: Tensor, values: Tensor) -> Tensor:
     for _ in range(_SECULAR_STEPS):
         part = share / (above + behind)
         above = above + (part.sum(-1, keepdim=True) - 1) / (part / (above + behind)).sum(-1, keepdim=True)
-    return phi.log_softmax(-1) - (above + behind).log()
+    return (share / (above + behind)).log()
 
 
 _OBJECTIVES: dict[str, Callable[..., Tensor]] = {"D1": _toward_psi, "D2": _toward_phi, "D3": _parameters}
@@ -163,7 +161,7 @@ def tabular_step(
     total, count = sg.sum(seen[0], over=plate), sg.sum(seen[1], over=plate)
     values = sg.apply(_estimated_values, total, count)
     weight = sg.apply(lambda c: c.sum(-1) / c.sum(), count)
-    better = improve_table(table, values, weight, penalty, distance, name=f"{plate}.psi", **solvers)
+    better = improve_table(table, values, weight, penalty, distance, **solvers)
     return sg.apply(lambda t: {"logits": t}, better)
 
 

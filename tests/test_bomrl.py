@@ -11,9 +11,12 @@ from torch.distributions import Categorical
 import stochgraph as sg
 from stochgraph.algorithms import exact, optimality
 from stochgraph.algorithms.bomrl import derived_bomrl, every_task, exact_bomrl, practical_bomrl, tabular_bomrl
-from stochgraph.algorithms.policies import TabularSoftmax
+from stochgraph.algorithms.environments import Navigation
+from stochgraph.algorithms.policies import GaussianMLP, TabularSoftmax
 from stochgraph.algorithms.policy_gradient import ascend_advantages
-from stochgraph.algorithms.proximal import proximal_step, quadratic_divergence
+from stochgraph.algorithms.proximal import practical_solvers, proximal_step, quadratic_divergence
+from stochgraph.algorithms.replays import adapted_divergence
+from stochgraph.algorithms.rollouts import Rollouts
 from stochgraph.algorithms.tabular_steps import SOLUTIONS, improve_table, tabular_step
 from tests.problems import DISCOUNT, F64, MDP_THETA, TwoStateMDP, mdp_value
 from tests.test_exact import lakes, random_processes
@@ -63,7 +66,7 @@ def test_hypergradient_against_differences(distance):
 def test_exact_values_give_the_exact_gradient(distance, steps):
     """The implicit function theorem against autograd through the solution, found without a solver."""
     processes = random_processes(tasks=3)
-    linear = {"linear_solver": sg.solvers.ConjugateGradient(tolerance=1e-13)}
+    linear: dict[str, Any] = {"linear_solver": sg.solvers.ConjugateGradient(tolerance=1e-13)}
     compiled = exact_bomrl(processes, PENALTY, distance, steps=steps, **linear).compile()
 
     def expected(phi):
@@ -89,18 +92,21 @@ def test_the_root_under_D1_normalises_however_unlikely_the_best_action_is():
         torch.testing.assert_close(total, torch.ones(3, dtype=dtype), rtol=0, atol=1e-5)
 
 
+def improved(distance, values, solver):
+    @sg.graph
+    def objective(phi):
+        better = improve_table(phi, values, torch.ones(4, dtype=F64), PENALTY, distance, solver=solver)
+        return sg.apply(lambda t: (t.softmax(-1) * values).sum(), better)
+
+    return objective
+
+
 @pytest.mark.parametrize("distance", ["D1", "D2"])
 def test_closed_forms_are_what_solvers_find(distance):
     values, phi = table(seed=3), table()
     ends = []
     for solver in (None, sg.solvers.Newton(tolerance=1e-12)):
-
-        @sg.graph
-        def objective(phi, solver=solver):
-            better = improve_table(phi, values, torch.ones(4, dtype=F64), PENALTY, distance, solver=solver)
-            return sg.apply(lambda t: (t.softmax(-1) * values).sum(), better)
-
-        ends.append(objective.compile({}).sample(phi).value)
+        ends.append(improved(distance, values, solver).compile({}).sample(phi).value)
     torch.testing.assert_close(*ends, rtol=0, atol=1e-11)
 
 
@@ -118,14 +124,20 @@ class Walks(TwoStateMDP):
     """The two-state process with the fields that algorithms read; its parents are parameters and, unread, a task."""
 
     def draw(self, batch_shape: torch.Size, *parents: Any) -> Any:
-        return steps(super().draw(batch_shape, parents[0]["logits"]))
+        return steps(super().draw(batch_shape, spread(parents[0])))
 
     def log_prob(self, value: Any, *parents: Any) -> Tensor:
         path = (value.observation.argmax(-1), value.action.long(), value.reward)
-        return super().log_prob(type(super().enumerate())(*path), parents[0]["logits"])
+        return super().log_prob(type(super().enumerate())(*path), spread(parents[0]))
 
     def enumerate(self, *parents: Any) -> Any:
         return steps(super().enumerate())
+
+
+def spread(parameters):
+    """One row of logits may serve both states."""
+    logits = parameters["logits"]
+    return logits.expand(*logits.shape[:-2], 2, 2)
 
 
 def steps(path: Any) -> Steps:
@@ -138,18 +150,28 @@ PARAMETERS = {"logits": MDP_THETA}
 POLICY = TabularSoftmax(2, 2)
 
 
+class SameEverywhere(TabularSoftmax):
+    """One row for both states: divergences in any state determine it, as they do not for a state that is not seen."""
+
+    def logits(self, parameters, observation):
+        return super().logits({"logits": spread(parameters)}, observation)
+
+
+SHARED = SameEverywhere(2, 2)
+
+
 def after(adapt, n=2):
     """The exact return after one inner step on sampled data."""
 
     @sg.graph
     def objective(theta):
         adapted = adapt(theta, sg.sample("D", Walks(HORIZON), theta, n=n), "D")
-        return sg.apply(lambda t: mdp_value(t["logits"], HORIZON), adapted)
+        return sg.apply(lambda t: mdp_value(spread(t), HORIZON), adapted)
 
     return objective
 
 
-D3_CLOSE = {"D1": {}, "D2": {}, "D3": CLOSE}
+D3_CLOSE: dict[str, dict[str, Any]] = {"D1": {}, "D2": {}, "D3": CLOSE}
 ADAPTS = {
     **{
         f"table, {distance}": partial(
@@ -159,9 +181,9 @@ ADAPTS = {
     },
     "ratio, D3": partial(proximal_step, policy=POLICY, penalty=PENALTY, distance="D3", discount=DISCOUNT, **CLOSE),
     "soft, D2": partial(
-        proximal_step, policy=POLICY, penalty=2.0, gain="soft", distance="D2", discount=DISCOUNT, **CLOSE
+        proximal_step, policy=SHARED, penalty=2.0, gain="soft", distance="D2", discount=DISCOUNT, **CLOSE
     ),
-    "ratio, D1": partial(proximal_step, policy=POLICY, penalty=2.0, distance="D1", discount=DISCOUNT, **CLOSE),
+    "ratio, D1": partial(proximal_step, policy=SHARED, penalty=2.0, distance="D1", discount=DISCOUNT, **CLOSE),
     "linear, D3": partial(
         proximal_step, policy=POLICY, penalty=PENALTY, gain="linear", distance="D3", discount=DISCOUNT, **CLOSE
     ),
@@ -173,7 +195,8 @@ def test_counted_once_is_unbiased_and_dropped_is_not(name):
     graph = after(ADAPTS[name])
     for estimator, exactly in ((sg.SF(), True), (sg.LOO(), True), (sg.MAML(), False)):
         compiled = graph.compile(estimator)
-        found = sg.verify(compiled, PARAMETERS)
+        shared = ADAPTS[name].keywords.get("policy") is SHARED
+        found = sg.verify(compiled, {"logits": MDP_THETA[:1]} if shared else PARAMETERS)
         assert compiled.explain().unbiased == exactly
         assert (found.relative_bias < 1e-8) == exactly, (estimator, found.relative_bias)
 
@@ -256,7 +279,7 @@ def counted(template):
 
 
 def test_what_the_templates_count():
-    walks, sizes = Walks(HORIZON), {"inner": 2, "outer": 2}
+    walks, sizes = Walks(HORIZON), dict[str, Any](inner=2, outer=2)
     assert counted(derived_bomrl(walks, two_tasks, POLICY, PENALTY, **sizes)) == {"once"}
     assert counted(tabular_bomrl(walks, two_tasks, PENALTY, discount=DISCOUNT, **sizes)) == {"once"}
     assert counted(practical_bomrl(walks, two_tasks, POLICY, **sizes)) == {"dropped"}
@@ -270,6 +293,23 @@ def test_several_steps_run_and_improve(distance):
     )
     trace = template.compile().sample(PARAMETERS, generator=torch.Generator().manual_seed(0))
     assert float(trace.value) > float(mdp_value(MDP_THETA, HORIZON))
+
+
+def test_training_on_navigation_and_replays():
+    """Single precision, a network, solvers with a budget; and the divergence that a trust region is measured with."""
+    walks = Rollouts(Navigation(), GaussianMLP(2, 2, hidden=(4,)), horizon=6)
+    tasks, theta = partial(walks.environment.declare_tasks, 2), walks.policy.initial(torch.Generator().manual_seed(0))
+    solvers = practical_solvers(steps=10)
+    compiled = practical_bomrl(walks, tasks, walks.policy, solvers=solvers, inner=6, outer=4).compile()
+    trace = compiled.sample(theta, generator=torch.Generator().manual_seed(0))
+    grad = torch.func.grad(compiled.surrogate)(theta, trace)
+    assert all(bool(leaf.isfinite().all()) and leaf.dtype == torch.float32 for leaf in grad.values())
+    assert any(bool(leaf.abs().max() > 0) for leaf in grad.values())
+    adapt = partial(proximal_step, policy=walks.policy, penalty=PENALTY, gain="soft", distance="D3", **solvers)
+    moved = adapted_divergence(tasks, walks.policy, adapt).compile({})
+    assert abs(float(moved.surrogate(theta, theta, trace))) < 1e-6
+    away = {name: leaf + 0.1 for name, leaf in theta.items()}
+    assert float(moved.surrogate(away, theta, trace)) > 1e-4
 
 
 def test_refusals():
@@ -304,7 +344,11 @@ def adapted(processes, phi, penalty, distance):
     return found.unflatten(-1, phi.shape)
 
 
-PROCESSES = {"random": random_processes, "lakes .3": partial(lakes, 8, 0.3), "lakes .1": partial(lakes, 8, 0.1)}
+PROCESSES: dict[str, Any] = {
+    "random": random_processes,
+    "lakes .3": partial(lakes, 8, 0.3),
+    "lakes .1": partial(lakes, 8, 0.1),
+}
 
 
 @pytest.mark.parametrize("distance", ["D1", "D2", "D3"])
@@ -316,8 +360,8 @@ def test_gaps_are_within_their_bounds(name, distance):
     processes = PROCESSES[name]()
     best = exact.optimal_policy(processes).log() if distance == "D2" else optimality.nearly_optimal(processes)
     variance, centre = optimality.task_variance(processes, best, distance)
-    shape = centre.shape
-    for phi in (centre, torch.zeros_like(centre), 0.5 * table(*shape), 0.5 * table(*shape, seed=1)):
+    states, actions = centre.shape
+    for phi in (centre, torch.zeros_like(centre), 0.5 * table(states, actions), 0.5 * table(states, actions, 1)):
         least = float(optimality.gap_bound(processes, phi, best, 1.0, distance).least_penalty)
         bound = optimality.gap_bound(processes, phi, best, least, distance)
         after = adapted(processes, phi, least, distance).softmax(-1)
