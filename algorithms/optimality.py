@@ -129,6 +129,7 @@ def task_variance(processes: Process, others: Tensor, distance: str) -> tuple[Te
 
     Raises:
         ValueError: an infinite distance.
+        SolverError: the search did not end within its tolerance.
 
     References:
         Xu and Zhu (2024), section 5.
@@ -155,8 +156,15 @@ def task_variance(processes: Process, others: Tensor, distance: str) -> tuple[Te
     def closeness(x: Tensor) -> Tensor:
         return -squared_distance(processes, x.reshape(start.shape), others, distance).mean()
 
-    centre = _SOLVER.solve(sg.solvers.Problem(closeness), start.flatten()).reshape(start.shape)
-    return -closeness(centre), centre
+    problem = sg.solvers.Problem(closeness)
+    found = _SOLVER.solve(problem, start.flatten())
+    steep = float(problem.gradient(found).norm())
+    if not steep <= _SOLVER.tolerance:
+        raise sg.SolverError(
+            f"the variance of the tasks under {distance} was not found: {_SOLVER.steps} steps ended where its gradient "
+            f"has norm {steep:.1e}, tolerance {_SOLVER.tolerance:.1e}"
+        )
+    return -closeness(found), found.reshape(start.shape)
 
 
 class Bound(NamedTuple):

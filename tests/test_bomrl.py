@@ -201,6 +201,22 @@ def test_counted_once_is_unbiased_and_dropped_is_not(name):
         assert (found.relative_bias < 1e-8) == exactly, (estimator, found.relative_bias)
 
 
+@pytest.mark.parametrize("name", ADAPTS)
+def test_hypergradient_on_data_against_differences(name):
+    """Proposition 2: the data held fixed, so that the implicit function theorem stands alone."""
+    shared = ADAPTS[name].keywords.get("policy") is SHARED
+    start = MDP_THETA[:1] if shared else MDP_THETA
+    compiled = after(ADAPTS[name], n=6).compile(sg.MAML())
+    trace = compiled.sample({"logits": start}, generator=torch.Generator().manual_seed(0))
+
+    def value(logits):
+        return compiled.surrogate({"logits": logits}, trace)
+
+    found, expected = torch.func.grad(value)(start), differences(value, start)
+    assert float(expected.norm()) > 1e-3
+    assert float((found - expected).norm() / expected.norm()) < 1e-5
+
+
 # Special cases
 
 
@@ -370,6 +386,37 @@ def test_gaps_are_within_their_bounds(name, distance):
         assert 0 <= gap < before
         assert gap - bound.lost <= bound.sharper <= bound.published
         assert variance <= bound.spread + 1e-9
+
+
+@pytest.mark.parametrize("distance", ["D1", "D2"])
+def test_a_bound_that_says_something(distance):
+    """All states are visited and the future counts little: the bound is below what there was to gain."""
+    processes = random_processes(states=2, discount=0.02)
+    processes = processes._replace(start=torch.full_like(processes.start, 0.5), running=torch.ones(5, 2).bool())
+    best = exact.optimal_policy(processes).log() if distance == "D2" else optimality.nearly_optimal(processes)
+    phi = torch.zeros(2, 3, dtype=F64)
+    least = float(optimality.gap_bound(processes, phi, best, 1.0, distance).least_penalty)
+    for penalty in (least, 2 * least):
+        bound = optimality.gap_bound(processes, phi, best, penalty, distance)
+        after = adapted(processes, phi, penalty, distance).softmax(-1)
+        gap = optimality.optimality_gap(processes, after) - bound.lost
+        assert gap <= bound.sharper < optimality.optimality_gap(processes, phi.softmax(-1))
+
+
+def test_visits_and_values_move_no_more_than_the_bound_assumes():
+    """The inequality that the bounds rest on, between random policies, for all three distances."""
+    processes = random_processes()
+    for seed in range(20):
+        phi, psi = table(seed=seed), table(seed=seed) + 0.5 * table(seed=100 + seed)
+        policy, other = phi.softmax(-1), psi.softmax(-1)
+        step = (exact.visitation(processes, policy).unsqueeze(-1) * other * exact.advantages(processes, policy)).sum(
+            (-2, -1)
+        )
+        rest = exact.returns(processes, other) - exact.returns(processes, policy) - step / (1 - processes.discount)
+        for distance in optimality.DISTANCES:
+            least = optimality.gap_bound(processes, phi, psi.expand(5, 4, 3), 1.0, distance).least_penalty
+            apart = optimality.squared_distance(processes, phi, psi.expand(5, 4, 3), distance)
+            assert (rest.abs() <= least * apart / (1 - processes.discount)).all()
 
 
 def test_too_small_a_penalty_has_no_bound():
