@@ -39,7 +39,7 @@ def optimality_gap(processes: Process, policies: Tensor) -> Tensor:
         policies: probabilities `(..., states, actions)`; one, or one for each task.
 
     References:
-        Xu and Zhu (2024), section 5, TEOG.
+        Xu and Zhu (2024), where it is called TEOG.
 
     Example:
         >>> import torch
@@ -95,7 +95,7 @@ def squared_distance(processes: Process, table: Tensor, others: Tensor, distance
         ValueError: a word that is not known.
 
     References:
-        Xu and Zhu (2024), section 3.
+        Xu and Zhu (2024), eq. 1.
 
     Example:
         >>> import torch
@@ -132,7 +132,7 @@ def task_variance(processes: Process, others: Tensor, distance: str) -> tuple[Te
         SolverError: the search did not end within its tolerance.
 
     References:
-        Xu and Zhu (2024), section 5.
+        Xu and Zhu (2024), before theorem 3.
 
     Example:
         >>> import torch

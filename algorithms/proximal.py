@@ -129,7 +129,7 @@ def practical_solvers(steps: int = 50, lr: float = 0.01, products: int = 10, dam
         damping: added to the curvature in every direction.
 
     References:
-        Xu and Zhu (2024), algorithm 2 and its appendix: fifty steps.
+        Xu and Zhu (2024), algorithm 2; fifty steps in their experiments.
 
     Example:
         >>> from stochgraph.algorithms.proximal import practical_solvers

@@ -138,7 +138,7 @@ def tabular_step(
         **solvers: `solver` and `linear_solver` of `improve_table`.
 
     References:
-        Xu and Zhu (2024), eq. 1; Frozen Lake in their section 6.
+        Xu and Zhu (2024), eq. 1.
 
     Example:
         >>> import stochgraph as sg
