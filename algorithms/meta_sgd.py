@@ -2,7 +2,7 @@
 
 The step sizes are inputs of the graph like the parameters, so nothing new is needed: a policy carries them along
 (`LearnedRates`), and the inner step reads them. The paper differentiates inner steps at fixed samples, as MAML does: in
-the ledger, the path of the inner batches is dropped. Any other estimator will do; `sg.LSF` counts it.
+the ledger, the path of the inner batches is dropped. `meta_sgd(problem).with_estimator(sg.LOO())` counts it.
 
 References:
     Li, Zhou, Chen and Li (2017), Meta-SGD: Learning to learn quickly for few-shot learning, eq. 1 and algorithm 2.
@@ -23,7 +23,7 @@ from .template import Template
 _RATE = "rate."  # the name of a parameter's step size is this and the parameter's own
 
 
-def meta_sgd(problem: MetaProblem, *, estimator: Any = None) -> Template:
+def meta_sgd(problem: MetaProblem) -> Template:
     r"""The return after inner steps with learned step sizes.
 
     .. math:: \theta' = \theta + \alpha \circ \nabla J(\theta; D)
@@ -31,7 +31,6 @@ def meta_sgd(problem: MetaProblem, *, estimator: Any = None) -> Template:
     Args:
         problem: what is asked; its trajectories are those of a policy with `LearnedRates`. Its own inner rate is not
             used.
-        estimator: of the inner samples; default: `MAML`.
 
     Raises:
         ValueError: no inner steps, so that no step size matters.
@@ -51,7 +50,7 @@ def meta_sgd(problem: MetaProblem, *, estimator: Any = None) -> Template:
     """
     if problem.steps < 1:
         raise ValueError(f"steps={problem.steps}: meta_sgd learns the rates of inner steps, and needs at least one")
-    return problem.replace(inner_rate=learned_rates).template(sg.MAML() if estimator is None else estimator)
+    return problem.replace(inner_rate=learned_rates).template(sg.MAML())
 
 
 def learned_rates(parameters: Any) -> Any:

@@ -38,3 +38,8 @@ class Template(NamedTuple):
     def compile(self) -> sg.Compiled:
         """The surrogate of the graph with these estimators."""
         return self.graph.compile(dict(self.estimators))
+
+    def with_estimator(self, estimator: Any) -> "Template":
+        """The same with another estimator of the inner samples; the outcome `tau` keeps its own."""
+        estimators = {name: own if name == "tau" else estimator for name, own in self.estimators.items()}
+        return self._replace(estimators=estimators)

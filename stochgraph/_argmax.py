@@ -18,11 +18,12 @@ from .solvers import ClosedForm, ConjugateGradient, LinearSolver, Newton, Solver
 _NEWTON, _CONJUGATE_GRADIENT = Newton(), ConjugateGradient()
 
 
-def unknown(name: str, like: Any) -> Any:
+def unknown(name: str | None, like: Any) -> Any:
     """A symbol for parameters that an implicit update solves for; see `argmax`.
 
     Args:
-        name: the name of the node, unique in the graph.
+        name: the name of the node, unique in the graph; `None` makes one, for functions that declare a step and may be
+            called several times.
         like: the node whose structure the parameters have. The unknown has its axes, and it is where the solver starts
             unless told otherwise; it does not depend on its value.
 
@@ -40,6 +41,8 @@ def unknown(name: str, like: Any) -> Any:
     """
     declaration = current("unknown")
     node = _node(like, "unknown")
+    if name is None:
+        name = declaration.unique(f"{node.name}*")
     if name in declaration.names:
         raise DeclarationError(f"two nodes of the name {name!r}: give the unknown a name of its own")
     return declaration.add(nd.Unknown(name, len(declaration.nodes), node))

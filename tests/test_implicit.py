@@ -147,6 +147,19 @@ def test_mapped_over_traces():
     assert difference(found, torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves), *expected)) < 1e-10
 
 
+def test_unknowns_without_names_get_names_of_their_own():
+    @sg.graph
+    def objective(theta):
+        for _ in range(2):
+            psi = sg.unknown(None, like=theta)
+            theta = sg.argmax(-((psi - theta - 1) ** 2).sum(), over=psi)
+        return theta.sum()
+
+    names = [node for node in objective.networkx if "*" in str(node)]
+    assert len(set(names)) == 2
+    assert float(objective.compile({}).sample(torch.zeros(2, dtype=F64)).value) == pytest.approx(4.0)
+
+
 def test_forward_mode_inside_forward_mode_is_refused():
     compiled = quadratic().compile(sg.SF())
     trace = compiled.sample(PARAMETERS, generator=seeded())

@@ -58,7 +58,7 @@ def adapted_log_density(problem: Problem) -> tuple[float, float]:
     "changes",
     [
         *[{"estimator": name} for name in ESTIMATORS],
-        *[{"algorithm": name} for name in ALGORITHMS],
+        *[{"algorithm": name} for name in ALGORITHMS if name != "bomrl-tabular"],
         {"estimator": "SF", "estimator_options": {"baseline": "mean"}},
         {"steps": 0},
         {"steps": 2},

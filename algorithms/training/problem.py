@@ -20,7 +20,6 @@ from .learners import Ascent, Learner
 from .randomness import generator_for
 from .ranks import ALONE, Ranks
 from .settings import (
-    estimated,
     estimator_of,
     optimizer_of,
     problem_of,
@@ -60,7 +59,7 @@ class Problem:
 
     def compile(self, estimator: str) -> sg.Compiled:
         """The graph with another estimator of its inner samples, by name."""
-        return self._compiled(estimated(self.template, estimator_of(estimator)))
+        return self._compiled(self.template.with_estimator(estimator_of(estimator)))
 
     def _compiled(self, template: Template) -> sg.Compiled:
         try:

@@ -16,6 +16,7 @@ import stochgraph as sg
 
 from .. import environments
 from ..advantages import LinearBaseline
+from ..bomrl import bomrl, practical_bomrl, tabular_bomrl
 from ..emaml import emaml, emaml_published
 from ..environments import Environment, Navigation
 from ..loo import loo
@@ -58,6 +59,9 @@ ALGORITHMS: Mapping[str, Callable[..., Template]] = {
     "promp": promp,
     "tmaml": tmaml,
     "meta-sgd": meta_sgd,
+    "bomrl": bomrl,
+    "bomrl-practical": practical_bomrl,
+    "bomrl-tabular": tabular_bomrl,
 }
 # Algorithms that learn more than the policy's parameters: what puts that in, from the policy and the inner rate.
 WRAPPERS: Mapping[str, Callable[[Policy, float], Policy]] = {"meta-sgd": LearnedRates}
@@ -146,19 +150,12 @@ def template_of(configuration: Configuration, problem: MetaProblem) -> Template:
             f"estimator={configuration.estimator!r}: {configuration.algorithm!r} climbs an objective of its own, which "
             "has no estimators; choose another algorithm, or no estimator"
         )
-    return estimated(template, estimator_of(configuration.estimator, configuration.estimator_options))
+    return template.with_estimator(estimator_of(configuration.estimator, configuration.estimator_options))
 
 
 def estimator_of(name: str, options: Mapping[str, Any] | None = None) -> Any:
     """The estimator of this name."""
     return _called("estimator_options", _named("estimator", name, ESTIMATORS), options or {})
-
-
-def estimated(template: Template, estimator: Any) -> Template:
-    """The algorithm with another estimator of its inner samples."""
-    return template._replace(
-        estimators=dict.fromkeys(template.estimators, estimator) | {"tau": template.estimators["tau"]}
-    )
 
 
 def trust_region_of(configuration: Configuration, template: Template, divergence: sg.Compiled) -> TrustRegion:
