@@ -83,6 +83,7 @@ def test_policies_adapted_on_recorded_trajectories_are_those_that_acted(changes)
         {},
         {"precision": "float32", "estimator": "LVC", "shards": 2},
         {"optimizer_options": {"radius": 0.001}, "inner_baseline": "linear", "outer_baseline": "linear"},
+        {"algorithm": "meta-sgd", "optimizer_options": {"damping": 0.1}},
     ],
     ids=str,
 )
@@ -107,6 +108,20 @@ def test_accepted_steps_stay_within_the_radius(trust, changes):
     assert accepted >= 4
     assert same(train(run, reporters=[]).theta, theta)
     assert {"gradient_norm", "kl", "gain", "tries"} <= RunFolder(run.output).metrics("iteration")[0].keys()
+
+
+def test_a_trust_region_around_policies_that_adapt_implicitly(trust):
+    """The outer step of the practical algorithm: on the divergence of the solved inner problems."""
+    options = {"adam_steps": 20, "penalty": 5.0}
+    run = trust.replace(algorithm="bomrl-practical", algorithm_options=options, standardise=True, inner=8, outer=8)
+    problem = Problem(run)
+    theta = problem.initial()
+    batch = problem.draw(theta, 0)
+    figures = problem.learner(theta).step(theta, batch)
+    assert figures["gain"] > 0
+    moved = float(problem.divergence().surrogate(theta, problem.initial(), batch.shards[0][1]))
+    assert 0 < moved <= 0.01
+    assert figures["kl"] == pytest.approx(moved, rel=1e-9)
 
 
 @LEARNERS
