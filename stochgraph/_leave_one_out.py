@@ -61,11 +61,14 @@ def _make_replay(site: Site, plate: Axis) -> "Replay":
     Without one draw of D1 the parameters that drew D2 are others, by O(1/N), so that the ratio of D2's whole plate
     varies: all D1's replays together would vary like the score function of D2. Where D2 is left-one-out too, its own
     replays are the control variate of that ratio, which leaves the variance O(1/N).
+
+    Where a later sample has a baseline, the ratios of its draws are compared with it as their scores are. Without one
+    a replay adds the noise of those ratios times the mean cost, however small the effect of the draw left out.
     """
     derivation, node = site.derivation, site.node
     exact = derivation.share("replays", lambda: _weighting_everything(derivation))
     reaching = exact.reach[Kind.WEIGHT][node]
-    root = exact.derive(node, frozenset((s, Kind.WEIGHT) for s in reaching))
+    root = exact.derive(node, frozenset((s, _kind_of(exact.rules[s])) for s in reaching))
     controls = []
     for later in _later(site, plate):
         within = Site(exact, node, later.name, Kind.WEIGHT, root)
@@ -92,8 +95,22 @@ def _weighting_everything(derivation: Derivation) -> Derivation:
     names = [s for s, node in drawn.items() if s in derivation.rules or node in moving]
     if len(names) == len(derivation.rules) and all(_boxes_all(rule) for rule in derivation.rules.values()):
         return derivation
-    rules = {s: Rule(pathwise=True) if s in derivation.pathwise else COST for s in names}
+    rules = {s: Rule(pathwise=True) if s in derivation.pathwise else _boxed(derivation.rules.get(s)) for s in names}
     return Derivation(derivation.order, rules, shared=derivation.shared)
+
+
+def _boxed(rule: Rule | None) -> Rule:
+    """The rule that boxes costs, with the baseline that the sample has."""
+    return COST if rule is None or not rule.boxes_costs or _has_replays(rule) else Rule(control=rule.control)
+
+
+def _kind_of(rule: Rule) -> Kind:
+    """How the sample's ratios go into a replay: with their baseline, if there is one."""
+    return Kind.WEIGHT if rule.control is None or _has_replays(rule) else Kind.CONTROLLED
+
+
+def _has_replays(rule: Rule) -> bool:
+    return rule.control is leave_one_out
 
 
 def _boxes_all(rule: Rule) -> bool:

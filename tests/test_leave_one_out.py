@@ -272,3 +272,26 @@ def test_many_terms_share_one_derivation_of_their_replays(monkeypatch):
     compiled = objective.compile(sg.LOO())
     assert len(made) == 1
     assert sg.verify(compiled, torch.tensor(0.3, dtype=F64)).relative_bias < EXACT
+
+
+def test_the_baseline_of_a_later_sample_goes_into_the_replays():
+    """A constant added to the outcome: the ratios of the outer draws are compared with it, as their scores are."""
+
+    def graph(constant: float) -> sg.Graph:
+        @sg.graph
+        def objective(theta):
+            pulls = sg.sample("D", Categorical, logits=theta, n=3)
+            adapted = sg.ascend(theta, sg.mean(sg.apply(lambda a: BANDIT_REWARD[a], pulls)), 0.7)
+            outcome = sg.sample("tau", Categorical, logits=adapted, n=3)
+            return sg.mean(sg.apply(lambda a: BANDIT_REWARD[a] + constant, outcome))
+
+        return objective
+
+    found = [
+        sg.verify(graph(constant).compile({"D": estimator, "tau": sg.SF(baseline="loo")}), BANDIT_THETA)
+        for constant, estimator in [(0.0, sg.LOO()), (10.0, sg.LOO()), (10.0, sg.LSF())]
+    ]
+    assert all(each.relative_bias < 1e-12 for each in found[:2])
+    plain, moved, linearised = (float(each.variance.sum()) for each in found)
+    assert abs(moved - plain) < 0.1 * plain
+    assert abs(moved - linearised) < 0.1 * linearised
