@@ -74,7 +74,12 @@ def process(dynamics: Dynamics, discount: float, start: Tensor | None = None) ->
             "probability and reward have the shape (..., states, actions, states), got "
             f"{tuple(probability.shape)} and {tuple(reward.shape)}"
         )
-    first = one_hot(torch.tensor(0), states).to(probability) if start is None else start
+    first = (one_hot(torch.tensor(0), states) if start is None else start).to(probability)
+    lead = probability.shape[:-2]
+    if ends.shape != lead or ends.dtype != torch.bool:
+        raise ValueError(f"ends has the shape {tuple(lead)}, of booleans, got {tuple(ends.shape)} of {ends.dtype}")
+    if first.shape not in (lead, lead[-1:]):
+        raise ValueError(f"start has the shape ({states},) or {tuple(lead)}, got {tuple(first.shape)}")
     _check_rows("the transitions from some state and action", probability)
     _check_rows("the first states", first)
     stay = torch.eye(states, dtype=probability.dtype, device=probability.device).unsqueeze(-2)
@@ -85,7 +90,7 @@ def process(dynamics: Dynamics, discount: float, start: Tensor | None = None) ->
 
 def _check_rows(what: str, probability: Tensor) -> None:
     total = probability.sum(-1)
-    if bool((probability < 0).any()) or bool(((total - 1).abs() > _ROUNDING).any()):
+    if not bool((probability >= 0).all() & ((total - 1).abs() <= _ROUNDING).all()):  # not a number fails both
         raise ValueError(f"{what} have probabilities below 0, or that sum to between {total.min()} and {total.max()}")
 
 

@@ -60,6 +60,8 @@ def learned_rates(parameters: Any) -> Any:
 
 def _rates(parameters: Parameters) -> Parameters:
     """A step size for every parameter; those of the step sizes themselves are zero."""
+    if not any(name.startswith(_RATE) for name in parameters):
+        raise ValueError(f"no step sizes among the parameters {', '.join(parameters)}: wrap the policy in LearnedRates")
     return {name: parameters.get(_RATE + name, torch.zeros_like(leaf)) for name, leaf in parameters.items()}
 
 

@@ -172,8 +172,9 @@ class Bound(NamedTuple):
 
     Attributes:
         spread: the mean over tasks of the squared distance between the policies compared with and the one adapted.
-        least_penalty: the penalty from which on the bounds hold.
-        published: the bound of theorem 3 (`"D1"`, `"D2"`) or 4 (`"D3"`).
+        least_penalty: the penalty from which on `sharper` holds.
+        published: the bound of theorem 3 (`"D1"`, `"D2"`) or 4 (`"D3"`), for the penalty of the theorem. It does not
+            depend on the penalty, and a large one adapts little: it holds as far as `sharper` is no larger.
         sharper: the bound for the penalty itself; infinite if it is too small.
         lost: what the policies compared with earn less than the best; belongs to both bounds on a gap to the best.
         advantage: the largest advantage, in size.

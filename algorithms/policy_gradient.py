@@ -168,12 +168,15 @@ def ascend_returns(
 
 
 def _discounted(discount: float) -> Callable[[Any], Tensor]:
-    """Returns to go, discounted from the first step of the trajectory on."""
+    """Returns to go, discounted from the first step of the trajectory on.
+
+    Rewards after the end count, as in the sum over time of a drawn trajectory: they are zero, less a reference.
+    """
 
     def weights(trajectory: Any) -> Tensor:
-        mask = trajectory.mask
-        start = discount ** torch.arange(mask.shape[-1], dtype=mask.dtype, device=mask.device)
-        return start * returns_to_go(trajectory.reward, mask, discount)
+        reward = trajectory.reward
+        start = discount ** torch.arange(reward.shape[-1], dtype=reward.dtype, device=reward.device)
+        return start * returns_to_go(reward, torch.ones_like(reward), discount)
 
     return weights
 
@@ -184,7 +187,8 @@ def _gain(policy: Any, ratio: bool) -> Callable[..., Tensor]:
     def gain(parameters: Any, trajectory: Any, advantage: Tensor) -> Tensor:
         weight = policy.log_prob(parameters, trajectory.observation, trajectory.action)
         if ratio:
-            weight = torch.exp(weight - trajectory.log_prob)
+            # After the end there is nothing to compare with: a ratio there could overflow, and its derivative with it.
+            weight = torch.exp(torch.where(trajectory.mask > 0, weight - trajectory.log_prob, 0.0))
         return torch.where(trajectory.mask > 0, weight * advantage, 0.0).sum()
 
     return gain

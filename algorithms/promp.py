@@ -5,7 +5,9 @@ climbed in several epochs on one meta-batch; actions count while their probabili
 before adaptation is held near itself by a divergence.
 
 Ledger at the parameters that drew: the path of the inner batches is linearized, and products of scores at different
-time steps are dropped from it, so the bias is O(1). Clipping changes nothing there, and everything further away.
+time steps are dropped from it, so the bias is O(1). Clipping changes nothing there, and everything further away. That
+is the ledger of the surrogate. The clipped objective has its gradient with a discount of 1 and plain advantages after
+adaptation; with a smaller discount it weighs late steps as much as early ones, as the public code does.
 
 The public code standardises the advantages after adaptation, as the default does here.
 
@@ -107,7 +109,8 @@ def clipped_return(
 
     Clipping is per step, so it needs the ratio of each step: a replayed surrogate boxes costs with products of them.
     Therefore this is a graph of its own, on recorded trajectories with the field `log_prob`. At the anchor its gradient
-    is that of the low-variance curvature, if `adapt` has `ratio=True`.
+    is that of the low-variance curvature, if `adapt` has `ratio=True` and the discount is 1: advantages of late steps
+    are not discounted once more.
 
     Inputs of the graph: the parameters and the anchor, at which the trace was drawn.
 
@@ -122,7 +125,8 @@ def clipped_return(
         discount: see `advantages`.
         decay: see `advantages`.
         standardise: see `advantages`.
-        reference: a reward that depends on the task alone, subtracted from the rewards after adaptation.
+        reference: a reward that depends on the task alone, subtracted from the rewards after adaptation while an
+            episode runs: for episodes that last until the horizon. It would pay for the end of others.
         inner_reference: the same for the rewards of the inner steps.
 
     References:

@@ -4,6 +4,12 @@ r"""Implicit inner steps on tables of logits: the better policy, state by state,
           - \lambda D^2\big(\pi_\phi(\cdot|s), \pi_\psi(\cdot|s)\big) \Big]
 
 `improve_table` is the step for values that are known, `tabular_step` for values estimated from trajectories.
+
+NOTE [the mean logit]
+A constant added to all logits of a state changes no policy and no divergence: the Hessian of either problem is flat
+that way, and a derivative that should be zero, that of a divergence at its minimum say, is rounding in all directions,
+the flat one included. So with `"D1"` and `"D2"` the mean logit of each state is held at zero by a term of its own. It
+moves no policy, and there is a curvature in every direction.
 """
 
 from collections.abc import Callable
@@ -12,7 +18,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 import stochgraph as sg
 
@@ -39,7 +44,8 @@ def improve_table(
     With divergences every state is a problem of its own, whose solution does not depend on how often it is visited:
     `"D1"`, :math:`\pi' = \lambda \pi_\phi / (\mu - Q)` with :math:`\mu` the number that normalises it; `"D2"`,
     :math:`\pi' \propto \pi_\phi e^{Q / \lambda}`. Both are known, so they are checked and not sought. `"D3"` is one
-    problem in all logits, in which states count by `weight`, and needs a solver.
+    problem in all logits, in which states count by `weight`, and needs a solver. With divergences the logits of each
+    state have the mean zero.
 
     Args:
         table: a node, logits :math:`\phi` of shape `(states, actions)`.
@@ -73,18 +79,27 @@ def improve_table(
     if solver is None:
         solver = sg.solvers.Newton()
         if distance in SOLUTIONS:
-            solver = sg.solvers.ClosedForm(partial(SOLUTIONS[distance], penalty), table, values, tolerance=1e-4)
+            solver = sg.solvers.ClosedForm(partial(_centred_solution, distance, penalty), table, values, tolerance=1e-4)
     return sg.argmax(objective, over=psi, solver=solver, linear_solver=linear_solver)
 
 
 def _toward_psi(penalty: float, psi: Tensor, phi: Tensor, values: Tensor, weight: Tensor) -> Tensor:
     new, old = psi.log_softmax(-1), phi.log_softmax(-1)
-    return (new.exp() * values).sum() - penalty * (old.exp() * (old - new)).sum()
+    return (new.exp() * values).sum() - penalty * ((old.exp() * (old - new)).sum() + _off_centre(psi))
 
 
 def _toward_phi(penalty: float, psi: Tensor, phi: Tensor, values: Tensor, weight: Tensor) -> Tensor:
     new, old = psi.log_softmax(-1), phi.log_softmax(-1)
-    return (new.exp() * (values - penalty * (new - old))).sum()
+    return (new.exp() * (values - penalty * (new - old))).sum() - penalty * _off_centre(psi)
+
+
+def _off_centre(psi: Tensor) -> Tensor:
+    return 0.5 * psi.mean(-1).square().sum()
+
+
+def _centred_solution(distance: str, penalty: float, phi: Tensor, values: Tensor) -> Tensor:
+    table = SOLUTIONS[distance](penalty, phi, values)
+    return table - table.mean(-1, keepdim=True)
 
 
 def _parameters(penalty: float, psi: Tensor, phi: Tensor, values: Tensor, weight: Tensor) -> Tensor:
@@ -167,7 +182,8 @@ def tabular_step(
 
 def _visits(discount: float, table: Tensor, trajectory: Any) -> tuple[Tensor, Tensor]:
     """The returns that followed each action in each state, summed, and their number: `(states, actions)` each."""
-    action = one_hot(trajectory.action.long(), table.shape[-1]).to(trajectory.mask)
+    actions = torch.arange(table.shape[-1], device=table.device)
+    action = (trajectory.action.unsqueeze(-1) == actions).to(trajectory.mask)  # one_hot looks at values, mapped or not
     taken = trajectory.observation.mT @ (action * trajectory.mask.unsqueeze(-1))
     follows = returns_to_go(trajectory.reward, trajectory.mask, discount).unsqueeze(-1)
     return trajectory.observation.mT @ (action * follows), taken

@@ -32,7 +32,8 @@ def tmaml(problem: MetaProblem, *, curvature_baseline: Any = "linear", decay: fl
         decay: :math:`\lambda`; below 1 biased.
 
     Raises:
-        ValueError: inner steps on advantages, whose direction has a baseline already.
+        ValueError: inner steps on advantages, whose direction has a baseline already; one trajectory for each inner
+            step, which has no others to be compared with.
 
     Example:
         >>> from stochgraph.algorithms.environments import Navigation
@@ -51,5 +52,10 @@ def tmaml(problem: MetaProblem, *, curvature_baseline: Any = "linear", decay: fl
         raise ValueError(
             "tmaml puts a baseline into the derivative of steps on plain returns: give no inner baseline, no decay, no "
             "standardisation and no steps of your own"
+        )
+    if problem.steps and curvature_baseline in ("linear", "loo") and problem.inner < 2:
+        raise ValueError(
+            f"inner={problem.inner}: curvature_baseline={curvature_baseline!r} compares trajectories with others; take "
+            "two or more, or None as baseline"
         )
     return problem.template(sg.LoadedDiCE(decay=decay, baseline=curvature_baseline))

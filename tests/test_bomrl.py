@@ -11,7 +11,8 @@ from torch.distributions import Categorical
 import stochgraph as sg
 from stochgraph.algorithms import exact, optimality
 from stochgraph.algorithms.bomrl import bomrl, every_task, exact_bomrl, practical_bomrl, tabular_bomrl
-from stochgraph.algorithms.environments import Navigation
+from stochgraph.algorithms.environments import Navigation, RandomMDP
+from stochgraph.algorithms.environments.tabular import Dynamics
 from stochgraph.algorithms.meta_policy_gradient import MetaProblem
 from stochgraph.algorithms.policies import GaussianMLP, TabularSoftmax
 from stochgraph.algorithms.policy_gradient import ascend_advantages
@@ -439,3 +440,56 @@ def test_refusals_of_distances():
         optimality.squared_distance(processes, table(), best, "D4")
     with pytest.raises(ValueError, match="greed must be at least 0 and below 1, got 1"):
         optimality.nearly_optimal(processes, 1.0)
+
+
+def test_the_published_bound_is_that_of_its_own_penalty():
+    """A large penalty adapts little: the gap outgrows a bound that does not depend on it, but not the sharper one."""
+    reward, never = torch.tensor([1.0, 0.0], dtype=F64).reshape(1, 1, 2, 1), torch.tensor([[False]])
+    paid = Dynamics(torch.ones(1, 1, 2, 1, dtype=F64), reward, never)
+    processes = exact.process(paid, 0.5)
+    best = optimality.nearly_optimal(processes, 0.9)
+    phi = best[0] + torch.tensor([[-0.1, 0.1]], dtype=F64)
+    bound = optimality.gap_bound(processes, phi, best, 50.0, "D2")
+    adapted = exact_bomrl(processes, 50.0).compile().surrogate(phi, every_task(processes))
+    gap = float(exact.returns(processes, best.softmax(-1)) - adapted)
+    assert bound.published < gap < bound.sharper
+
+
+# Tables whose logits are only known up to a constant
+
+
+@pytest.mark.parametrize("distance", ["D1", "D2"])
+@pytest.mark.parametrize("inner", [1, 2])
+def test_what_does_not_move_a_policy_has_no_derivative(distance, inner):
+    """The divergence of adapted policies at its minimum: its gradient is rounding, its Hessian is not."""
+    walks = Rollouts(RandomMDP(2, 2, horizon=2), TabularSoftmax(2, 2))
+    problem = MetaProblem(
+        trajectories=walks, tasks=lambda: walks.environment.declare_tasks(4), policy=walks.policy, inner=inner, outer=2
+    )
+    template, theta = tabular_bomrl(problem, distance=distance), {"logits": torch.zeros(2, 2, dtype=F64)}
+    trace = template.compile().sample(theta, generator=torch.Generator().manual_seed(0))
+    divergence = adapted_divergence(problem.tasks, walks.policy, template.adapt).compile({})
+
+    def value(logits):
+        return divergence.surrogate({"logits": logits}, theta, trace)
+
+    logits = theta["logits"]
+    assert torch.func.grad(value)(logits).abs().max() < 1e-12
+    curvature = torch.func.jacrev(torch.func.grad(value))(logits).reshape(4, 4)
+    assert torch.linalg.eigvalsh(curvature).min() > -1e-12
+    assert curvature.abs().max() > 1e-3
+
+
+def test_a_single_trajectory_of_a_single_task_is_verified():
+    """No plate is left to map the step over: it runs inside the transforms of `verify` alone."""
+    walks = Rollouts(RandomMDP(2, 2, reward_std=0.0, horizon=2), TabularSoftmax(2, 2))
+    task = walks.environment.task_distribution().sample((1,)).double()
+    task[..., :-1] /= task[..., :-1].sum(-1, keepdim=True)
+    problem = MetaProblem(
+        trajectories=walks,
+        tasks=lambda: walks.environment.declare_tasks(1, among=task),
+        policy=walks.policy,
+        inner=1,
+        outer=1,
+    )
+    assert sg.verify(tabular_bomrl(problem).compile(), {"logits": table(2, 2)}).relative_bias < 1e-10

@@ -13,6 +13,7 @@ from stochgraph.algorithms.environments.tabular import Dynamics
 from tests.problems import F64
 
 DISCOUNT = 0.8
+EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-12}
 
 
 def random_processes(tasks=5, states=4, actions=3, discount=DISCOUNT, seed=0):
@@ -145,3 +146,16 @@ def test_tables_that_are_none_are_refused():
         exact.process(good._replace(probability=torch.full((2, 1, 2), 0.4)), 0.9)
     with pytest.raises(ValueError, match="first states have probabilities"):
         exact.process(good, 0.9, start=torch.tensor([0.5, 0.6]))
+    with pytest.raises(ValueError, match="below 0, or that sum to between nan"):
+        exact.process(good._replace(probability=torch.full((2, 1, 2), torch.nan)), 0.9)
+    with pytest.raises(ValueError, match=r"ends has the shape \(2,\), of booleans, got \(1,\) of torch.bool"):
+        exact.process(good._replace(ends=torch.zeros(1, dtype=torch.bool)), 0.9)
+    with pytest.raises(ValueError, match=r"start has the shape \(2,\) or \(2,\), got \(3,\)"):
+        exact.process(good, 0.9, start=torch.tensor([0.5, 0.3, 0.2]))
+
+
+def test_the_first_states_take_the_precision_of_the_tables():
+    processes, policy = random_processes(), random_policy(random_processes())
+    tables = Dynamics(processes.probability, torch.zeros_like(processes.probability), ~processes.running)
+    started = exact.process(tables, DISCOUNT, start=torch.tensor([1, 0, 0, 0]))
+    torch.testing.assert_close(exact.visitation(started, policy), exact.visitation(processes, policy), **EXACT)

@@ -8,7 +8,14 @@ import pytest
 import torch
 from torch.utils import _pytree as pytree
 
-from stochgraph.algorithms.replays import adapted_divergence
+import stochgraph as sg
+from stochgraph.algorithms.environments import FrozenLake, Navigation
+from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+from stochgraph.algorithms.meta_sgd import meta_sgd
+from stochgraph.algorithms.policies import GaussianMLP, TabularSoftmax
+from stochgraph.algorithms.policy_gradient import whole
+from stochgraph.algorithms.replays import Recorded, adapted_divergence, adapted_to, recorded_batches
+from stochgraph.algorithms.rollouts import Rollouts
 from stochgraph.algorithms.training import Configuration, ConfigurationError, Problem, RunFolder, TrainingError, train
 from stochgraph.algorithms.training.settings import ALGORITHMS, ESTIMATORS
 from tests.training_cases import SMALL, in_ranks, newest, same, same_runs, timeless, train_on_rank
@@ -269,6 +276,14 @@ def test_equal_learned_rates_are_a_rate(trust):
         ({"algorithm": "tmaml", "inner_baseline": "linear"}, "tmaml puts a baseline into the derivative"),
         ({"algorithm": "loo", "inner": 1}, "algorithm='loo': sample 'D1' .*leave-one-out on a plate of one"),
         ({"algorithm": "mamll"}, "did you mean 'maml'"),
+        ({"algorithm": "lsf", "outer": 1, "outer_baseline": "loo"}, "outer=1: outer_baseline='loo' compares"),
+        ({"algorithm": "lsf", "outer": 1, "outer_baseline": "mean", "shards": 4}, "outer=1: outer_baseline='mean'"),
+        ({"algorithm": "tmaml", "inner": 1}, "inner=1: curvature_baseline='linear' compares"),
+        ({"algorithm": "meta-sgd", "evaluation_steps": 0}, "evaluation_steps=0: .*needs at least one"),
+        ({"algorithm": "lsf", "optimizer": "SparseAdam"}, "optimizer='SparseAdam'.* does not support dense"),
+        ({"algorithm": "lsf", "optimizer_options": {"betas": [0.9]}}, "optimizer_options=.*index out of range"),
+        ({"algorithm": "lsf", "optimizer_options": {"capturable": True}}, "optimizer_options=.*capturable"),
+        ({"algorithm": "lsf", "optimizer_options": {"maximize": False}}, "'maximize' is not an option"),
     ],
 )  # fmt: skip
 def test_algorithms_that_do_not_fit_are_refused(trust, changes, words):
@@ -296,3 +311,49 @@ def test_wrong_options_of_trust_regions_are_refused(trust, options, words):
 def test_the_names_of_all_optimisers_are_listed():
     with pytest.raises(ConfigurationError, match=r"choose from .*SGD, .*TRPO"):
         Problem(Configuration(optimizer="natural"))
+
+
+def test_an_inner_problem_that_is_not_solved_ends_a_run_in_words(trust):
+    run = trust.replace(algorithm="bomrl", algorithm_options={"damping": -1.0}, optimizer="Adam")
+    with pytest.raises(TrainingError, match=r"iteration 0: argmax .* not negative definite.*no checkpoint yet"):
+        train(run, reporters=[])
+
+
+def test_step_sizes_that_are_not_there_are_an_error():
+    walks = Rollouts(Navigation(), GaussianMLP(2, 2, hidden=()), horizon=3)
+    problem = MetaProblem(trajectories=walks, tasks=lambda: walks.environment.declare_tasks(2))
+    with pytest.raises(ValueError, match=r"no step sizes among the parameters .*: wrap the policy in LearnedRates"):
+        meta_sgd(problem).compile().sample(walks.policy.initial())
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_reference_counts_after_the_end_in_replays_as_in_draws(steps):
+    """The recorded inner step is the drawn one for episodes of different lengths as well."""
+    pytest.importorskip("gymnasium")
+    walks = Rollouts(FrozenLake(size=3, horizon=6), TabularSoftmax(9, 4))
+    problem = MetaProblem(
+        trajectories=walks,
+        tasks=lambda: walks.environment.declare_tasks(3),
+        policy=walks.policy,
+        inner_rate=0.7,
+        steps=steps,
+        discount=0.9,
+        reference=lambda task: 0.5 + task.sum(),
+    )
+    template = problem.template(sg.MAML())
+    theta = {"logits": torch.zeros(9, 4, dtype=torch.float64)}
+    trace = template.compile().sample(theta, generator=torch.Generator().manual_seed(0))
+    assert trace.draws["D1"].mask.min() == 0
+
+    @sg.graph
+    def scored(theta):
+        task = problem.tasks()
+        batches = recorded_batches(task, steps, problem.inner_reference)
+        tau = whole(sg.sample("tau", Recorded(), task, n=1), "tau")
+        own = adapted_to(batches, theta, template.adapt)
+        return sg.mean(
+            sg.apply(lambda p, t: (walks.policy.log_prob(p, t.observation, t.action) * t.mask).sum(), own, tau)
+        )
+
+    drawn = trace.draws["tau"].log_prob.sum(-1).mean()
+    torch.testing.assert_close(scored.compile({}).surrogate(theta, trace), drawn, rtol=0.0, atol=1e-12)

@@ -122,8 +122,12 @@ class Problem:
         return template_of(self.configuration, asked).graph.compile(sg.SF())
 
     def _check(self) -> None:
-        """What would be refused at the first meta-batch."""
+        """What would be refused at the first meta-batch, or at the first evaluation."""
         self.learner(self.initial())
+        try:
+            self._evaluated  # noqa: B018
+        except ConfigurationError as error:
+            raise ConfigurationError(f"evaluation_steps={self.configuration.evaluation_steps}: {error}") from error
         if self.configuration.chunk is not None:
             try:
                 sg.chunks(self.compiled, sg.Trace(torch.tensor(0.0), {}, {}, {}), over="task", chunk=1)

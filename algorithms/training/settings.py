@@ -120,6 +120,12 @@ def problem_of(configuration: Configuration, trajectories: sg.Sampler, rollouts:
         raise ConfigurationError(f"inner_baseline={run.inner_baseline!r}: choose 'linear' or none")
     if run.outer_baseline not in (None, "loo", "mean", "linear"):
         raise ConfigurationError(f"outer_baseline={run.outer_baseline!r}: choose 'loo', 'mean' or 'linear', or none")
+    alone = run.outer * (run.tasks // run.shards) < 2 if run.outer_baseline == "mean" else run.outer < 2
+    if run.outer_baseline and alone and run.algorithm != "promp":  # which climbs advantages with a baseline of its own
+        raise ConfigurationError(
+            f"outer={run.outer}: outer_baseline={run.outer_baseline!r} compares trajectories with others, and there "
+            "are none; take two or more, or no baseline"
+        )
     return MetaProblem(
         trajectories=trajectories,
         tasks=partial(rollouts.environment.declare_tasks, run.tasks),
@@ -177,8 +183,25 @@ def optimizer_of(configuration: Configuration, parameters: list[Tensor]) -> torc
         if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
     }
     make = _named("optimizer", configuration.optimizer, {**known, "TRPO": None})
+    if "maximize" in configuration.optimizer_options:
+        raise ConfigurationError("optimizer_options: 'maximize' is not an option, a meta-gradient is always climbed")
     options = {"lr": configuration.learning_rate, "maximize": True, **configuration.optimizer_options}
-    return _called("optimizer_options", make, options, parameters)
+    _called("optimizer_options", make, options, parameters)
+    return _tried(configuration.optimizer, make, options, parameters)
+
+
+def _tried(
+    name: str, make: Callable[..., torch.optim.Optimizer], options: Mapping[str, Any], parameters: list[Tensor]
+) -> torch.optim.Optimizer:
+    """The optimiser, once it has made a step on copies: some options are not looked at before."""
+    copies = [leaf.clone() for leaf in parameters]
+    for copy in copies:
+        copy.grad = torch.zeros_like(copy)
+    try:
+        make(copies, **options).step()
+    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
+        raise ConfigurationError(f"optimizer={name!r}, optimizer_options={dict(options)!r}: {error}") from error
+    return make(parameters, **options)
 
 
 def _named(field: str, name: str, table: Mapping[str, Any]) -> Any:
@@ -197,5 +220,5 @@ def _called(field: str, make: Callable[..., Any], options: Mapping[str, Any], *a
         raise ConfigurationError(f"{field}: {error}; {takes}") from error
     try:
         return make(*bound.args, **bound.kwargs)
-    except (ImportError, TypeError, ValueError, RuntimeError) as error:
+    except (ImportError, LookupError, TypeError, ValueError, RuntimeError) as error:
         raise ConfigurationError(f"{field}={dict(options)!r}: {error}") from error

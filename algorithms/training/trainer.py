@@ -220,7 +220,7 @@ class Trainer:
         """Errors that a person can do something about, in words."""
         try:
             yield
-        except (sg.SamplingError, OSError, CheckpointError) as error:
+        except (sg.SamplingError, sg.SolverError, OSError, CheckpointError) as error:
             raise TrainingError(f"iteration {self.iteration}: {error}. {self._left()}") from error
 
     def _left(self) -> str:
