@@ -181,8 +181,13 @@ def evaluate_command(folder: Path, tasks: int | None, steps: int | None, as_json
 @configured
 def explain_command(configuration: Configuration) -> None:
     """Print how the run's algorithm counts every gradient path, with its bias and variance class."""
-    compiled = Problem(configuration).compiled
-    click.echo(f"{compiled.graph!r}\n\n{compiled.explain()}")
+    problem = Problem(configuration)
+    click.echo(f"{problem.compiled.graph!r}\n\n{problem.compiled.explain()}")
+    if problem.template.replayed is not None:
+        click.echo(
+            f"This is the graph that draws. On its draws {configuration.algorithm} climbs an objective of its own, "
+            f"Template.replayed; stochgraph.algorithms.{configuration.algorithm} says how that counts"
+        )
 
 
 @main.command("profile")

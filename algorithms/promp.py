@@ -4,10 +4,12 @@ The inner curvature is the low-variance one, which drops products of scores at d
 climbed in several epochs on one meta-batch; actions count while their probability is near what it was, and the policy
 before adaptation is held near itself by a divergence.
 
-Ledger at the parameters that drew: the path of the inner batches is linearized, and products of scores at different
-time steps are dropped from it, so the bias is O(1). Clipping changes nothing there, and everything further away. That
-is the ledger of the surrogate. The clipped objective has its gradient with a discount of 1 and plain advantages after
-adaptation; with a smaller discount it weighs late steps as much as early ones, as the public code does.
+What is climbed is the clipped objective, `Template.replayed`, on the draws of the template's graph. At the parameters
+that drew, clipping changes nothing, and the inner steps have the low-variance curvature through their ratios: the path
+of the inner batches is linearized, products of scores at different time steps are dropped from it, bias O(1). With plain
+returns inside, a discount of 1 and plain advantages after adaptation its gradient is that of the graph, whose ledger
+says so. Otherwise the two differ: on advantages, where a trajectory is one value, the graph's estimator is `LSF`; with
+a smaller discount the clipped objective weighs late steps as much as early ones, as the public code does.
 
 The public code standardises the advantages after adaptation, as the default does here.
 

@@ -16,8 +16,8 @@ def LOO() -> Estimator:
     Through updates the graph is replayed with one draw left out at a time: forward evaluations only, mapped over the N
     draws in chunks. What was drawn after an update is reused with the importance ratio of its log-probabilities at the
     replay's parameters. Give those samples a baseline, `SF(baseline="loo")` or `"linear"`: it goes into the replays as
-    well, and without it the ratios' noise is multiplied with the mean cost. With several inner steps that ratio runs over whole later plates: their own replays are its
-    control variate, so the variance stays :math:`O(1/N)`.
+    well, and without it the ratios' noise is multiplied with the mean cost. With several inner steps that ratio runs
+    over whole later plates: their own replays are its control variate, so the variance stays :math:`O(1/N)`.
 
     A draw without a plate is in no mean: there, and on plates that reach the objective through linear operations only,
     it coincides with `SF`.

@@ -142,6 +142,10 @@ def test_the_ledger_is_explained():
     assert re.search(r"^D2 .* dropped +not counted", printed, re.MULTILINE)
 
 
+def test_the_ledger_of_draws_is_said_to_be_that():
+    assert "promp climbs an objective of its own" in call("explain", "--algorithm", "promp").output
+
+
 def test_profiles_compare_estimators(folder):
     printed = call("profile", *OPTIONS, "--estimators", "LSF,SF", "--repeats", 3).output
     assert re.search(r"^\| LSF \|.*\n\| SF \|", printed, re.MULTILINE)
