@@ -6,10 +6,10 @@ before adaptation is held near itself by a divergence.
 
 What is climbed is the clipped objective, `Template.replayed`, on the draws of the template's graph. At the parameters
 that drew, clipping changes nothing, and the inner steps have the low-variance curvature through their ratios: the path
-of the inner batches is linearized, products of scores at different time steps are dropped from it, bias O(1). With plain
-returns inside, a discount of 1 and plain advantages after adaptation its gradient is that of the graph, whose ledger
-says so. Otherwise the two differ: on advantages, where a trajectory is one value, the graph's estimator is `LSF`; with
-a smaller discount the clipped objective weighs late steps as much as early ones, as the public code does.
+of the inner batches is linearized, products of scores at different time steps are dropped from it, bias O(1). With
+plain returns inside, a discount of 1 and plain advantages after adaptation its gradient is that of the graph, whose
+ledger says so. Otherwise the two differ: on advantages, where a trajectory is one value, the graph's estimator is
+`LSF`; with a smaller discount the clipped objective weighs late steps as much as early ones, as the public code does.
 
 The public code standardises the advantages after adaptation, as the default does here.
 
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 import stochgraph as sg
+from stochgraph._checks import FLAG, at_least, more_than, require
 
 from .advantages import Baseline, LinearBaseline
 from .meta_policy_gradient import MetaProblem
@@ -63,9 +64,9 @@ def promp(problem: MetaProblem, *, clip: float = 0.3, penalty: float = 5e-4, sta
         >>> found.replayed.compile({}).surrogate(theta, theta, trace).shape
         torch.Size([])
     """
-    _require("clip", clip, clip > 0, "more than 0")
-    _require("penalty", penalty, penalty >= 0, "at least 0")
-    _require("standardise", standardise, isinstance(standardise, bool), "true or false")
+    require(more_than(0), clip=clip)
+    require(at_least(0), penalty=penalty)
+    require(FLAG, standardise=standardise)
     if problem.policy is None or problem.adapt is not None:
         raise ValueError("promp scores recorded actions, and adapts by policy gradients: give a policy, and no adapt")
     if problem.baseline not in (None, "linear"):
@@ -157,8 +158,3 @@ def _moved(theta: Any, anchor: Any, data: Any, policy: Any) -> Any:
     data = whole(data, "D1")
     moved = sg.apply(lambda o, n, x, m: (policy.kl(o, n, x) * m).sum(), anchor, theta, data.observation, data.mask)
     return sg.mean(sg.mean(moved, over="D1") / sg.mean(sg.apply(torch.sum, data.mask), over="D1"))
-
-
-def _require(name: str, value: Any, fits: bool, words: str) -> None:
-    if not fits:
-        raise ValueError(f"{name}={value!r}: must be {words}")

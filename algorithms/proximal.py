@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import stochgraph as sg
+from stochgraph._checks import more_than, require
 
 from .advantages import Baseline
 from .policy_gradient import advantages, whole
@@ -234,5 +235,5 @@ def _check(gain: str, distance: str, penalty: Any) -> None:
     for word, given, known in (("gain", gain, list(GAINS)), ("distance", distance, list(DISTANCES))):
         if given not in known:
             raise ValueError(f"{word}={given!r} is not known: choose one of {', '.join(map(repr, known))}")
-    if isinstance(penalty, int | float) and not penalty > 0:
-        raise ValueError(f"the penalty must be positive, got {penalty}: without one there is no maximum")
+    if penalty is None or isinstance(penalty, int | float | str):  # and not a node or a tensor
+        require(more_than(0), penalty=penalty)

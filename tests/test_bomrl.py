@@ -334,13 +334,19 @@ def test_training_on_navigation_and_replays():
 def test_refusals():
     with pytest.raises(ValueError, match="distance='D4' is not known: choose one of 'D1', 'D2', 'D3'"):
         exact_bomrl(random_processes(), PENALTY, "D4")
-    with pytest.raises(ValueError, match="the penalty must be positive, got 0"):
+    with pytest.raises(ValueError, match="penalty=0: must be a number more than 0"):
         exact_bomrl(random_processes(), 0)
     for words, message in (({"gain": "clip"}, "gain='clip' is not known"), ({"distance": "D0"}, "distance='D0'")):
         with pytest.raises(ValueError, match=message):
             bomrl(asked(), **words)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="the penalty must be positive, got -1"):
+    with pytest.raises(ValueError, match=r"penalty=-1\.0: must be a number more than 0"):
         practical_bomrl(asked(), penalty=-1.0)
+    with pytest.raises(ValueError, match="penalty='x': must be a number more than 0"):
+        bomrl(asked(), penalty="x")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"steps=2\.5: must be an integer of at least 0"):
+        practical_bomrl(asked(), adam_steps=2.5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="damping=-1: must be a number of at least 0"):
+        bomrl(asked(), damping=-1)
     with pytest.raises(ValueError, match="tabular_bomrl improves a table of logits"):
         tabular_bomrl(asked(policy=GaussianMLP(2, 2)))
     with pytest.raises(ValueError, match="scores recorded actions: give the problem a policy"):

@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import torch
 
 import stochgraph as sg
+from stochgraph._checks import at_least, between, integer, more_than, require
 
 from ..policies import Parameters
 from ..trust_region import trust_region_step
@@ -135,11 +136,10 @@ class TrustRegion:
         backtracking: float = 0.8,
         tries: int = 15,
     ) -> None:
-        _require("radius", radius, radius > 0, "more than 0")
-        _require("damping", damping, damping >= 0, "at least 0")
-        _require("iterations", iterations, _positive(iterations), "an integer of at least 1")
-        _require("backtracking", backtracking, 0 < backtracking < 1, "between 0 and 1")
-        _require("tries", tries, _positive(tries), "an integer of at least 1")
+        require(more_than(0), radius=radius)
+        require(at_least(0), damping=damping)
+        require(integer(1), iterations=iterations, tries=tries)
+        require(between(0, 1), backtracking=backtracking)
         self.divergence = divergence
         self.options: dict[str, Any] = {"radius": radius, "damping": damping, "iterations": iterations}
         self.options |= {"backtracking": backtracking, "tries": tries}
@@ -164,12 +164,3 @@ class TrustRegion:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
-
-
-def _positive(value: Any) -> bool:
-    return isinstance(value, int) and value >= 1
-
-
-def _require(name: str, value: Any, fits: bool, words: str) -> None:
-    if not fits:
-        raise ValueError(f"{name}={value!r}: must be {words}")

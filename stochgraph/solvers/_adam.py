@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._checks import at_least, integer, more_than, require
 from ._base import Problem, Solver
 
 _DECAY, _SQUARE_DECAY, _LEAST = 0.9, 0.999, 1e-8
@@ -35,6 +36,11 @@ class Adam(Solver):
     steps: int = 1000
     lr: float = 0.1
     tolerance: float = 1e-6
+
+    def __post_init__(self) -> None:
+        require(integer(0), steps=self.steps)
+        require(more_than(0), lr=self.lr)
+        require(at_least(0), tolerance=self.tolerance)
 
     def solve(self, problem: Problem, start: Tensor) -> Tensor:
         x, mean, square = start, torch.zeros_like(start), torch.zeros_like(start)

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._checks import at_least, integer, require
 from ._base import Problem, Solver
 from ._line_search import bounded, rising_step
 
@@ -44,6 +45,11 @@ class LBFGS(Solver):
     steps: int = 200
     memory: int = 10
     tolerance: float = 1e-6
+
+    def __post_init__(self) -> None:
+        require(integer(0), steps=self.steps)
+        require(integer(1), memory=self.memory)
+        require(at_least(0), tolerance=self.tolerance)
 
     def solve(self, problem: Problem, start: Tensor) -> Tensor:
         x, gradient = start, problem.gradient(start)

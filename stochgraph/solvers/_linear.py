@@ -19,6 +19,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._checks import at_least, integer, require
 from .._errors import SolverError
 from ._base import LinearSolver, worst
 
@@ -104,6 +105,10 @@ class ConjugateGradient(LinearSolver):
     tolerance: float = 1e-10
     damping: float = 0.0
 
+    def __post_init__(self) -> None:
+        require(integer(0), steps=self.steps)
+        require(at_least(0), tolerance=self.tolerance, damping=self.damping)
+
     def solve(self, product: Product, rhs: Tensor) -> Tensor:
         goal = self.tolerance if self.tolerance < math.inf else 0.0
         found = conjugate_gradient(lambda v: product(v) + self.damping * v, rhs, self.steps, goal)
@@ -141,6 +146,9 @@ class Dense(LinearSolver):
     """
 
     damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(at_least(0), damping=self.damping)
 
     def solve(self, product: Product, rhs: Tensor) -> Tensor:
         columns = [

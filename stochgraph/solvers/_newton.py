@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from .._checks import at_least, integer, require
 from ._base import Problem, Solver
 from ._line_search import bounded, rising_step
 from ._linear import conjugate_gradient
@@ -36,6 +37,10 @@ class Newton(Solver):
 
     steps: int = 50
     tolerance: float = 1e-6
+
+    def __post_init__(self) -> None:
+        require(integer(0), steps=self.steps)
+        require(at_least(0), tolerance=self.tolerance)
 
     def solve(self, problem: Problem, start: Tensor) -> Tensor:
         x = start

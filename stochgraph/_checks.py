@@ -1,0 +1,45 @@
+"""Options that must be of a kind: numbers above a bound, whole numbers, true or false."""
+
+from collections.abc import Callable
+from typing import Any
+
+
+def number(value: Any) -> bool:
+    """Whether this is one number; true and false are none."""
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def more_than(bound: float) -> tuple[Callable[[Any], bool], str]:
+    """A number above the bound."""
+    return lambda value: number(value) and value > bound, f"a number more than {bound:g}"
+
+
+def at_least(bound: float) -> tuple[Callable[[Any], bool], str]:
+    """A number of at least the bound."""
+    return lambda value: number(value) and value >= bound, f"a number of at least {bound:g}"
+
+
+def between(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
+    """A number strictly between the bounds."""
+    return lambda value: number(value) and low < value < high, f"a number between {low:g} and {high:g}"
+
+
+def integer(least: int) -> tuple[Callable[[Any], bool], str]:
+    """A whole number of at least the bound."""
+    words = f"an integer of at least {least}"
+    return lambda value: isinstance(value, int) and not isinstance(value, bool) and value >= least, words
+
+
+FLAG: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, bool), "true or false")
+
+
+def require(kind: tuple[Callable[[Any], bool], str], **options: Any) -> None:
+    """Refuse options that are not of a kind.
+
+    Raises:
+        ValueError: with the option's name, what it is and what it must be.
+    """
+    fits, words = kind
+    for name, value in options.items():
+        if not fits(value):
+            raise ValueError(f"{name}={value!r}: must be {words}")
