@@ -1,6 +1,7 @@
 """The command `stochgraph`: train, evaluate, explain, profile, demo."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +59,12 @@ def _json(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return text
+        return _number(text)
+
+
+def _number(text: str) -> Any:
+    """A number as people write it, which JSON does not have: .8, 5., +1. Other words stay words."""
+    return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) else text
 
 
 def _pairs(_: Any, __: Any, given: tuple[str, ...]) -> dict[str, Any]:

@@ -73,6 +73,11 @@ def test_training_writes_the_configuration_that_the_options_make(folder):
         ("--optimizer-options betas=[0.8,0.9] --optimizer-options amsgrad=true", "optimizer_options",
          {"betas": [0.8, 0.9], "amsgrad": True}),
         ("--output 7", "output", "7"),
+        ("--discount .8", "discount", 0.8),
+        ("--inner-rate -.5", "inner_rate", -0.5),
+        ("--gradient-clip 5.", "gradient_clip", 5.0),
+        ("--policy-options log_std=-1. --policy-options name=1.2.3", "policy_options",
+         {"log_std": -1.0, "name": "1.2.3"}),
     ],
 )  # fmt: skip
 def test_options_become_fields(monkeypatch, options, field, value):
