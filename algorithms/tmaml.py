@@ -50,6 +50,6 @@ def tmaml(problem: MetaProblem, *, curvature_baseline: Any = "linear", decay: fl
     if problem.on_advantages or problem.adapt is not None:
         raise ValueError(
             "tmaml puts a baseline into the derivative of steps on plain returns: give no inner baseline, no decay, no "
-            "standardisation and no steps of your own"
+            "standardisation and no steps of your own (in a run: --inner-baseline none --no-standardise)"
         )
     return problem.template(sg.LoadedDiCE(decay=decay, baseline=curvature_baseline))

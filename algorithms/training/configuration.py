@@ -180,7 +180,7 @@ def _fitting(name: str, hint: Any, value: Any) -> Any:
 
 def type_words(hint: Any) -> str:
     """A type in words."""
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return " or ".join(type_words(each) for each in typing.get_args(hint))
     words = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "none"}
     return words.get(hint, "integers" if typing.get_origin(hint) is tuple else "options by name")

@@ -5,6 +5,8 @@ new row of `ALGORITHMS`, a function of a `MetaProblem` that returns a `Template`
 """
 
 import inspect
+import types
+import typing
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -30,7 +32,7 @@ from ..rollouts import Rollouts
 from ..sgmrl import sgmrl, sgmrl_first_order, sgmrl_published
 from ..template import Template
 from ..tmaml import tmaml
-from .configuration import Configuration, ConfigurationError, unknown
+from .configuration import Configuration, ConfigurationError, type_words, unknown
 from .learners import TrustRegion
 
 ENVIRONMENTS: Mapping[str, Callable[..., Environment]] = {
@@ -171,14 +173,17 @@ def trust_region_of(configuration: Configuration, template: Template, divergence
 
 def optimizer_of(configuration: Configuration, parameters: list[Tensor]) -> torch.optim.Optimizer:
     """The optimiser that a configuration names, on these parameters; it ascends."""
-    known = {
-        name: kind
-        for name, kind in vars(torch.optim).items()
-        if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
-    }
+    known = {name: kind for name, kind in vars(torch.optim).items() if _ascends(kind)}
     make = _named("optimizer", configuration.optimizer, {**known, "TRPO": None})
     options = {"lr": configuration.learning_rate, "maximize": True, **configuration.optimizer_options}
     return _called("optimizer_options", make, options, parameters)
+
+
+def _ascends(kind: Any) -> bool:
+    """Whether this is an optimiser that can climb along gradients as they are, which are dense."""
+    if not inspect.isclass(kind) or not issubclass(kind, torch.optim.Optimizer) or kind is torch.optim.SparseAdam:
+        return False
+    return "maximize" in inspect.signature(kind).parameters
 
 
 def _named(field: str, name: str, table: Mapping[str, Any]) -> Any:
@@ -195,7 +200,36 @@ def _called(field: str, make: Callable[..., Any], options: Mapping[str, Any], *a
         known = list(inspect.signature(make).parameters)[len(arguments) :]
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
         raise ConfigurationError(f"{field}: {error}; {takes}") from error
+    _check_types(field, make, options)
     try:
         return make(*bound.args, **bound.kwargs)
     except (ImportError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigurationError(f"{field}={dict(options)!r}: {error}") from error
+        # Without options it is the name itself that does not fit.
+        given = f"{field}={dict(options)!r}" if options else field.removesuffix("_options")
+        raise ConfigurationError(f"{given}: {error}") from error
+
+
+def _check_types(field: str, make: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse options of another type than the annotated one, where that is one of JSON's: "no" is not false."""
+    hints = _hints(make)
+    for name, value in options.items():
+        allowed = _kinds(hints.get(name))
+        if not allowed or type(value) in allowed or (float in allowed and type(value) is int):
+            continue
+        expected = type_words(hints[name]) + (", as JSON has it" if bool in allowed else "")
+        raise ConfigurationError(f"{field}: {name}={value!r}: expected {expected}, got {type(value).__name__}")
+
+
+def _hints(make: Callable[..., Any]) -> dict[str, Any]:
+    """The annotated types of parameters, as far as they can be told."""
+    try:
+        return typing.get_type_hints(make.__init__ if inspect.isclass(make) else make)
+    except (NameError, TypeError):
+        return {}
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The types that a simple annotation allows; none: any."""
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    kinds = typing.get_args(hint) if union else (hint,)
+    return kinds if set(kinds) <= {bool, int, float, str, type(None)} and hint is not None else ()
