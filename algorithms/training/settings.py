@@ -122,21 +122,24 @@ def problem_of(configuration: Configuration, trajectories: sg.Sampler, rollouts:
         raise ConfigurationError(f"inner_baseline={run.inner_baseline!r}: choose 'linear' or none")
     if run.outer_baseline not in (None, "loo", "mean", "linear"):
         raise ConfigurationError(f"outer_baseline={run.outer_baseline!r}: choose 'loo', 'mean' or 'linear', or none")
-    return MetaProblem(
-        trajectories=trajectories,
-        tasks=partial(rollouts.environment.declare_tasks, run.tasks),
-        policy=rollouts.policy,
-        inner_rate=run.inner_rate,
-        steps=run.steps,
-        inner=run.inner,
-        outer=run.outer,
-        discount=run.discount,
-        baseline=run.outer_baseline,
-        inner_baseline=LinearBaseline() if run.inner_baseline else None,
-        decay=run.advantage_decay,
-        standardise=run.standardise,
-        reference=reference_of(run, rollouts.environment),
-    )
+    try:
+        return MetaProblem(
+            trajectories=trajectories,
+            tasks=partial(rollouts.environment.declare_tasks, run.tasks),
+            policy=rollouts.policy,
+            inner_rate=run.inner_rate,
+            steps=run.steps,
+            inner=run.inner,
+            outer=run.outer,
+            discount=run.discount,
+            baseline=run.outer_baseline,
+            inner_baseline=LinearBaseline() if run.inner_baseline else None,
+            decay=run.advantage_decay,
+            standardise=run.standardise,
+            reference=reference_of(run, rollouts.environment),
+        )
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
 
 
 def template_of(configuration: Configuration, problem: MetaProblem) -> Template:
@@ -153,6 +156,40 @@ def template_of(configuration: Configuration, problem: MetaProblem) -> Template:
             "has no estimators; choose another algorithm, or no estimator"
         )
     return template.with_estimator(estimator_of(configuration.estimator, configuration.estimator_options))
+
+
+def check_draws(configuration: Configuration, template: Template, tasks: int) -> None:
+    """Refuse baselines that leave one draw out where there is no other: no meta-batch could be drawn.
+
+    Args:
+        configuration: the run's.
+        template: the algorithm that it names.
+        tasks: those of the smallest shard.
+    """
+    run = configuration
+    if template.replayed is None:  # an objective of its own has a baseline of its own, which leaves none out
+        _check_others("outer", run.outer, f"outer_baseline={run.outer_baseline!r}", run.outer_baseline, tasks)
+    estimator = template.estimators.get("D1")
+    baseline = getattr(estimator, "baseline", None)
+    given = f"the baseline {baseline!r} of the inner samples"
+    if estimator is not None and estimator.curvature == "loaded":
+        _check_others("inner", run.inner, given, baseline, tasks)
+    elif baseline in ("loo", "mean") and tasks < 2:
+        raise ConfigurationError(
+            f"tasks={run.tasks}, shards={run.shards}: {given} compares every task with the others of its shard; give "
+            "at least 2 tasks to each shard, or no such baseline"
+        )
+
+
+def _check_others(field: str, count: int, given: str, baseline: Any, tasks: int) -> None:
+    """Refuse a plate of one where a baseline compares a trajectory with the others: its task's, or ("mean") all."""
+    others = {"loo": count, "linear": count, "mean": count * tasks}
+    if others.get(baseline, 2) < 2:
+        of = "any task" if baseline == "mean" else "its task"
+        raise ConfigurationError(
+            f"{field}={count}: {given} compares every trajectory with the others of {of}; give {field}=2 at least, or "
+            "no such baseline"
+        )
 
 
 def estimator_of(name: str, options: Mapping[str, Any] | None = None) -> Any:
