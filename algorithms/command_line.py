@@ -192,13 +192,18 @@ def explain_command(configuration: Configuration) -> None:
 
 
 @main.command("profile")
-@click.option("--estimators", default="SF,LSF,MAML", show_default=True, help=f"Of {', '.join(ESTIMATORS)}.")
+@click.option("--estimators", default="SF,LOO,LSF,MAML", show_default=True, help=f"Of {', '.join(ESTIMATORS)}.")
 @click.option("--repeats", default=20, show_default=True, type=click.IntRange(2), help="Estimates with each of them.")
 @click.option("--trained", is_flag=True, help="At the newest checkpoint in the output folder, not at the start.")
 @configured
 def profile_command(configuration: Configuration, estimators: str, repeats: int, trained: bool) -> None:
     """Compare estimators on the run's meta-objective: bias, variance, mean squared error, time."""
     problem = Problem(configuration)
+    if problem.template.replayed is not None:
+        raise click.UsageError(
+            f"algorithm {configuration.algorithm!r} climbs an objective of its own, which has no estimators to "
+            "compare; choose another algorithm, for instance --algorithm lsf"
+        )
     compiled = {name: problem.compile(name) for name in estimators.split(",")}
     theta = load_result(configuration.output, configuration).theta if trained else problem.initial()
     generator = generator_for(configuration.seed, "profile")

@@ -172,7 +172,7 @@ def check_draws(configuration: Configuration, template: Template, tasks: int) ->
     estimator = template.estimators.get("D1")
     baseline = getattr(estimator, "baseline", None)
     given = f"the baseline {baseline!r} of the inner samples"
-    if estimator is not None and estimator.curvature == "loaded":
+    if getattr(estimator, "curvature", None) == "loaded":
         _check_others("inner", run.inner, given, baseline, tasks)
     elif baseline in ("loo", "mean") and tasks < 2:
         raise ConfigurationError(
