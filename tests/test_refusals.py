@@ -116,6 +116,30 @@ def test_discount_that_is_a_tensor_and_the_fold_that_is_proposed(discount):
     assert float(one.surrogate(theta, trace)) == pytest.approx(float(other.surrogate(theta, trace)))
 
 
+def test_a_node_that_a_function_captures_in_a_list():
+    @sg.graph
+    def objective(theta):
+        hidden = [theta]
+        return sg.mean(sg.apply(lambda x: x * hidden[0], sg.sample("x", Normal, theta, 1.0, n=3)))
+
+    with pytest.raises(
+        sg.DeclarationError, match=r"sg\.\w+ was called outside .*captures a node, perhaps in a list: pass"
+    ):
+        objective.compile(sg.SF()).value_and_grad(THETA)
+
+
+def test_no_estimators():
+    @sg.graph
+    def objective(theta):
+        return sg.mean(sg.sample("x", Normal, theta, 1.0, n=3))
+
+    for given in ((), (None,)):
+        with pytest.raises(
+            sg.CompileError, match=r"objective: give an estimator, for instance sg\.LOO\(\), or one for"
+        ):
+            objective.compile(*given)
+
+
 def test_two_samples_of_one_name():
     def body(theta):
         sg.sample("x", Normal, theta, 1.0)
