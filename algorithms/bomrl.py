@@ -113,7 +113,10 @@ def tabular_bomrl(problem: MetaProblem, *, penalty: float = 0.5, distance: str =
         True
     """
     if not isinstance(problem.policy, TabularSoftmax):
-        raise ValueError("tabular_bomrl improves a table of logits: give a TabularSoftmax as policy ('table' in a run)")
+        raise ValueError(
+            "tabular_bomrl improves a table of logits: give a TabularSoftmax as policy (in a run: --policy table, on "
+            "an environment with discrete states such as frozen-lake or random-mdp)"
+        )
     options = {"penalty": penalty, "distance": distance, "discount": problem.discount}
     return problem.replace(adapt=partial(tabular_step, **options)).template(sg.SF())  # type: ignore[arg-type]
 

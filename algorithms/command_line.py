@@ -1,6 +1,7 @@
 """The command `stochgraph`: train, evaluate, explain, profile, demo."""
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -58,7 +59,12 @@ def _json(text: str) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError:
-        return text
+        return _number(text)
+
+
+def _number(text: str) -> Any:
+    """A number as people write it, which JSON does not have: .8, 5., +1. Other words stay words."""
+    return float(text) if re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", text) else text
 
 
 def _pairs(_: Any, __: Any, given: tuple[str, ...]) -> dict[str, Any]:
@@ -191,13 +197,18 @@ def explain_command(configuration: Configuration) -> None:
 
 
 @main.command("profile")
-@click.option("--estimators", default="SF,LSF,MAML", show_default=True, help=f"Of {', '.join(ESTIMATORS)}.")
+@click.option("--estimators", default="SF,LOO,LSF,MAML", show_default=True, help=f"Of {', '.join(ESTIMATORS)}.")
 @click.option("--repeats", default=20, show_default=True, type=click.IntRange(2), help="Estimates with each of them.")
 @click.option("--trained", is_flag=True, help="At the newest checkpoint in the output folder, not at the start.")
 @configured
 def profile_command(configuration: Configuration, estimators: str, repeats: int, trained: bool) -> None:
     """Compare estimators on the run's meta-objective: bias, variance, mean squared error, time."""
     problem = Problem(configuration)
+    if problem.template.replayed is not None:
+        raise click.UsageError(
+            f"algorithm {configuration.algorithm!r} climbs an objective of its own, which has no estimators to "
+            "compare; choose another algorithm, for instance --algorithm lsf"
+        )
     compiled = {name: problem.compile(name) for name in estimators.split(",")}
     theta = load_result(configuration.output, configuration).theta if trained else problem.initial()
     generator = generator_for(configuration.seed, "profile")

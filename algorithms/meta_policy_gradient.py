@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import stochgraph as sg
 
@@ -105,7 +107,7 @@ class MetaProblem:
     what `adapt` declares.
 
     Raises:
-        ValueError: inner steps on advantages without a policy.
+        ValueError: inner steps on advantages without a policy; a number out of its range.
 
     Example:
         >>> import stochgraph as sg
@@ -136,6 +138,14 @@ class MetaProblem:
     adapt: Adapt | None = None
 
     def __post_init__(self) -> None:
+        _require("steps", self.steps, isinstance(self.steps, int) and self.steps >= 0, "an integer of at least 0")
+        _require("discount", self.discount, 0 <= self.discount <= 1, "between 0 and 1")
+        _require("inner_rate", self.inner_rate, _steps_forward(self.inner_rate), "finite and at least 0")
+        if isinstance(self.inner_baseline, str):
+            raise ValueError(
+                f"inner_baseline={self.inner_baseline!r}: give a baseline itself, such as LinearBaseline() of "
+                "stochgraph.algorithms.advantages"
+            )
         if self.on_advantages and self.adapt is None and self.policy is None:
             raise ValueError("inner steps on advantages score actions again: give the policy")
 
@@ -191,3 +201,14 @@ class MetaProblem:
     def on_advantages(self) -> bool:
         """Whether the inner steps climb advantages."""
         return self.inner_baseline is not None or self.decay != 1 or self.standardise
+
+
+def _steps_forward(rate: Any) -> bool:
+    """Whether all step sizes are finite and not negative; what a function declares has no value yet."""
+    leaves = [] if callable(rate) else map(torch.as_tensor, pytree.tree_leaves(rate))
+    return all(bool((leaf.isfinite() & (leaf >= 0)).all()) for leaf in leaves)
+
+
+def _require(name: str, value: Any, fits: bool, words: str) -> None:
+    if not fits:
+        raise ValueError(f"{name}={value!r}: must be {words}")

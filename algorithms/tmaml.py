@@ -51,7 +51,7 @@ def tmaml(problem: MetaProblem, *, curvature_baseline: Any = "linear", decay: fl
     if problem.on_advantages or problem.adapt is not None:
         raise ValueError(
             "tmaml puts a baseline into the derivative of steps on plain returns: give no inner baseline, no decay, no "
-            "standardisation and no steps of your own"
+            "standardisation and no steps of your own (in a run: --inner-baseline none --no-standardise)"
         )
     if problem.steps and curvature_baseline in ("linear", "loo") and problem.inner < 2:
         raise ValueError(

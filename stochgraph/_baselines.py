@@ -81,7 +81,7 @@ def _own_time(site: Site) -> Axis | None:
     return site.sample.time if site.sample.time in site.aligned else None
 
 
-def _discount(derivation: Derivation, node: nd.Node, time: Axis) -> float:
+def _discount(derivation: Derivation, node: nd.Node, time: Axis) -> float | Tensor:
     """The discount of the sum over time that the costs go into."""
     later = descends_from(derivation.order, node)
     sums = [n for n in derivation.order if n in later and isinstance(n, nd.Reduction) and time in n.over]
@@ -162,7 +162,7 @@ class Fitted(nd.Node):
 
     kind = "baseline"
 
-    def __init__(self, term: nd.Node, drawn: nd.Node, sample: nd.Sample, discount: float) -> None:
+    def __init__(self, term: nd.Node, drawn: nd.Node, sample: nd.Sample, discount: float | Tensor) -> None:
         self.sample, self.discount = sample, discount
         super().__init__(f"linear baseline({term.name})", term.index, [term, drawn])
 
@@ -212,7 +212,7 @@ def observation_features(observation: Tensor, lead: int) -> Tensor:
     return torch.cat([flat, flat**2, powers.expand(*flat.shape[:-1], 4)], -1)
 
 
-def discounted_to_go(costs: Tensor, discount: float) -> Tensor:
+def discounted_to_go(costs: Tensor, discount: float | Tensor) -> Tensor:
     """`sum over u >= t of discount**(u - t) * costs_u`, along the last dimension."""
     steps = torch.arange(costs.shape[-1], dtype=costs.dtype, device=costs.device)
     ahead = steps - steps[:, None]

@@ -6,8 +6,11 @@ stands wherever a tensor would.
 
 import inspect
 from collections.abc import Callable, Iterable
+from numbers import Real
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.distributions import Distribution
 
 from . import _node as nd
@@ -84,24 +87,39 @@ def mean(x: Any, over: str | Iterable[str] | None = None) -> Any:
     return _reduction("mean", x, _choose(x, over, plates, "mean", "plate"), mean=True)
 
 
-def sum(x: Any, over: str | Iterable[str] | None = None, discount: float | None = None) -> Any:
+def sum(x: Any, over: str | Iterable[str] | None = None, discount: float | Tensor | None = None) -> Any:
     """The sum of `x` over time: `sum_t discount**t * x_t`. A linear operation.
 
     Args:
         x: a node with at least one time axis.
         over: names of axes; default: every time axis of `x`. A plate must be named to be summed.
-        discount: the factor per time step (no unit); needs exactly one time axis.
+        discount: the factor per time step (no unit), a number or a tensor of one, which is a constant like any that
+            is captured; needs exactly one time axis. One that is learned, a node, is for a fold of your own:
+            `sg.reduce` over the time axis.
 
     Raises:
-        DeclarationError: `x` does not have the axis, or a discount was given for several axes.
+        DeclarationError: `x` does not have the axis, the discount is a node or no number, or one was given for several
+            axes.
     """
     times = tuple(axis for axis in _node(x, "sum").axes if axis.time)
     chosen = _choose(x, over, times, "sum", "time axis")
-    if discount is not None and (len(chosen) != 1 or not chosen[0].time):
-        raise DeclarationError(
-            f"sg.sum of {x._node.name!r}: a discount needs exactly one time axis, not {describe(chosen)}"
-        )
+    if discount is not None:
+        _check_discount(x._node.name, chosen, discount)
     return _reduction("sum", x, chosen, mean=False, discount=discount)
+
+
+def _check_discount(name: str, chosen: Axes, discount: Any) -> None:
+    if len(chosen) != 1 or not chosen[0].time:
+        raise DeclarationError(f"sg.sum of {name!r}: a discount needs exactly one time axis, not {describe(chosen)}")
+    if isinstance(discount, Symbol):
+        raise DeclarationError(
+            f"sg.sum of {name!r}: the discount {discount._node.name!r} is a node, and a sum is discounted by a "
+            "constant. Give a number or a tensor, or fold the time axis yourself: sg.reduce(fold, sg.apply(lambda "
+            f"r, g: (r, g), {name}, {discount._node.name}), over={chosen[0].name!r})"
+        )
+    number = isinstance(discount, (Real, Tensor)) and torch.as_tensor(discount).dim() == 0
+    if not number or torch.as_tensor(discount).isnan():
+        raise DeclarationError(f"sg.sum of {name!r}: discount={discount!r} is not a number: give one, such as 0.99")
 
 
 def reduce(fn: Callable[..., Any], x: Any, over: str | Iterable[str] | None = None) -> Any:
@@ -252,7 +270,7 @@ def _node(x: Any, word: str) -> nd.Node:
     return x._node
 
 
-def _reduction(word: str, x: Symbol, over: Axes, mean: bool, discount: float | None = None) -> Symbol:
+def _reduction(word: str, x: Symbol, over: Axes, mean: bool, discount: float | Tensor | None = None) -> Symbol:
     declaration = x._declaration
     name = declaration.unique(f"{word}({x._node.name})")
     return declaration.add(nd.Reduction(name, len(declaration.nodes), x._node, over, mean, discount))

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from . import _node as nd
 from ._declare import declare
+from ._errors import CompileError
 from ._reach import moves_with, samples_in
 from ._surrogate import schedule
 
@@ -75,7 +76,7 @@ class Graph:
                 result.add_edge(parent.name, node.name, role=_role(node, i))
         return result
 
-    def compile(self, estimators: Any, wrt: str | tuple[str, ...] | None = None) -> Any:
+    def compile(self, estimators: Any = None, wrt: str | tuple[str, ...] | None = None) -> Any:
         """Derive the surrogate. See `stochgraph.Compiled`.
 
         Args:
@@ -84,11 +85,16 @@ class Graph:
             wrt: the inputs to differentiate, by name; default: the first.
 
         Raises:
-            CompileError: an estimator for a node that does not exist, a node without one, or an estimator that is
-                wrong for its node.
+            CompileError: no estimators, an estimator for a node that does not exist, a node without one, or an
+                estimator that is wrong for its node.
         """
         from ._compile import Compiled
 
+        if estimators is None:
+            raise CompileError(
+                f"{self.name}: give an estimator, for instance sg.LOO(), or one for each sample node by name: "
+                f"{self.name}.compile(sg.LOO())"
+            )
         return Compiled(self, estimators, wrt)
 
     def __call__(self, *inputs: Any) -> Any:

@@ -138,7 +138,7 @@ class _Printer:
         signs = []
         for axis in node.over:
             i = self.index[axis]
-            discount = "" if node.discount is None else rf"{node.discount:g}^{{{i}}}\,"
+            discount = "" if node.discount is None else rf"{float(node.discount):g}^{{{i}}}\,"
             signs.append(rf"\frac{{1}}{{N_{{{i}}}}}\sum_{{{i}}}" if node.mean else rf"\sum_{{{i}}} {discount}")
         return " ".join(signs) + " " + self._bracket(node.inputs[0], inner)
 

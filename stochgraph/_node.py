@@ -215,11 +215,12 @@ class Reduction(Node):
     kind = "reduction"
 
     def __init__(
-        self, name: str, index: int, base: Node, over: Axes, mean: bool, discount: float | None = None
+        self, name: str, index: int, base: Node, over: Axes, mean: bool, discount: float | Tensor | None = None
     ) -> None:
         self.over = over
         self.mean = mean
-        self.discount = discount
+        # A tensor is a constant: nothing is differentiated with respect to it.
+        self.discount = discount.detach() if isinstance(discount, Tensor) else discount
         super().__init__(name, index, [base])
 
     def infer_axes(self) -> Axes:
@@ -258,7 +259,7 @@ class Reduction(Node):
         return mean if self.mean else mean * prod(value.shape[d] for d in self._dims)
 
 
-def _powers(base: float, value: Tensor, dim: int) -> Tensor:
+def _powers(base: float | Tensor, value: Tensor, dim: int) -> Tensor:
     """`base**t` along a dimension of `value`."""
     steps = torch.arange(value.shape[dim], dtype=value.dtype, device=value.device)
     return (base**steps).reshape([-1] + [1] * (value.dim() - dim - 1))

@@ -60,7 +60,11 @@ def current(word: str) -> Declaration:
     """The declaration being made; `word` is what the user called."""
     declaration = _current.get()
     if declaration is None:
-        raise DeclarationError(f"sg.{word} was called outside a declaration: call it in a function under @sg.graph")
+        raise DeclarationError(
+            f"sg.{word} was called outside a declaration: call it in a function under @sg.graph. If it was called "
+            "while the graph ran, a function that was given to it captures a node, perhaps in a list: pass the node to "
+            "the function as an argument, sg.apply(fn, ..., node)"
+        )
     return declaration
 
 

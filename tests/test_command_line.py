@@ -73,6 +73,11 @@ def test_training_writes_the_configuration_that_the_options_make(folder):
         ("--optimizer-options betas=[0.8,0.9] --optimizer-options amsgrad=true", "optimizer_options",
          {"betas": [0.8, 0.9], "amsgrad": True}),
         ("--output 7", "output", "7"),
+        ("--discount .8", "discount", 0.8),
+        ("--optimizer-options weight_decay=-.5", "optimizer_options", {"weight_decay": -0.5}),
+        ("--gradient-clip 5.", "gradient_clip", 5.0),
+        ("--policy-options log_std=-1. --policy-options name=1.2.3", "policy_options",
+         {"log_std": -1.0, "name": "1.2.3"}),
     ],
 )  # fmt: skip
 def test_options_become_fields(monkeypatch, options, field, value):
@@ -106,6 +111,7 @@ def test_a_configuration_is_accepted_back_and_options_replace_what_it_says(folde
         (["train", "--environment-options", "distance"], "'distance': expected name=value"),
         (["train", "--config", "nowhere.json"], "'nowhere.json' does not exist"),
         (["profile", "--estimators", "SF,XX"], "estimator='XX'"),
+        (["profile", "--algorithm", "promp"], "'promp' climbs an objective of its own, which has no estimators"),
         (["evaluate", "nowhere"], "'nowhere' does not exist"),
     ],
 )
@@ -152,6 +158,14 @@ def test_profiles_compare_estimators(folder):
     assert "3 estimates each; bias and MSE against the mean of SF" in printed
     at_the_end = call("profile", "--config", folder / "run.json", "--trained", "--estimators", "SF", "--repeats", 2)
     assert at_the_end.exit_code == 0, at_the_end.output
+
+
+def test_profiles_have_an_unbiased_reference_of_low_variance():
+    """Without a choice of estimators LOO is among them, what the means of the others are compared with."""
+    assert "SF,LOO,LSF,MAML" in call("profile", "--help").output
+    printed = call("profile", *OPTIONS, "--repeats", 2).output
+    assert re.findall(r"^\| (\w+) +\|", printed, re.MULTILINE)[1:] == ["SF", "LOO", "LSF", "MAML"]
+    assert "against the mean of" in printed
 
 
 def test_an_interrupt_ends_with_the_status_of_an_interrupt(tmp_path, monkeypatch):

@@ -50,6 +50,8 @@ def test_defaults_are_not_shared():
         ({"environment_options": []}, r"environment_options=\[\]: expected options by name, got list"),
         ({"gradient_clip": "x"}, "gradient_clip='x': expected a number or none, got str"),
         ({"learning_rate": float("nan")}, "learning_rate=nan: must be at least 0"),
+        ({"inner_rate": -0.1}, "inner_rate=-0.1: must be at least 0"),
+        ({"discount": 1.01}, "discount=1.01: must be at most 1"),
         ({"shards": 4, "tasks": 3}, "shards=4: a meta-batch of 3 tasks"),
         ({"precision": "float16"}, "precision='float16' is not known: choose"),
     ],

@@ -69,12 +69,12 @@ def test_tasks_as_arguments():
     environment = GymnasiumEnvironment(make_pendulums, Uniform(torch.tensor(5.0), torch.tensor(15.0)), horizon=10)
     gravity = torch.tensor([6.0, 9.0, 12.0], dtype=F64)
     torch.manual_seed(3)
-    seeds = torch.randint(2**31, (3,)).tolist()
+    first = int(torch.randint(2**31, ()))
     singles = [gymnasium.make("Pendulum-v1", g=float(g)) for g in gravity]
     torch.manual_seed(3)
     observation = environment.reset(gravity)
-    for seen, single, seed in zip(observation, singles, seeds, strict=True):
-        assert torch.equal(seen, torch.from_numpy(single.reset(seed=seed)[0]).double())
+    for i, (seen, single) in enumerate(zip(observation, singles, strict=True)):
+        assert torch.equal(seen, torch.from_numpy(single.reset(seed=first + i)[0]).double())
     for _ in range(5):
         action = torch.randn(3, 1, dtype=F64)
         observation, reward, done = environment.step(action)
@@ -83,6 +83,20 @@ def test_tasks_as_arguments():
             assert torch.equal(observation[i], torch.from_numpy(seen).double())
             assert float(reward[i]) == float(paid)
         assert not done.any()
+
+
+def test_an_environment_that_is_vectorised_by_itself():
+    """CartPole's own vector environment takes one integer as its seed; the same torch seed, the same episodes."""
+    poles = GymnasiumEnvironment(lambda task: gymnasium.make_vec("CartPole-v1", num_envs=len(task)), TOPS, horizon=5)
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(poles.reset(torch.tensor([3.0, 4.0, 5.0])))
+    assert found[0].shape == (3, 4)
+    assert torch.equal(found[0], found[1])
+    assert not torch.equal(found[0], found[2])
+    assert not torch.equal(found[0][0], found[0][1])
+    assert poles.step(torch.ones(3))[1].tolist() == [1, 1, 1]
 
 
 def test_tasks_as_options():
@@ -155,6 +169,12 @@ def test_processes():
 
 
 def test_refusals():
+    with pytest.raises(
+        ValueError, match=r"make is a SyncVectorEnv: give a function .*make_vec\(.*num_envs=len\(task\)"
+    ):
+        stairs(SyncVectorEnv([Stairs]))
+    with pytest.raises(ValueError, match=r"tasks is a Tensor: give the distribution of one task, .*Uniform"):
+        GymnasiumEnvironment(Stepper(), torch.ones(3), horizon=3)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"make must build one environment per task: 1 tasks, 2 built"):
         stairs(lambda tasks: SyncVectorEnv([Stairs] * 2))
     with pytest.raises(ValueError, match=r"DISABLED: ended episodes cannot be stepped; choose NEXT_STEP or SAME_STEP"):

@@ -35,7 +35,7 @@ def test_a_meta_gradient_of_every_algorithm_on_every_environment(algorithm, envi
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"algorithm": "bomrl-tabular"}, "tabular_bomrl improves a table of logits: .*'table' in a run"),
+        ({"algorithm": "bomrl-tabular"}, "tabular_bomrl improves a table of logits: .*in a run: --policy table"),
         ({"algorithm": "bomrl-tabular", "policy": "table"}, "an action of Navigation is a vector of 2"),
         ({"algorithm": "bomrl", "algorithm_options": {"gain": "clip"}}, "gain='clip' is not known: choose one of"),
         ({"algorithm": "bomrl-practical", "algorithm_options": {"lr": 1}}, "it takes penalty, distance, adam_steps"),

@@ -71,6 +71,75 @@ def test_discount_over_a_plate():
     refused(body, "a discount needs exactly one time axis")
 
 
+def test_discount_that_is_a_node():
+    def body(theta):
+        reward = sg.sample("D", problems.TwoStateMDP(2), theta["logits"], n=3).reward
+        return sg.mean(sg.sum(reward, discount=theta["gamma"]))
+
+    refused(
+        body, r"the discount \"theta\['gamma'\]\" is a node.*number or a tensor, or .*sg\.reduce\(.*over='D\.time'\)"
+    )
+
+
+@pytest.mark.parametrize("discount", ["0.9", float("nan"), torch.ones(2)])
+def test_discount_that_is_no_number(discount):
+    def body(theta):
+        return sg.mean(sg.sum(sg.sample("D", problems.TwoStateMDP(2), theta, n=3).reward, discount=discount))
+
+    refused(body, r"sg\.sum of 'D\.reward': discount=.* is not a number: give one, such as 0\.99")
+
+
+@pytest.mark.parametrize("discount", [torch.tensor(0.9, dtype=problems.F64), torch.nn.Parameter(torch.tensor(0.9))])
+def test_discount_that_is_a_tensor_and_the_fold_that_is_proposed(discount):
+    """A captured tensor is a constant; a node goes through a fold. Both are the discounted sum."""
+
+    def fold(pairs):
+        reward, gamma = pairs
+        return (reward * gamma ** torch.arange(len(reward))).sum(0)
+
+    @sg.graph
+    def captured(theta):
+        reward = sg.sample("D", problems.TwoStateMDP(3), theta["logits"], n=1).reward
+        return sg.mean(sg.sum(reward, discount=discount)) * theta["gamma"].sign()
+
+    @sg.graph
+    def folded(theta):
+        reward = sg.sample("D", problems.TwoStateMDP(3), theta["logits"], n=1).reward
+        pairs = sg.apply(lambda r, g: (r, g), reward, theta["gamma"])
+        return sg.mean(sg.reduce(fold, pairs, over="D.time"))
+
+    theta = {"logits": torch.zeros(2, 2, dtype=problems.F64), "gamma": discount.detach().double()}
+    one, other = captured.compile(sg.SF()), folded.compile(sg.SF())
+    assert "0.9^" in one.explain().latex
+    assert sg.verify(other, theta).relative_bias < 1e-12
+    trace = other.sample(theta, generator=torch.Generator().manual_seed(0))
+    assert float(one.surrogate(theta, trace)) == pytest.approx(float(other.surrogate(theta, trace)))
+
+
+def test_a_node_that_a_function_captures_in_a_list():
+    @sg.graph
+    def objective(theta):
+        hidden = [theta]
+        return sg.mean(sg.apply(lambda x: x * hidden[0], sg.sample("x", Normal, theta, 1.0, n=3)))
+
+    with pytest.raises(
+        sg.DeclarationError, match=r"sg\.\w+ was called outside .*captures a node, perhaps in a list: pass"
+    ):
+        objective.compile(sg.SF()).value_and_grad(THETA)
+
+
+def test_no_estimators():
+    @sg.graph
+    def objective(theta):
+        return sg.mean(sg.sample("x", Normal, theta, 1.0, n=3))
+
+    for given in ((), (None,)):
+        with pytest.raises(
+            sg.CompileError, match=r"objective: give an estimator, for instance sg\.LOO\(\), or one for"
+        ):
+            objective.compile(*given)
+
+
 def test_two_samples_of_one_name():
     def body(theta):
         sg.sample("x", Normal, theta, 1.0)

@@ -158,3 +158,26 @@ def test_a_baseline_of_the_credit_moves_no_expectation(make):
 
 if __name__ == "__main__":
     PAGE.write_text(page({name: row(name) for name in ALGORITHMS}), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"steps": -1}, "steps=-1: must be an integer of at least 0"),
+        ({"steps": 1.5}, r"steps=1\.5: must be an integer"),
+        ({"inner_rate": -0.1}, r"inner_rate=-0\.1: must be finite and at least 0"),
+        ({"inner_rate": float("nan")}, "inner_rate=nan: must be finite"),
+        ({"inner_rate": torch.tensor([0.1, -0.1])}, "inner_rate=.*: must be finite and at least 0"),
+        ({"discount": 1.1}, r"discount=1\.1: must be between 0 and 1"),
+        ({"discount": float("nan")}, "discount=nan: must be between 0 and 1"),
+        ({"inner_baseline": "linear"}, r"inner_baseline='linear': give a baseline itself, such as LinearBaseline\(\)"),
+    ],
+)
+def test_meta_problems_that_make_no_sense_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        meta_problem(**changes)
+
+
+def test_rates_that_are_tensors_and_functions():
+    for rate in (0, torch.tensor(0.1), lambda theta: theta["logits"].sum()):
+        assert meta_problem(inner_rate=rate).inner_rate is rate

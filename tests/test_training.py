@@ -429,6 +429,33 @@ def test_a_gradient_that_is_not_finite_changes_nothing(small, monkeypatch):
         ({"policy_options": {"std": 1}}, "policy_options: .*'std'"),
         ({"estimator": "LFS"}, "did you mean 'LSF'"),
         ({"estimator_options": {"baseline": "best"}}, "estimator_options"),
+        (
+            {"environment": "frozen-lake", "environment_options": {"slippery": "False"}},
+            "environment_options: slippery='False': expected true or false, as JSON has it, got str",
+        ),
+        ({"environment": "frozen-lake", "environment_options": {"size": 3.5}}, "size=3.5: expected an integer, got f"),
+        ({"policy_options": {"learn_std": "no"}}, "policy_options: learn_std='no': expected true or false"),
+        ({"estimator": "LoadedDiCE", "estimator_options": {"decay": ".5"}}, "decay='.5': expected a number, got str"),
+        ({"optimizer_options": {"amsgrad": 1}}, "amsgrad=1: expected true or false"),
+        ({"algorithm": "bomrl-tabular"}, "^algorithm: tabular_bomrl .*--policy table, on an environment with discrete"),
+        (
+            {"outer": 1, "outer_baseline": "linear"},
+            "^outer=1: outer_baseline='linear' compares every trajectory with .* its",
+        ),
+        ({"outer": 1, "outer_baseline": "loo"}, "^outer=1: outer_baseline='loo' .*; give outer=2 at least, or no such"),
+        (
+            {"outer": 1, "tasks": 1, "outer_baseline": "mean"},
+            "^outer=1: outer_baseline='mean' .* the others of any task",
+        ),
+        (
+            {"inner": 1, "algorithm": "tmaml"},
+            "inner=1: curvature_baseline='linear' compares trajectories with others",
+        ),
+        (
+            {"shards": 3, "algorithm": "sgmrl", "algorithm_options": {"credit_baseline": "mean"}},
+            "^tasks=3, shards=3: the baseline 'mean' .* compares every task with the others of its shard; give at",
+        ),
+        ({"tasks": 1, "estimator": "SF", "estimator_options": {"baseline": "loo"}}, "^tasks=1, shards=1: the baseline"),
         ({"optimizer": "adam"}, "did you mean 'Adam'"),
         ({"optimizer_options": {"beta": 1}}, "optimizer_options: .*'beta'"),
         ({"optimizer_options": {"betas": [2.0, 2.0]}}, "optimizer_options=.*[Ii]nvalid beta"),
@@ -474,6 +501,21 @@ def test_tensorboard(small):
     events = EventAccumulator(str(folder)).Reload()
     assert [event.step for event in events.Scalars("training/gradient_norm")] == list(range(6))
     assert events.Scalars("held-out/return_after_1_steps")[0].step == 0
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"outer": 1, "outer_baseline": "mean"},
+        {"outer": 1, "outer_baseline": "linear", "algorithm": "promp"},
+        {"inner": 1, "algorithm": "sgmrl", "algorithm_options": {"credit_baseline": "mean"}},
+    ],
+)
+def test_few_draws_that_are_enough(small, changes):
+    """What is not refused for too few draws can take a step."""
+    problem = Problem(small.replace(**changes))
+    theta = problem.initial()
+    assert problem.learner(theta).step(theta, problem.draw(theta, 0))
 
 
 def test_results_are_read_back_without_touching_the_folder(alone):

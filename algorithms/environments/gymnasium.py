@@ -21,14 +21,15 @@ class GymnasiumEnvironment(Environment):
     A task can be arguments of the environments' constructors: `make` gets all tasks and builds one environment each.
     Or it can be options of their `reset`: with `reset_options`, each task's episodes are reset by a call of their own,
     through Gymnasium's `reset_mask`. The vector environment is kept while tasks stay the same, or, with
-    `reset_options`, their number. Every reset gives every episode a seed from torch's generator.
+    `reset_options`, their number. Every reset is seeded from torch's generator.
 
     Observations are boxes, flattened, or integers, as indicator vectors. Actions are boxes, passed on as they are,
     or integers; wrap environments (`gymnasium.wrappers`) for anything else. An episode ends when it is terminated or
     truncated; what the vector environment makes of it after that (`AutoresetMode.NEXT_STEP` or `SAME_STEP`) is masked.
 
     Args:
-        make: builds the vector environment for tasks of shape `(episodes, *task)`.
+        make: builds the vector environment for tasks of shape `(episodes, *task)`. Where a task changes nothing, or
+            `reset_options` says what it changes: `lambda task: gymnasium.make_vec(..., num_envs=len(task))`.
         tasks: the distribution of one task.
         horizon: the number of steps.
         reset_options: the options of `reset` for one task, a tensor.
@@ -59,6 +60,7 @@ class GymnasiumEnvironment(Environment):
         reset_options: Options | None = None,
     ) -> None:
         installed("gymnasium", "GymnasiumEnvironment")
+        _check(make, tasks)
         self.make = make
         self.tasks = tasks
         self.reset_options = reset_options
@@ -77,14 +79,15 @@ class GymnasiumEnvironment(Environment):
         self._like = task.new_empty(())
         if not self._serves(task):
             self._build(task)
-        seeds = torch.randint(2**31, (len(task),)).tolist()
+        # One integer: environments that are vectorised by themselves take no list. The others count up from it.
+        seed = int(torch.randint(2**31, ()))
         if self.reset_options is None:
-            return self._observe(self._vector.reset(seed=seeds)[0])
+            return self._observe(self._vector.reset(seed=seed)[0])
         tasks, which = task.unique(dim=0, return_inverse=True)
-        observation, _ = self._vector.reset(seed=seeds, options=self.reset_options(tasks[0]))
+        observation, _ = self._vector.reset(seed=seed, options=self.reset_options(tasks[0]))
         for k, one in enumerate(tasks[1:], start=1):
             mask = (which == k).numpy(force=True)
-            observation, _ = self._vector.reset(seed=seeds, options={"reset_mask": mask, **self.reset_options(one)})
+            observation, _ = self._vector.reset(seed=seed, options={"reset_mask": mask, **self.reset_options(one)})
         return self._observe(observation)
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -124,6 +127,19 @@ class GymnasiumEnvironment(Environment):
         if isinstance(space, _spaces().Discrete):
             return one_hot(values.long() - int(space.start), self.observation_size).to(self._like)
         return values.reshape(len(values), -1).to(self._like)
+
+
+def _check(make: Any, tasks: Any) -> None:
+    if not callable(make):
+        raise ValueError(
+            f"make is a {type(make).__name__}: give a function that builds one environment per task, for instance "
+            "lambda task: gymnasium.make_vec(..., num_envs=len(task))"
+        )
+    if not isinstance(tasks, Distribution):
+        raise ValueError(
+            f"tasks is a {type(tasks).__name__}: give the distribution of one task, for instance "
+            "torch.distributions.Uniform(torch.tensor(1.6), torch.tensor(9.8))"
+        )
 
 
 def _spaces() -> Any:

@@ -21,13 +21,13 @@ class ConfigurationError(ValueError):
     """A configuration that no run can be made of. The message names the field, and what it may be."""
 
 
-def _option(default: Any, words: str, least: float | None = None) -> Any:
-    """A field with its description, and the least number that it may be."""
-    return field(default=default, metadata={"words": words, "least": least})
+def _option(default: Any, words: str, least: float | None = None, most: float | None = None) -> Any:
+    """A field with its description, and the least and the largest number that it may be."""
+    return field(default=default, metadata={"words": words, "least": least, "most": most})
 
 
 def _words(words: str) -> dict[str, Any]:
-    return {"words": words, "least": None}
+    return {"words": words, "least": None, "most": None}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +58,11 @@ class Configuration:
     estimator: str | None = _option(None, "another estimator of the inner samples, by name; none: the algorithm's own")
     estimator_options: dict[str, Any] = field(default_factory=dict, metadata=_words("options of the estimator"))
     steps: int = _option(1, "inner policy-gradient steps", least=0)
-    inner_rate: float = _option(0.02, "the step size of the inner steps")
+    inner_rate: float = _option(0.02, "the step size of the inner steps", least=0)
     tasks: int = _option(20, "tasks of a meta-batch", least=1)
     inner: int = _option(20, "trajectories per task and inner step", least=1)
     outer: int = _option(20, "trajectories per task after adaptation", least=1)
-    discount: float = _option(0.99, "the discount per time step", least=0)
+    discount: float = _option(0.99, "the discount per time step", least=0, most=1)
     inner_baseline: str | None = _option("linear", "baseline of the inner advantages: linear; none: plain returns")
     advantage_decay: float = _option(1.0, "the decay of generalised advantages in the inner steps", least=0)
     standardise: bool = _option(True, "standardise the inner advantages of a task's batch")
@@ -163,7 +163,7 @@ def _hints() -> dict[str, Any]:
 
 
 def _fitting(name: str, hint: Any, value: Any) -> Any:
-    """The value, if it is of the field's type and not too small."""
+    """The value, if it is of the field's type, not too small and not too large."""
     allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (typing.get_origin(hint) or hint,)
     if float in allowed and type(value) is int:
         value = float(value)
@@ -171,16 +171,19 @@ def _fitting(name: str, hint: Any, value: Any) -> Any:
         value = tuple(value)
     if type(value) not in allowed:
         raise ConfigurationError(f"{name}={value!r}: expected {type_words(hint)}, got {type(value).__name__}")
-    least = Configuration.__dataclass_fields__[name].metadata["least"]
+    bounds = Configuration.__dataclass_fields__[name].metadata
+    least, most = bounds["least"], bounds["most"]
     numbers = value if isinstance(value, tuple) else (value,) if isinstance(value, (int, float)) else ()
     if any(number != number or (least is not None and number < least) for number in numbers):
         raise ConfigurationError(f"{name}={value!r}: must be at least {least}")
+    if most is not None and any(number > most for number in numbers):
+        raise ConfigurationError(f"{name}={value!r}: must be at most {most}")
     return value
 
 
 def type_words(hint: Any) -> str:
     """A type in words."""
-    if isinstance(hint, types.UnionType):
+    if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return " or ".join(type_words(each) for each in typing.get_args(hint))
     words = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "none"}
     return words.get(hint, "integers" if typing.get_origin(hint) is tuple else "options by name")

@@ -20,6 +20,7 @@ from .learners import Ascent, Learner
 from .randomness import generator_for
 from .ranks import ALONE, Ranks
 from .settings import (
+    check_draws,
     estimator_of,
     optimizer_of,
     problem_of,
@@ -123,6 +124,8 @@ class Problem:
 
     def _check(self) -> None:
         """What would be refused at the first meta-batch, or at the first evaluation."""
+        run = self.configuration
+        check_draws(run, self.template, min(split(run.tasks, run.shards)))
         self.learner(self.initial())
         try:
             self._evaluated  # noqa: B018

@@ -5,6 +5,8 @@ new row of `ALGORITHMS`, a function of a `MetaProblem` that returns a `Template`
 """
 
 import inspect
+import types
+import typing
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
@@ -30,7 +32,7 @@ from ..rollouts import Rollouts
 from ..sgmrl import sgmrl, sgmrl_first_order, sgmrl_published
 from ..template import Template
 from ..tmaml import tmaml
-from .configuration import Configuration, ConfigurationError, unknown
+from .configuration import Configuration, ConfigurationError, type_words, unknown
 from .learners import TrustRegion
 
 ENVIRONMENTS: Mapping[str, Callable[..., Environment]] = {
@@ -120,27 +122,24 @@ def problem_of(configuration: Configuration, trajectories: sg.Sampler, rollouts:
         raise ConfigurationError(f"inner_baseline={run.inner_baseline!r}: choose 'linear' or none")
     if run.outer_baseline not in (None, "loo", "mean", "linear"):
         raise ConfigurationError(f"outer_baseline={run.outer_baseline!r}: choose 'loo', 'mean' or 'linear', or none")
-    alone = run.outer * (run.tasks // run.shards) < 2 if run.outer_baseline == "mean" else run.outer < 2
-    if run.outer_baseline and alone and run.algorithm != "promp":  # which climbs advantages with a baseline of its own
-        raise ConfigurationError(
-            f"outer={run.outer}: outer_baseline={run.outer_baseline!r} compares trajectories with others, and there "
-            "are none; take two or more, or no baseline"
+    try:
+        return MetaProblem(
+            trajectories=trajectories,
+            tasks=partial(rollouts.environment.declare_tasks, run.tasks),
+            policy=rollouts.policy,
+            inner_rate=run.inner_rate,
+            steps=run.steps,
+            inner=run.inner,
+            outer=run.outer,
+            discount=run.discount,
+            baseline=run.outer_baseline,
+            inner_baseline=LinearBaseline() if run.inner_baseline else None,
+            decay=run.advantage_decay,
+            standardise=run.standardise,
+            reference=reference_of(run, rollouts.environment),
         )
-    return MetaProblem(
-        trajectories=trajectories,
-        tasks=partial(rollouts.environment.declare_tasks, run.tasks),
-        policy=rollouts.policy,
-        inner_rate=run.inner_rate,
-        steps=run.steps,
-        inner=run.inner,
-        outer=run.outer,
-        discount=run.discount,
-        baseline=run.outer_baseline,
-        inner_baseline=LinearBaseline() if run.inner_baseline else None,
-        decay=run.advantage_decay,
-        standardise=run.standardise,
-        reference=reference_of(run, rollouts.environment),
-    )
+    except ValueError as error:
+        raise ConfigurationError(str(error)) from error
 
 
 def template_of(configuration: Configuration, problem: MetaProblem) -> Template:
@@ -157,6 +156,40 @@ def template_of(configuration: Configuration, problem: MetaProblem) -> Template:
             "has no estimators; choose another algorithm, or no estimator"
         )
     return template.with_estimator(estimator_of(configuration.estimator, configuration.estimator_options))
+
+
+def check_draws(configuration: Configuration, template: Template, tasks: int) -> None:
+    """Refuse baselines that leave one draw out where there is no other: no meta-batch could be drawn.
+
+    Args:
+        configuration: the run's.
+        template: the algorithm that it names.
+        tasks: those of the smallest shard.
+    """
+    run = configuration
+    if template.replayed is None:  # an objective of its own has a baseline of its own, which leaves none out
+        _check_others("outer", run.outer, f"outer_baseline={run.outer_baseline!r}", run.outer_baseline, tasks)
+    estimator = template.estimators.get("D1")
+    baseline = getattr(estimator, "baseline", None)
+    given = f"the baseline {baseline!r} of the inner samples"
+    if getattr(estimator, "curvature", None) == "loaded":
+        _check_others("inner", run.inner, given, baseline, tasks)
+    elif baseline in ("loo", "mean") and tasks < 2:
+        raise ConfigurationError(
+            f"tasks={run.tasks}, shards={run.shards}: {given} compares every task with the others of its shard; give "
+            "at least 2 tasks to each shard, or no such baseline"
+        )
+
+
+def _check_others(field: str, count: int, given: str, baseline: Any, tasks: int) -> None:
+    """Refuse a plate of one where a baseline compares a trajectory with the others: its task's, or ("mean") all."""
+    others = {"loo": count, "linear": count, "mean": count * tasks}
+    if others.get(baseline, 2) < 2:
+        of = "any task" if baseline == "mean" else "its task"
+        raise ConfigurationError(
+            f"{field}={count}: {given} compares every trajectory with the others of {of}; give {field}=2 at least, or "
+            "no such baseline"
+        )
 
 
 def estimator_of(name: str, options: Mapping[str, Any] | None = None) -> Any:
@@ -177,11 +210,7 @@ def trust_region_of(configuration: Configuration, template: Template, divergence
 
 def optimizer_of(configuration: Configuration, parameters: list[Tensor]) -> torch.optim.Optimizer:
     """The optimiser that a configuration names, on these parameters; it ascends."""
-    known = {
-        name: kind
-        for name, kind in vars(torch.optim).items()
-        if inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer) and kind is not torch.optim.Optimizer
-    }
+    known = {name: kind for name, kind in vars(torch.optim).items() if _ascends(kind)}
     make = _named("optimizer", configuration.optimizer, {**known, "TRPO": None})
     if "maximize" in configuration.optimizer_options:
         raise ConfigurationError("optimizer_options: 'maximize' is not an option, a meta-gradient is always climbed")
@@ -204,6 +233,13 @@ def _tried(
     return make(parameters, **options)
 
 
+def _ascends(kind: Any) -> bool:
+    """Whether this is an optimiser that can climb along gradients as they are, which are dense."""
+    if not inspect.isclass(kind) or not issubclass(kind, torch.optim.Optimizer) or kind is torch.optim.SparseAdam:
+        return False
+    return "maximize" in inspect.signature(kind).parameters
+
+
 def _named(field: str, name: str, table: Mapping[str, Any]) -> Any:
     if name not in table:
         raise ConfigurationError(f"{field}={name!r}: " + unknown(name, f"a known {field}", table))
@@ -218,7 +254,36 @@ def _called(field: str, make: Callable[..., Any], options: Mapping[str, Any], *a
         known = list(inspect.signature(make).parameters)[len(arguments) :]
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
         raise ConfigurationError(f"{field}: {error}; {takes}") from error
+    _check_types(field, make, options)
     try:
         return make(*bound.args, **bound.kwargs)
     except (ImportError, LookupError, TypeError, ValueError, RuntimeError) as error:
-        raise ConfigurationError(f"{field}={dict(options)!r}: {error}") from error
+        # Without options it is the name itself that does not fit.
+        given = f"{field}={dict(options)!r}" if options else field.removesuffix("_options")
+        raise ConfigurationError(f"{given}: {error}") from error
+
+
+def _check_types(field: str, make: Callable[..., Any], options: Mapping[str, Any]) -> None:
+    """Refuse options of another type than the annotated one, where that is one of JSON's: "no" is not false."""
+    hints = _hints(make)
+    for name, value in options.items():
+        allowed = _kinds(hints.get(name))
+        if not allowed or type(value) in allowed or (float in allowed and type(value) is int):
+            continue
+        expected = type_words(hints[name]) + (", as JSON has it" if bool in allowed else "")
+        raise ConfigurationError(f"{field}: {name}={value!r}: expected {expected}, got {type(value).__name__}")
+
+
+def _hints(make: Callable[..., Any]) -> dict[str, Any]:
+    """The annotated types of parameters, as far as they can be told."""
+    try:
+        return typing.get_type_hints(make.__init__ if inspect.isclass(make) else make)
+    except (NameError, TypeError):
+        return {}
+
+
+def _kinds(hint: Any) -> tuple[type, ...]:
+    """The types that a simple annotation allows; none: any."""
+    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
+    kinds = typing.get_args(hint) if union else (hint,)
+    return kinds if set(kinds) <= {bool, int, float, str, type(None)} and hint is not None else ()
