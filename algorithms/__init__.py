@@ -1,1 +1,37 @@
-"""One algorithm a file, each a function that returns a graph and its estimators; and what runs them."""
+"""One algorithm a file, each a function that returns a graph and its estimators; and what runs them.
+
+What an algorithm is asked, and what it returns::
+
+    from stochgraph.algorithms.meta_policy_gradient import MetaProblem, adapted_return
+    from stochgraph.algorithms.template import Template
+
+Templates, functions of a `MetaProblem`::
+
+    from stochgraph.algorithms.bomrl import bomrl, practical_bomrl, tabular_bomrl
+    from stochgraph.algorithms.emaml import emaml, emaml_published
+    from stochgraph.algorithms.loo import loo
+    from stochgraph.algorithms.lsf import dice_maml, lsf
+    from stochgraph.algorithms.maml import first_order_maml, maml
+    from stochgraph.algorithms.meta_sgd import LearnedRates, meta_sgd
+    from stochgraph.algorithms.promp import promp
+    from stochgraph.algorithms.sgmrl import sgmrl, sgmrl_first_order, sgmrl_published
+    from stochgraph.algorithms.tmaml import tmaml
+
+Inner steps and baselines, for objectives of one's own::
+
+    from stochgraph.algorithms.advantages import LinearBaseline
+    from stochgraph.algorithms.policy_gradient import advantages, ascend_advantages, ascend_returns
+    from stochgraph.algorithms.proximal import proximal_step
+    from stochgraph.algorithms.replays import adapted_divergence
+    from stochgraph.algorithms.tabular_steps import improve_table, tabular_step
+
+What trajectories are drawn with::
+
+    from stochgraph.algorithms.environments import Environment, FrozenLake, GymnasiumEnvironment, Navigation, RandomMDP
+    from stochgraph.algorithms.policies import CategoricalMLP, GaussianMLP, TabularSoftmax
+    from stochgraph.algorithms.rollouts import Rollouts
+
+Runs, as on the command line::
+
+    from stochgraph.algorithms.training import Configuration, Problem, load_result, train
+"""

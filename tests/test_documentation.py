@@ -117,6 +117,30 @@ def test_examples_of_module(name: str) -> None:
     assert runner.failures == 0, report.getvalue()
 
 
+# The list of what is there
+
+
+def test_what_the_list_of_algorithms_names_can_be_imported() -> None:
+    """Every import line runs, and every algorithm that a run can name is in one."""
+    pytest.importorskip("tqdm")
+    from stochgraph import algorithms
+    from stochgraph.algorithms.training.settings import ALGORITHMS
+
+    assert algorithms.__doc__ is not None
+    namespace: dict[str, Any] = {}
+    for line in re.findall(r"^    (from .+)$", algorithms.__doc__, flags=re.MULTILINE):
+        exec(line, namespace)
+    assert {make.__name__ for make in ALGORITHMS.values()} <= set(namespace)
+
+
+def test_every_environment_is_listed() -> None:
+    from stochgraph.algorithms import environments
+
+    assert environments.__doc__ is not None
+    listed = set(re.findall(r"`(\w+)`", environments.__doc__))
+    assert set(exports(environments)) <= listed
+
+
 # Examples in the README
 
 

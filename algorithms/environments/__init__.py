@@ -1,4 +1,14 @@
-"""Environments that the algorithms are run on, each a batch of episodes that are stepped together."""
+"""Environments that the algorithms are run on, each a batch of episodes that are stepped together.
+
+- `Navigation`, `CornerNavigation`, `LineNavigation`: a point that looks for a goal.
+- `RandomMDP`, `FrozenLake`: finite decision processes; the small ones can be enumerated for `stochgraph.verify`.
+- `half_cheetah`, `ant`, `walker2d`, `swimmer`: MuJoCo's robots, made by functions; each is a `Locomotion`, and raises a
+  `SimulationError` when the simulation breaks.
+- `GymnasiumEnvironment`: any vector environment of Gymnasium.
+- `Environment`: the base of one's own; `Episodes` is what it enumerates, `ListedTasks` the distribution of a few tasks.
+
+All are imported from here: `from stochgraph.algorithms.environments import Navigation`.
+"""
 
 from ._protocol import Environment as Environment
 from ._protocol import Episodes as Episodes
