@@ -99,6 +99,16 @@ def test_an_environment_that_is_vectorised_by_itself():
     assert poles.step(torch.ones(3))[1].tolist() == [1, 1, 1]
 
 
+def test_an_environment_that_is_vectorised_by_itself_has_one_set_of_options():
+    with pytest.raises(ValueError, match=r'CartPoleVectorEnv is vectorised by itself .*vectorization_mode="sync"'):
+        GymnasiumEnvironment(
+            lambda task: gymnasium.make_vec("CartPole-v1", num_envs=len(task)),
+            TOPS,
+            horizon=5,
+            reset_options=lambda task: {"low": -float(task), "high": float(task)},
+        )
+
+
 def test_tasks_as_options():
     environment = stairs()
     environment.reset(torch.tensor([5.0, 3.0, 5.0, 4.0]))

@@ -114,6 +114,12 @@ class GymnasiumEnvironment(Environment):
             raise ValueError(f"make must build one environment per task: {len(task)} tasks, {built} built")
         if getattr(self._vector.metadata.get("autoreset_mode"), "name", None) == "DISABLED":
             raise ValueError("AutoresetMode.DISABLED: ended episodes cannot be stepped; choose NEXT_STEP or SAME_STEP")
+        if self.reset_options is not None and not _resets_apart(self._vector):
+            kind = type(self._vector.unwrapped).__name__
+            raise ValueError(
+                f"{kind} is vectorised by itself and resets all episodes with the same options: with reset_options "
+                'build it with vectorization_mode="sync", or put the task into make'
+            )
 
     def _serves(self, task: Tensor) -> bool:
         """Whether the vector environment at hand is one for these tasks."""
@@ -127,6 +133,12 @@ class GymnasiumEnvironment(Environment):
         if isinstance(space, _spaces().Discrete):
             return one_hot(values.long() - int(space.start), self.observation_size).to(self._like)
         return values.reshape(len(values), -1).to(self._like)
+
+
+def _resets_apart(vector: Any) -> bool:
+    """Whether some of its episodes can be reset with options of their own."""
+    kinds = installed("gymnasium.vector", "GymnasiumEnvironment")
+    return isinstance(vector.unwrapped, kinds.SyncVectorEnv | kinds.AsyncVectorEnv)
 
 
 def _check(make: Any, tasks: Any) -> None:
