@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import stochgraph as sg
+from stochgraph._checks import integer, require
 
 from .advantages import Baseline
 from .policy_gradient import ascend_advantages, ascend_returns
@@ -138,9 +139,9 @@ class MetaProblem:
     adapt: Adapt | None = None
 
     def __post_init__(self) -> None:
-        _require("steps", self.steps, isinstance(self.steps, int) and self.steps >= 0, "an integer of at least 0")
-        _require("discount", self.discount, 0 <= self.discount <= 1, "between 0 and 1")
-        _require("inner_rate", self.inner_rate, _steps_forward(self.inner_rate), "finite and at least 0")
+        require(integer(0), steps=self.steps)
+        require((lambda value: 0 <= value <= 1, "between 0 and 1"), discount=self.discount)
+        require((_steps_forward, "finite and at least 0"), inner_rate=self.inner_rate)
         if isinstance(self.inner_baseline, str):
             raise ValueError(
                 f"inner_baseline={self.inner_baseline!r}: give a baseline itself, such as LinearBaseline() of "
@@ -207,8 +208,3 @@ def _steps_forward(rate: Any) -> bool:
     """Whether all step sizes are finite and not negative; what a function declares has no value yet."""
     leaves = [] if callable(rate) else map(torch.as_tensor, pytree.tree_leaves(rate))
     return all(bool((leaf.isfinite() & (leaf >= 0)).all()) for leaf in leaves)
-
-
-def _require(name: str, value: Any, fits: bool, words: str) -> None:
-    if not fits:
-        raise ValueError(f"{name}={value!r}: must be {words}")

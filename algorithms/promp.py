@@ -29,7 +29,7 @@ from stochgraph._checks import FLAG, at_least, more_than, require
 from .advantages import Baseline, LinearBaseline
 from .meta_policy_gradient import MetaProblem
 from .policy_gradient import advantages, whole
-from .replays import Adapt, Reference, adapted_to, recorded, recorded_batches
+from .replays import Adapt, Reference, adapted_to, mean_divergence, recorded, recorded_batches
 from .template import Template
 
 EPOCHS = 5  # steps on one meta-batch, as in the paper's experiments
@@ -148,13 +148,8 @@ def clipped_return(
         adapted = adapted_to(batches, theta, adapt)
         tau = whole(recorded("tau", task, reference), "tau")
         clipped = sg.mean(sg.apply(gain, adapted, tau, advantages(tau, "tau", **options)))  # type: ignore[arg-type]
-        return clipped - penalty * _moved(theta, anchor, batches["D1"], policy) if penalty and steps else clipped
+        if not penalty or not steps:
+            return clipped
+        return clipped - penalty * mean_divergence(policy, anchor, theta, batches["D1"], "D1")
 
     return sg.graph(objective)
-
-
-def _moved(theta: Any, anchor: Any, data: Any, policy: Any) -> Any:
-    """The mean divergence of the policies before adaptation, on the first inner batch."""
-    data = whole(data, "D1")
-    moved = sg.apply(lambda o, n, x, m: (policy.kl(o, n, x) * m).sum(), anchor, theta, data.observation, data.mask)
-    return sg.mean(sg.mean(moved, over="D1") / sg.mean(sg.apply(torch.sum, data.mask), over="D1"))

@@ -76,16 +76,21 @@ def adapted_divergence(
         task = tasks()
         batches = recorded_batches(task, steps, inner_reference)
         new, old = adapted_to(batches, theta, adapt), adapted_to(batches, anchor, adapt)
-        tau = whole(sg.sample("tau", Recorded(), task, n=1), "tau")
-
-        def moved(before: Any, after: Any, observation: Tensor, mask: Tensor) -> Tensor:
-            return (policy.kl(before, after, observation) * mask).sum()
-
-        distance = sg.apply(moved, sg.stop(old), new, tau.observation, tau.mask)
-        per_task = sg.mean(distance, over="tau") / sg.mean(sg.apply(torch.sum, tau.mask), over="tau")
-        return sg.mean(per_task)
+        tau = sg.sample("tau", Recorded(), task, n=1)
+        return mean_divergence(policy, sg.stop(old), new, tau, "tau")
 
     return sg.graph(divergence)
+
+
+def mean_divergence(policy: Any, old: Any, new: Any, data: Any, plate: str) -> Any:
+    """Declare how far policies are from others: the mean over the steps of a task's trajectories, then over tasks."""
+    trajectories = whole(data, plate)
+
+    def apart(before: Any, after: Any, observation: Tensor, mask: Tensor) -> Tensor:
+        return (policy.kl(before, after, observation) * mask).sum()
+
+    distance = sg.apply(apart, old, new, trajectories.observation, trajectories.mask)
+    return sg.mean(sg.mean(distance, over=plate) / sg.mean(sg.apply(torch.sum, trajectories.mask), over=plate))
 
 
 def recorded_batches(task: Any, steps: int, reference: Reference | None = None) -> dict[str, Any]:

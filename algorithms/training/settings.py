@@ -215,14 +215,15 @@ def optimizer_of(configuration: Configuration, parameters: list[Tensor]) -> torc
     if "maximize" in configuration.optimizer_options:
         raise ConfigurationError("optimizer_options: 'maximize' is not an option, a meta-gradient is always climbed")
     options = {"lr": configuration.learning_rate, "maximize": True, **configuration.optimizer_options}
-    _called("optimizer_options", make, options, parameters)
-    return _tried(configuration.optimizer, make, options, parameters)
+    optimizer: torch.optim.Optimizer = _called("optimizer_options", make, options, parameters)
+    _try(configuration.optimizer, make, options, parameters)
+    return optimizer
 
 
-def _tried(
+def _try(
     name: str, make: Callable[..., torch.optim.Optimizer], options: Mapping[str, Any], parameters: list[Tensor]
-) -> torch.optim.Optimizer:
-    """The optimiser, once it has made a step on copies: some options are not looked at before."""
+) -> None:
+    """Refuse options that an optimiser looks at no earlier than in its first step: one is made, on copies."""
     copies = [leaf.clone() for leaf in parameters]
     for copy in copies:
         copy.grad = torch.zeros_like(copy)
@@ -230,7 +231,6 @@ def _tried(
         make(copies, **options).step()
     except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
         raise ConfigurationError(f"optimizer={name!r}, optimizer_options={dict(options)!r}: {error}") from error
-    return make(parameters, **options)
 
 
 def _ascends(kind: Any) -> bool:
