@@ -164,7 +164,7 @@ def _hints() -> dict[str, Any]:
 
 def _fitting(name: str, hint: Any, value: Any) -> Any:
     """The value, if it is of the field's type, not too small and not too large."""
-    allowed = typing.get_args(hint) if isinstance(hint, types.UnionType) else (typing.get_origin(hint) or hint,)
+    allowed = allowed_types(hint)
     if float in allowed and type(value) is int:
         value = float(value)
     if tuple in allowed and isinstance(value, (list, tuple)) and all(type(each) is int for each in value):
@@ -181,9 +181,18 @@ def _fitting(name: str, hint: Any, value: Any) -> Any:
     return value
 
 
+def allowed_types(hint: Any) -> tuple[Any, ...]:
+    """The types that an annotation allows, without their parameters."""
+    return typing.get_args(hint) if _is_union(hint) else (typing.get_origin(hint) or hint,)
+
+
+def _is_union(hint: Any) -> bool:
+    return typing.get_origin(hint) in (types.UnionType, typing.Union)
+
+
 def type_words(hint: Any) -> str:
     """A type in words."""
-    if typing.get_origin(hint) in (types.UnionType, typing.Union):
+    if _is_union(hint):
         return " or ".join(type_words(each) for each in typing.get_args(hint))
     words = {int: "an integer", float: "a number", str: "a string", bool: "true or false", type(None): "none"}
     return words.get(hint, "integers" if typing.get_origin(hint) is tuple else "options by name")

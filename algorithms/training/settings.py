@@ -5,7 +5,6 @@ new row of `ALGORITHMS`, a function of a `MetaProblem` that returns a `Template`
 """
 
 import inspect
-import types
 import typing
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -32,7 +31,7 @@ from ..rollouts import Rollouts
 from ..sgmrl import sgmrl, sgmrl_first_order, sgmrl_published
 from ..template import Template
 from ..tmaml import tmaml
-from .configuration import Configuration, ConfigurationError, type_words, unknown
+from .configuration import Configuration, ConfigurationError, allowed_types, type_words, unknown
 from .learners import TrustRegion
 
 ENVIRONMENTS: Mapping[str, Callable[..., Environment]] = {
@@ -284,6 +283,5 @@ def _hints(make: Callable[..., Any]) -> dict[str, Any]:
 
 def _kinds(hint: Any) -> tuple[type, ...]:
     """The types that a simple annotation allows; none: any."""
-    union = typing.get_origin(hint) in (types.UnionType, typing.Union)
-    kinds = typing.get_args(hint) if union else (hint,)
-    return kinds if set(kinds) <= {bool, int, float, str, type(None)} and hint is not None else ()
+    kinds = allowed_types(hint)
+    return kinds if set(kinds) <= {bool, int, float, str, type(None)} else ()
