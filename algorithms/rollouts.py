@@ -129,18 +129,21 @@ class Rollouts(sg.Sampler):
 
     def _walk(self, act: "Act", task: Tensor, noise: Tensor, like: Tensor) -> Trajectory:
         """One batch of episodes, `(episodes, time, ...)`."""
-        record = Record(len(task), self.horizon, like)
-        observation = self.environment.reset(task).to(like)
+        record = Record(like)
+        observation = self.environment.reset(task)
         running = torch.ones(len(task), dtype=torch.bool, device=like.device)
         for shock in noise:
+            observation = observation.to(like, copy=True)  # environments may write into their own memory
             action, log_prob = act(observation, shock)
             after, reward, done = self.environment.step(action)
-            record.add(observation, action, reward, running, log_prob)
-            running = running & ~done
-            if not running.any():
-                break
-            observation = after.to(like)
-        return record.trajectory()
+            _check_step(self.environment, len(task), after, reward, done)
+            record.add(observation, action, reward.to(like, copy=True), running, log_prob)
+            if done.any():
+                running = running & ~done
+                if not running.any():
+                    break
+            observation = after
+        return record.trajectory(self.horizon)
 
 
 Act = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -169,40 +172,42 @@ def acting(policy: Policy, parameters: Any, plates: torch.Size) -> Act:
     mapped = policy.sample if getattr(policy, "batched", False) else torch.vmap(policy.sample)
 
     def act(observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        action, log_prob = mapped(own, observation.unflatten(0, (sets, -1)), noise.unflatten(0, (sets, -1)))
+        per_set = (grouped.reshape(sets, -1, *grouped.shape[1:]) for grouped in (observation, noise))
+        action, log_prob = mapped(own, *per_set)
         return action.flatten(0, 1), log_prob.flatten(0, 1)
 
     return act
 
 
 class Record:
-    """The steps of a batch of episodes as they are made, in tensors that are zero where nothing was made."""
+    """The steps of a batch of episodes as they are made. What is added is kept as it is, and stacked at the end.
 
-    def __init__(self, episodes: int, horizon: int, like: Tensor) -> None:
-        self.shape = (episodes, horizon)
+    Args:
+        like: floating-point fields and masks get its dtype.
+    """
+
+    def __init__(self, like: Tensor) -> None:
         self.like = like
-        self.fields: list[Tensor] = []
-        self.steps = 0
+        self.fields: list[list[Tensor]] = [[] for _ in Trajectory._fields]
 
     def add(self, *step: Tensor) -> None:
         """The fields of a `Trajectory` at the next step, each `(episodes, ...)`."""
-        if not self.fields:
-            self.fields = [self._empty(field) for field in step]
-        for whole, field in zip(self.fields, step, strict=True):
-            whole[:, self.steps] = field
-        self.steps += 1
+        for made, field in zip(self.fields, step, strict=True):
+            made.append(field)
 
-    def trajectory(self) -> Trajectory:
-        """All steps, `(episodes, time, ...)`."""
-        whole = Trajectory(*self.fields)
+    def trajectory(self, horizon: int) -> Trajectory:
+        """All steps, `(episodes, time, ...)`, zero where nothing was made."""
+        whole = Trajectory(*(self._stacked(made, horizon) for made in self.fields))
         ended = whole.mask == 0
         if not ended.any():
             return whole
-        return Trajectory(*(leaf.masked_fill(ended.view(*self.shape, *[1] * (leaf.dim() - 2)), 0) for leaf in whole))
+        return Trajectory(*(leaf.masked_fill(ended.view(*ended.shape, *[1] * (leaf.dim() - 2)), 0) for leaf in whole))
 
-    def _empty(self, field: Tensor) -> Tensor:
-        integers = not (field.is_floating_point() or field.dtype == torch.bool)
-        return self.like.new_zeros(*self.shape, *field.shape[1:], dtype=field.dtype if integers else self.like.dtype)
+    def _stacked(self, made: list[Tensor], horizon: int) -> Tensor:
+        """One field, whose steps are let go: at no time there are two copies of all fields."""
+        whole = torch.stack(made + [torch.zeros_like(made[0])] * (horizon - len(made)), dim=1)
+        made.clear()
+        return whole.to(self.like) if whole.is_floating_point() or whole.dtype == torch.bool else whole
 
 
 @contextmanager
@@ -217,6 +222,17 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
+
+
+def _check_step(environment: Environment, episodes: int, observation: Tensor, reward: Tensor, done: Tensor) -> None:
+    """A step's results, which would be broadcast to something else if their shapes were wrong."""
+    found = (observation.shape, reward.shape, done.shape)
+    if found != ((episodes, environment.observation_size), (episodes,), (episodes,)) or done.dtype != torch.bool:
+        raise ValueError(
+            f"{type(environment).__name__}.step: observations ({episodes}, {environment.observation_size}), rewards "
+            f"({episodes},) and ends ({episodes},) of booleans are expected, got {tuple(observation.shape)}, "
+            f"{tuple(reward.shape)} and {tuple(done.shape)} of {done.dtype}"
+        )
 
 
 def _check_fit(environment: Environment, policy: Policy) -> None:

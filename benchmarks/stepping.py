@@ -6,8 +6,10 @@ Twenty tasks with twenty trajectories each, a 64x64 policy with parameters of it
 - loop: one Gymnasium environment, one call of the policy per step;
 - vector: Gymnasium's `SyncVectorEnv` of all 400, one call of the policy for all of them; with --async another side,
   `AsyncVectorEnv`;
-- limit: MuJoCo alone, on as many threads: `mujoco.batch.Batch.rollout` with recorded actions, one call for all steps
-  of all simulations, without policy, observations and rewards.
+- raw: MuJoCo alone, on as many threads: `mujoco.batch.Batch.step` with recorded actions, one call per step, without
+  policy, observations and rewards;
+- open loop: the same in one call for all steps of all simulations, `mujoco.batch.Batch.rollout`. No policy can ask for
+  that, since all actions are given beforehand; its threads never wait for each other.
 
 Everything in one process, torch on one thread. A round times every side once, in alternating order; a ratio is the
 median of its rounds' ratios, so that slow moments of the machine hit both sides. Only steps of running episodes count.
@@ -33,7 +35,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from stochgraph.algorithms.environments import Locomotion, Navigation, ant, half_cheetah
-from stochgraph.algorithms.environments._simulation import quiet
+from stochgraph.algorithms.environments._simulation import Quiet
 from stochgraph.algorithms.policies import GaussianMLP
 from stochgraph.algorithms.rollouts import Rollouts, acting
 
@@ -133,16 +135,35 @@ def vector_side(given: Setting, mode: str, steps: int = 5) -> Side:
     return run
 
 
-def limit_side(given: Setting) -> Side:
-    """The same actions, as far as they have the same law: without a policy they are drawn beforehand."""
-    environment = given.case.environment
+def recorded_controls(given: Setting) -> "np.ndarray[Any, Any]":
+    """Actions of the policy, `(episodes, time, action)`: without a policy they are drawn beforehand."""
+    drawn = Rollouts(given.case.environment, given.policy, HORIZON).draw(PLATES, given.parameters, given.task)
+    return drawn.action.flatten(0, 1).double().numpy()
+
+
+def raw_side(given: Setting) -> Side:
+    environment, controls = given.case.environment, recorded_controls(given)
     simulation = environment.simulation
-    drawn = Rollouts(environment, given.policy, HORIZON).draw(PLATES, given.parameters, given.task)
-    controls = drawn.action.flatten(0, 1).double().numpy().repeat(simulation.frame_skip, axis=1)
 
     def run() -> int:
         environment.reset(given.task.expand(PLATES).flatten())
-        with quiet(simulation._mujoco):
+        with Quiet(simulation._mujoco):
+            for k in range(HORIZON):
+                simulation._control[:] = controls[:, k]
+                simulation._batch.step(None, nstep=simulation.frame_skip)
+        return EPISODES * HORIZON
+
+    return run
+
+
+def open_loop_side(given: Setting) -> Side:
+    environment = given.case.environment
+    simulation = environment.simulation
+    controls = recorded_controls(given).repeat(simulation.frame_skip, axis=1)
+
+    def run() -> int:
+        environment.reset(given.task.expand(PLATES).flatten())
+        with Quiet(simulation._mujoco):
             simulation._batch.rollout(controls.shape[1], controls, record=())
         return EPISODES * HORIZON
 
@@ -152,11 +173,12 @@ def limit_side(given: Setting) -> Side:
 def silence() -> Any:
     import mujoco
 
-    return quiet(mujoco)
+    return Quiet(mujoco)
 
 
 def sides(given: Setting, with_async: bool) -> dict[str, Side]:
-    found = {"rollouts": rollouts_side(given), "limit": limit_side(given), "loop": loop_side(given)}
+    found = {"rollouts": rollouts_side(given), "raw": raw_side(given)}
+    found |= {"open loop": open_loop_side(given), "loop": loop_side(given)}
     found["vector"] = vector_side(given, "sync")
     if with_async:
         found["async"] = vector_side(given, "async")

@@ -17,7 +17,7 @@ import gymnasium
 import mujoco
 
 from stochgraph.algorithms.environments import Locomotion, SimulationError, ant, half_cheetah, swimmer, walker2d
-from stochgraph.algorithms.environments._simulation import quiet
+from stochgraph.algorithms.environments._simulation import Quiet
 from stochgraph.algorithms.policies import GaussianMLP
 from stochgraph.algorithms.rollouts import Rollouts
 from tests.problems import F64
@@ -50,7 +50,7 @@ def elsewhere(tmp_path, monkeypatch):
 
 
 def in_gymnasium(name: str, options: dict[str, Any]) -> Any:
-    with quiet(mujoco):
+    with Quiet(mujoco):
         return gymnasium.make(name, **options).unwrapped
 
 

@@ -76,6 +76,41 @@ def test_episodes_end_one_by_one():
     torch.testing.assert_close(scored, found.log_prob, **EXACT)
 
 
+class Reusing(Countdown):
+    """It returns the same tensors at every step, and writes into them at the next."""
+
+    def reset(self, task: Tensor) -> Tensor:
+        self._observation = super().reset(task)
+        self._reward = torch.zeros_like(task)
+        return self._observation
+
+    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        observation, reward, done = super().step(action)
+        return self._observation.copy_(observation), self._reward.copy_(reward), done
+
+
+def test_an_environment_may_reuse_its_memory():
+    task = torch.tensor([[2.5], [0.5], [6.0]], dtype=F64)
+    drawn = []
+    for environment in (Countdown(), Reusing()):
+        torch.manual_seed(0)
+        drawn.append(Rollouts(environment, POLICY).draw(torch.Size([3, 2]), plated(parameters(), 2), task))
+    for one, other in zip(*drawn, strict=True):
+        assert torch.equal(one, other)
+
+
+class Misshapen(Countdown):
+    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        observation, reward, done = super().step(action)
+        return observation, reward.unsqueeze(-1), done
+
+
+def test_results_of_a_step_must_have_their_shapes():
+    task = torch.tensor([[2.5], [0.5]], dtype=F64)
+    with pytest.raises(ValueError, match=r"Misshapen.step: .*rewards \(4,\).*got \(4, 1\), \(4, 1\)"):
+        Rollouts(Misshapen(), POLICY).draw(torch.Size([2, 2]), plated(parameters(), 2), task)
+
+
 def test_no_step_is_made_once_all_episodes_have_ended():
     environment = Countdown()
     found = Rollouts(environment, POLICY).draw(

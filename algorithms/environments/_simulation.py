@@ -1,8 +1,6 @@
 """Many simulations of one MuJoCo model, stepped together on MuJoCo's own threads."""
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +57,7 @@ class Simulation:
     def start(self, position: Array, velocity: Array) -> None:
         """Start one simulation per row, at rest in everything but the given state."""
         self._make(len(position))
-        with quiet(self._mujoco):
+        with self._quiet:
             self._batch.reset(None, stage=0)
             self.position[:], self.velocity[:] = position, velocity
             self._batch.forward(None, stage=self._mujoco.mjtStage.mjSTAGE_POS)
@@ -77,19 +75,20 @@ class Simulation:
             raise SimulationError(f"{self.name}: a forked process cannot use its parent's simulations; spawn it")
         self._steps += 1
         self._control[:] = control
-        with quiet(self._mujoco):
+        with self._quiet:
             self._batch.step(running, nstep=self.frame_skip)
-        if self._warnings.any():
+        if np.count_nonzero(self._warnings):
             raise SimulationError(self._diverged())
         if self.with_contact:
             self._read_contact(range(len(control)) if running is None else running)
 
     def _compile(self) -> None:
         self._mujoco = installed("mujoco", self.name)
+        self._quiet = Quiet(self._mujoco)
         installed("mujoco.batch", self.name)
         gymnasium = Path(str(installed("gymnasium", self.name).__file__)).parent
         path = gymnasium / "envs" / "mujoco" / "assets" / self.model_file
-        with quiet(self._mujoco):
+        with self._quiet:
             self.model = self._mujoco.MjModel.from_xml_path(str(path))
         self.step_time = self.model.opt.timestep * self.frame_skip
         self._batch: Any = None
@@ -104,7 +103,7 @@ class Simulation:
         self.position, self.velocity = self._batch.bind("qpos"), self._batch.bind("qvel")
         self.torso = self._batch.bind("xpos")[:, 1]
         self._control = self._batch.bind("ctrl")
-        self._warnings = self._batch.warning[..., 1]
+        self._warnings = self._batch.warning  # (episodes, kinds, 2): something about the last one, and their number
         if self.with_contact:
             self._data = self._mujoco.MjData(self.model)
             self.contact = np.zeros((episodes, self.model.nbody, 6))
@@ -118,7 +117,7 @@ class Simulation:
 
     def _diverged(self) -> str:
         """What went wrong, in which episodes."""
-        counts = self._warnings
+        counts = self._warnings[..., 1]
         episodes, kinds = np.flatnonzero(counts.any(1)), np.flatnonzero(counts.any(0))
         names = [self._mujoco.mjtWarning(kind).name.removeprefix("mjWARN_") for kind in kinds]
         shown = ", ".join(str(i) for i in episodes[:5]) + (", ..." if len(episodes) > 5 else "")
@@ -142,13 +141,17 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-@contextmanager
-def quiet(mujoco: Any) -> Iterator[None]:
-    """Keep MuJoCo from printing warnings, and from writing a log file into the working directory."""
-    before, during = mujoco.MjLogConfig.get(), mujoco.MjLogConfig.get()
-    during.logto_console = during.logto_file = False
-    during.set()
-    try:
-        yield
-    finally:
-        before.set()
+class Quiet:
+    """Within this, MuJoCo prints no warnings, and writes no log file into the working directory. Not reentrant."""
+
+    def __init__(self, mujoco: Any) -> None:
+        self._config = mujoco.MjLogConfig
+        self._during = self._config.get()
+        self._during.logto_console = self._during.logto_file = False
+
+    def __enter__(self) -> None:
+        self._before = self._config.get()
+        self._during.set()
+
+    def __exit__(self, *raised: object) -> None:
+        self._before.set()

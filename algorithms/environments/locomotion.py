@@ -230,6 +230,7 @@ class Locomotion(Environment):
     def reset(self, task: Tensor) -> Tensor:
         self._like = self._started(task, ()).new_empty(())
         self._dtype = self._like.numpy(force=True).dtype  # converted at once: between physics, every call is a cold one
+        self._largest = float(np.finfo(self._dtype).max)
         self._task = task.double().numpy(force=True)
         self._done = torch.zeros(len(task), dtype=torch.bool, device=task.device)
         self._running: NDArray[np.int32] | None = None  # all
@@ -250,18 +251,17 @@ class Locomotion(Environment):
 
     def _finite(self, reward: Array, control: Array) -> NDArray[Any]:
         """The rewards, if they can be represented: MuJoCo clamps huge actions, but their costs are as they are."""
-        with np.errstate(over="ignore"):
-            paid = reward.astype(self._dtype)
-        if not np.isfinite(paid).all():
-            wrong = np.flatnonzero(~np.isfinite(paid) & ~self._done.numpy(force=True))
-            if wrong.size:
-                largest = np.abs(control[wrong[0]]).max()
-                raise SimulationError(
-                    f"{self.robot.name}: {wrong.size} of {len(paid)} episodes have rewards that are not finite, the "
-                    f"first with the index {wrong[0]} (task * trajectories + trajectory); its largest action is "
-                    f"{largest:.1e}: adapted parameters have left their scale (inner step size)"
-                )
-        return paid
+        if np.abs(reward).max() <= self._largest:  # not where one is not a number
+            return reward.astype(self._dtype)
+        wrong = np.flatnonzero(~(np.abs(reward) <= self._largest) & ~self._done.numpy(force=True))
+        if wrong.size:
+            largest = np.abs(control[wrong[0]]).max()
+            raise SimulationError(
+                f"{self.robot.name}: {wrong.size} of {len(reward)} episodes have rewards that are not finite, the "
+                f"first with the index {wrong[0]} (task * trajectories + trajectory); its largest action is "
+                f"{largest:.1e}: adapted parameters have left their scale (inner step size)"
+            )
+        return reward.clip(-self._largest, self._largest).astype(self._dtype)
 
     def _end(self, unhealthy: NDArray[np.bool_]) -> None:
         """End episodes. What has ended is not simulated any more."""
@@ -312,4 +312,4 @@ class Locomotion(Environment):
         return self._tensor(np.concatenate(parts, axis=1, dtype=self._dtype))
 
     def _tensor(self, values: NDArray[Any]) -> Tensor:
-        return torch.from_numpy(values.astype(self._dtype, copy=False)).to(self._like.device)
+        return torch.from_numpy(values).to(self._like.device)
