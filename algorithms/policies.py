@@ -117,7 +117,7 @@ class GaussianPolicy(ABC):
 
     def _log_density(self, deviation: Tensor, log_std: Tensor) -> Tensor:
         constant = log_std.sum(-1) + 0.5 * math.log(2 * math.pi) * self.action
-        return -0.5 * (deviation / log_std.exp()).square().sum(-1) - constant
+        return -0.5 * (deviation * torch.exp(-log_std)).square().sum(-1) - constant
 
 
 class GaussianMLP(GaussianPolicy):
