@@ -102,7 +102,7 @@ def test_metrics_are_means_over_the_batch(small):
 @pytest.mark.parametrize("changes", [{"chunk": 1}, {"chunk": 2}, {"shards": 2, "chunk": 1}])
 def test_chunks_do_not_change_the_gradient(small, changes):
     run = small.replace(precision="float64", **changes)
-    whole = Problem(run.replace(chunk=None))
+    whole = Problem(run.replace(chunk=run.tasks))
     theta = whole.initial()
     found = Problem(run).draw(theta, 3).value_and_grad(theta)
     torch.testing.assert_close(found, whole.draw(theta, 3).value_and_grad(theta), rtol=1e-12, atol=1e-14)
@@ -536,6 +536,19 @@ def test_the_learning_curve_of_several_runs(alone, tmp_path):
     pytest.importorskip("matplotlib")
     save_learning_curve([alone, alone], tmp_path / "curves.pdf", say=lambda _: None)
     assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(("horizon", "chunk"), [(100, 4), (400, 1), (2000, 1), (10, 40)])
+def test_a_chunk_has_some_8000_time_steps(horizon, chunk):
+    assert Problem(Configuration(inner=10, outer=20, horizon=horizon)).chunk == chunk
+
+
+def test_what_compares_tasks_is_differentiated_whole(small):
+    run = small.replace(estimator="SF", estimator_options={"baseline": "mean"})
+    problem = Problem(run)
+    assert problem.chunk is None
+    theta = problem.initial()
+    problem.learner(theta).step(theta, problem.draw(theta, 0))
 
 
 def test_a_baseline_over_tasks_cannot_be_cut_into_chunks(small):

@@ -79,7 +79,9 @@ class Configuration:
     precision: str = _option("float32", "of all numbers: float32 or float64")
     device: str = _option("cpu", "where all tensors live: cpu, cuda, cuda:1; another device draws other numbers")
     shards: int = _option(1, "parts of a meta-batch, each with randomness of its own: what ranks share out", least=1)
-    chunk: int | None = _option(None, "tasks differentiated at a time; none: all of a shard", least=1)
+    chunk: int | None = _option(
+        None, "tasks differentiated at a time; none: those of some 8000 time steps, on a GPU of 500 000", least=1
+    )
     threads: int | None = _option(None, "threads of torch; none: as torch chooses", least=1)
     evaluate_every: int = _option(25, "iterations between evaluations on held-out tasks", least=1)
     evaluation_tasks: int = _option(100, "held-out tasks", least=1)

@@ -31,6 +31,9 @@ from .settings import (
 from .watched import EnvironmentFailure, watched
 
 _HELD_OUT = 20  # tasks in a shard of held-out tasks
+# Time steps of a sample node in a chunk of tasks, the same whatever the number of threads: less shows the interpreter.
+_STEPS = {"cpu": 8000}
+_STEPS_ON_ACCELERATORS = 500_000
 
 
 class Problem:
@@ -103,7 +106,22 @@ class Problem:
             (size / run.tasks, self._draw(self.compiled, theta, size, f"shard {i}", (run.seed, "draws", iteration, i)))
             for i, size in ranks.own(list(enumerate(sizes)))
         ]
-        return Batch(self.compiled, shards, ranks, run.chunk)
+        return Batch(self.compiled, shards, ranks, self.chunk)
+
+    @cached_property
+    def chunk(self) -> int | None:
+        """Tasks differentiated at a time; none: all, because something compares tasks."""
+        run = self.configuration
+        replayed = [] if self.template.replayed is None else [self.template.replayed.compile({})]
+        try:
+            for compiled in [self.compiled, self.divergence(), *replayed]:
+                sg.chunks(compiled, sg.Trace(torch.tensor(0.0), {}, {}, {}), over="task", chunk=1)
+        except sg.CompileError as error:
+            if run.chunk is not None:
+                raise ConfigurationError(f"chunk={run.chunk}: {error}") from error
+            return None
+        steps = max(run.inner, run.outer) * self.rollouts.horizon
+        return run.chunk or max(1, _STEPS.get(self.device.type, _STEPS_ON_ACCELERATORS) // steps)
 
     def evaluate(self, theta: Parameters, ranks: Ranks = ALONE, tasks: int | None = None) -> Tensor:
         """Returns on held-out tasks after 0, 1, ... adaptation steps, `(tasks, 1 + steps)`; the same tasks for all."""
@@ -131,11 +149,7 @@ class Problem:
             self._evaluated  # noqa: B018
         except ConfigurationError as error:
             raise ConfigurationError(f"evaluation_steps={self.configuration.evaluation_steps}: {error}") from error
-        if self.configuration.chunk is not None:
-            try:
-                sg.chunks(self.compiled, sg.Trace(torch.tensor(0.0), {}, {}, {}), over="task", chunk=1)
-            except sg.CompileError as error:
-                raise ConfigurationError(f"chunk={self.configuration.chunk}: {error}") from error
+        self.chunk  # noqa: B018
 
     def _draw(
         self, compiled: sg.Compiled, theta: Parameters, tasks: int, part: str, purpose: Sequence[Any]
