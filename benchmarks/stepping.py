@@ -16,7 +16,8 @@ median of its rounds' ratios, so that slow moments of the machine hit both sides
 Where other programs want the processors too, threads wait for each other and for them: the rate per second of processor
 time, all threads together, is then the figure to trust. It says nothing about how well threads are kept busy.
 
-Then the share of each part of a step, and the time of 800 trajectories of 2-D navigation.
+Then the share of each part of a step, the time of 800 trajectories of 2-D navigation, and its share in an iteration of
+`stochgraph train`, which draws two such batches: with one set of parameters, and with one for every task.
 
 Run from the checkout: python benchmarks/stepping.py [--rounds 7] [--only ant] [--async]
 """
@@ -38,6 +39,7 @@ from stochgraph.algorithms.environments import Locomotion, Navigation, ant, half
 from stochgraph.algorithms.environments._simulation import Quiet
 from stochgraph.algorithms.policies import GaussianMLP
 from stochgraph.algorithms.rollouts import Rollouts, acting
+from stochgraph.algorithms.training import Configuration, Problem
 
 TASKS, TRAJECTORIES, HORIZON = 20, 20, 50
 EPISODES = TASKS * TRAJECTORIES
@@ -242,6 +244,21 @@ def navigation(rounds: int) -> tuple[float, float]:
     return median(times[TASKS][1:]), median(times[1][1:])
 
 
+def iteration(rounds: int, threads: int) -> float:
+    """The median seconds of an iteration of meta-training on navigation with 40 trajectories a task."""
+    problem = Problem(Configuration(tasks=TASKS, inner=40, outer=40))
+    theta = problem.initial()
+    learner = problem.learner(theta)
+    torch.set_num_threads(threads)
+    times = []
+    for k in range(rounds + 1):
+        start = time.perf_counter()
+        learner.step(theta, problem.draw(theta, k))
+        times.append(time.perf_counter() - start)
+    torch.set_num_threads(1)
+    return median(times[1:])
+
+
 def report(case: Case, rounds: int, with_async: bool) -> None:
     given = setting(case)
     rates = compare(sides(given, with_async), rounds)
@@ -264,6 +281,7 @@ def main() -> None:
     parser.add_argument("--only", default="", help="robots whose name contains this")
     parser.add_argument("--async", dest="with_async", action="store_true", help="AsyncVectorEnv, too: 400 processes")
     options = parser.parse_args()
+    threads = torch.get_num_threads()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     np.random.seed(0)
@@ -271,11 +289,14 @@ def main() -> None:
         if options.only.lower() in case.name.lower():
             report(case, options.rounds, options.with_async)
     own, shared = navigation(options.rounds)
+    whole = iteration(options.rounds, threads)
     steps = TASKS * 40 * 100
     print(
-        f"\n2-D navigation, 800 trajectories of 100 steps: {own:.3f} s ({steps / own:,.0f} steps per second); with one"
+        f"\n2-D navigation, 800 trajectories of 100 steps: {own:.3f} s ({steps / own:,.0f} steps per second);\n"
+        f"with one set of parameters for all tasks {shared:.3f} s.\n"
+        f"An iteration of meta-training, on {threads} threads: {whole:.3f} s, "
+        f"the sampler's share {(own + shared) / whole:.1%}"
     )
-    print(f"set of parameters for all tasks {shared:.3f} s")
 
 
 if __name__ == "__main__":

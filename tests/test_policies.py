@@ -92,10 +92,19 @@ def test_initial_parameters(policy, dtype):
     assert not random or any(not torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_network_is_that_of_torch():
+@pytest.mark.parametrize("scale", [1e-8, 1.0, 1e3, 1e100])
+def test_a_network_is_that_of_torch(scale):
+    """With derivatives and without, where activations are tiny and where they saturate."""
     policy = GAUSSIAN["module"]
-    theta, observation = some(policy, 0), torch.randn(5, 3, dtype=F64)
-    torch.testing.assert_close(GAUSSIAN["network"].mean(theta, observation), policy.mean(theta, observation), **EXACT)
+    theta, observation = some(policy, 0), scale * torch.randn(5, 3, dtype=F64)
+    expected = policy.mean(theta, observation)
+    torch.testing.assert_close(GAUSSIAN["network"].mean(theta, observation), expected, **EXACT)
+    with torch.no_grad():
+        torch.testing.assert_close(GAUSSIAN["network"].mean(theta, observation), expected, **EXACT)
+
+
+def test_a_policys_parameters_are_copies_of_the_modules():
+    policy = GAUSSIAN["module"]
     before = [leaf.clone() for leaf in NETWORK.parameters()]
     policy.initial()["0.weight"].zero_()
     assert all(torch.equal(leaf, was) for leaf, was in zip(NETWORK.parameters(), before, strict=True))
