@@ -166,9 +166,12 @@ def main(arguments: list[str] | None = None) -> None:
     except (ConfigurationError, TrainingError) as error:
         parser.error(str(error))
     for name, folder in folders.items():
-        returns = [record["returns"] for record in RunFolder(folder).metrics("evaluation")]
-        (_, first), (before, after) = returns[0], returns[-1]
-        print(f"{name}: return {before:.2f} before, {after:.2f} after adaptation; {first:.2f} without meta-training")
+        evaluations = list(RunFolder(folder).metrics("evaluation"))
+        (_, first), (before, after) = (evaluations[k]["returns"] for k in (0, -1))
+        print(
+            f"{name}, {evaluations[-1]['iteration']} of {options.iterations} iterations: return {before:.2f} before, "
+            f"{after:.2f} after adaptation; {first:.2f} without meta-training"
+        )
     save_figure(figure(folders), options.out)
     print(f"figure: {options.out}")
 
