@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,12 @@ from .training.configuration import describe, type_words
 from .training.randomness import generator_for
 from .training.settings import ALGORITHMS, ENVIRONMENTS, ESTIMATORS, POLICIES
 
-KNOWN = {"algorithm": ALGORITHMS, "environment": ENVIRONMENTS, "policy": POLICIES, "estimator": ESTIMATORS}
+KNOWN: dict[str, Iterable[str]] = {
+    "algorithm": ALGORITHMS,
+    "environment": ENVIRONMENTS,
+    "policy": POLICIES,
+    "estimator": ESTIMATORS,
+}
 INTERRUPTED = 130  # the exit status of a shell's command that Ctrl-C ended
 
 
@@ -173,14 +178,15 @@ def evaluate_command(folder: Path, tasks: int | None, steps: int | None, as_json
         configuration = configuration.replace(**{name: value for name, value in changes.items() if value is not None})
         result = load_result(folder, configuration, lambda text: click.echo(text, err=True))
         returns = result.problem.evaluate(result.theta)
-    means, errors = returns.mean(0).tolist(), (returns.std(0, correction=0) / len(returns) ** 0.5).tolist()
+    means = returns.mean(0).tolist()
+    errors = (returns.std(0) / len(returns) ** 0.5).tolist() if len(returns) > 1 else [None] * len(means)
     if as_json:
         found = {"iteration": result.iteration, "tasks": len(returns), "returns": means, "errors": errors}
         click.echo(json.dumps(found))
         return
     click.echo(f"after {result.iteration} iterations, {len(returns)} held-out tasks, return ± standard error:")
     for k, (value, uncertainty) in enumerate(zip(means, errors, strict=True)):
-        click.echo(f"{k} adaptation steps  {value:9.3f} ± {uncertainty:.3f}")
+        click.echo(f"{k} adaptation steps  {value:9.3f} ± {'?' if uncertainty is None else f'{uncertainty:.3f}'}")
 
 
 @main.command("explain")

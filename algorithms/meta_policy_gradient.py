@@ -140,7 +140,7 @@ class MetaProblem:
 
     def __post_init__(self) -> None:
         require(integer(0), steps=self.steps)
-        require((lambda value: 0 <= value <= 1, "between 0 and 1"), discount=self.discount)
+        require((lambda value: 0 <= value <= 1, "between 0 and 1"), discount=self.discount, decay=self.decay)
         require((_steps_forward, "finite and at least 0"), inner_rate=self.inner_rate)
         if isinstance(self.inner_baseline, str):
             raise ValueError(

@@ -27,7 +27,8 @@ class Policy(Protocol):
 
     Methods take one set of parameters, and batches of observations and actions. With an attribute `batched` that is
     true, `sample` and `log_prob` also take `sets` of parameters, stacked, and as many batches of observations, `(sets,
-    batch, observation)`; without it, they are mapped.
+    batch, observation)`; without it, `torch.vmap` maps them over the sets. It cannot map what draws random numbers of
+    its own (dropout), decides by values (`if`, `.item()`), leaves torch, or changes buffers (batch normalisation).
     """
 
     def initial(
@@ -168,7 +169,8 @@ class GaussianModule(GaussianPolicy):
     """A Gaussian policy whose mean is any module, through `torch.func.functional_call`.
 
     Args:
-        module: maps observations `(..., observation)` to means `(..., action)`. Its buffers stay as they are.
+        module: maps observations `(..., observation)` to means `(..., action)`. Its buffers stay as they are, and it is
+            mapped by `torch.vmap`: see `Policy`.
         action: size of an action.
         log_std: initial value of the log standard deviation.
         least_log_std: its floor.
@@ -203,7 +205,12 @@ class GaussianModule(GaussianPolicy):
 
     def mean(self, parameters: Parameters, observation: Tensor) -> Tensor:
         weights = {name: leaf for name, leaf in parameters.items() if name != "log_std"}
-        return functional_call(self.module, weights, (observation,))
+        mean = functional_call(self.module, weights, (observation,))
+        if mean.shape[-1:] != (self.action,):
+            raise ValueError(
+                f"GaussianModule: the module returns means {tuple(mean.shape)}, for actions of size {self.action}"
+            )
+        return mean
 
 
 # --- discrete actions
@@ -318,7 +325,8 @@ class CategoricalModule(SoftmaxPolicy):
     """A softmax over the outputs of any module, through `torch.func.functional_call`.
 
     Args:
-        module: maps observations `(..., observation)` to logits `(..., actions)`. Its buffers stay as they are.
+        module: maps observations `(..., observation)` to logits `(..., actions)`. Its buffers stay as they are, and it
+            is mapped by `torch.vmap`: see `Policy`.
         actions: the number of actions.
 
     Example:

@@ -11,6 +11,7 @@ from torch.utils import _pytree as pytree
 
 import stochgraph as sg
 
+from ._rollout_checks import check_fit, check_parameters, check_reset, check_step, check_trajectory
 from .environments import Environment
 from .policies import Policy
 
@@ -82,22 +83,25 @@ class Rollouts(sg.Sampler):
     def __init__(self, environment: Environment, policy: Policy, horizon: int | None = None) -> None:
         if horizon is not None and horizon < 1:
             raise ValueError(f"horizon must be at least 1 step, got {horizon}")
+        check_fit(environment, policy)
         self.environment = environment
         self.policy = policy
         self.horizon = horizon or environment.horizon
-        _check_fit(environment, policy)
 
     @torch.no_grad()
     def draw(self, batch_shape: torch.Size, *parents: Any) -> Trajectory:
         parameters, task = parents
         like = next(leaf for leaf in pytree.tree_leaves(parameters) if leaf.is_floating_point())
+        check_parameters(self.environment, self.policy, parameters)
         event = task.shape[len(batch_shape) :]
         task = task.to(like).expand(*batch_shape, *event).reshape(-1, *event)
         act = acting(self.policy, parameters, batch_shape)
         noise = self.policy.noise((self.horizon, math.prod(batch_shape)), like)
         with one_thread():
             walked = self._walk(act, task, noise, like)
-        return pytree.tree_map(lambda leaf: leaf.unflatten(0, batch_shape), walked)
+        found = pytree.tree_map(lambda leaf: leaf.unflatten(0, batch_shape), walked)
+        check_trajectory(self.environment, found)
+        return found
 
     def log_prob(self, value: Trajectory | EnumeratedTrajectory, *parents: Any) -> Tensor:
         scored = self.policy.log_prob(parents[0], value.observation, value.action)
@@ -131,12 +135,13 @@ class Rollouts(sg.Sampler):
         """One batch of episodes, `(episodes, time, ...)`."""
         record = Record(like)
         observation = self.environment.reset(task)
+        check_reset(self.environment, len(task), observation)
         running = torch.ones(len(task), dtype=torch.bool, device=like.device)
         for shock in noise:
-            observation = observation.to(like, copy=True)  # environments may write into their own memory
+            observation = observation.to(like, copy=True)  # environments may write into all that they return or get
             action, log_prob = act(observation, shock)
-            after, reward, done = self.environment.step(action)
-            _check_step(self.environment, len(task), after, reward, done)
+            after, reward, done = self.environment.step(action.clone())
+            check_step(self.environment, len(task), after, reward, done)
             record.add(observation, action, reward.to(like, copy=True), running, log_prob)
             if done.any():
                 running = running & ~done
@@ -222,38 +227,3 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def _check_step(environment: Environment, episodes: int, observation: Tensor, reward: Tensor, done: Tensor) -> None:
-    """A step's results, which would be broadcast to something else if their shapes were wrong."""
-    found = (observation.shape, reward.shape, done.shape)
-    if found != ((episodes, environment.observation_size), (episodes,), (episodes,)) or done.dtype != torch.bool:
-        raise ValueError(
-            f"{type(environment).__name__}.step: observations ({episodes}, {environment.observation_size}), rewards "
-            f"({episodes},) and ends ({episodes},) of booleans are expected, got {tuple(observation.shape)}, "
-            f"{tuple(reward.shape)} and {tuple(done.shape)} of {done.dtype}"
-        )
-
-
-def _check_fit(environment: Environment, policy: Policy) -> None:
-    """Try the policy on an observation of zeros, and look at the action. The default generators are left alone."""
-    name, kind = type(policy).__name__, type(environment).__name__
-    observation = torch.zeros(1, environment.observation_size)
-    try:
-        with torch.no_grad(), torch.random.fork_rng(devices=[]):
-            parameters = policy.initial(torch.Generator())
-            like = next(leaf for leaf in pytree.tree_leaves(parameters) if leaf.is_floating_point())
-            action, _ = policy.sample(parameters, observation.to(like), policy.noise((1,), like))
-    except RuntimeError as error:
-        size = environment.observation_size
-        raise ValueError(f"{name} does not take the observations of {kind}, vectors of {size}: {error}") from error
-    expected = (1,) if environment.discrete else (1, environment.action_size)
-    if action.shape != expected or action.is_floating_point() == environment.discrete:
-        wanted = "an integer" if environment.discrete else f"a vector of {environment.action_size}"
-        raise ValueError(
-            f"an action of {kind} is {wanted}, one of {name} is of {action.dtype} and has the shape "
-            f"{tuple(action.shape[1:])}: choose a policy for {'discrete' if environment.discrete else 'such'} actions"
-        )
-    actions = getattr(policy, "actions", environment.action_size)
-    if environment.discrete and actions != environment.action_size:
-        raise ValueError(f"{kind} has {environment.action_size} actions, {name} chooses among {actions}")

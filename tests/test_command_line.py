@@ -130,7 +130,10 @@ def test_evaluation(folder):
     found = json.loads(call("evaluate", folder, "--json").output)
     record = RunFolder(folder).metrics("evaluation")[-1]
     assert found["returns"] == pytest.approx(record["returns"])
+    assert found["errors"] == pytest.approx(record["errors"])
     assert found["iteration"] == record["iteration"] == 4
+    alone = call("evaluate", folder, "--tasks", 1).output  # one task says nothing about its error
+    assert len(re.findall(r"± \?$", alone, re.MULTILINE)) == 2
 
 
 def test_evaluation_of_what_cannot_be_read(folder, tmp_path):

@@ -186,9 +186,11 @@ def test_divergence_names_the_episode_and_the_step():
 def test_divergence_in_a_rollout(monkeypatch):
     environment = half_cheetah()
     policy = GaussianMLP(17, 6, hidden=())
-    theta = {name: torch.full((1, *leaf.shape), torch.nan) for name, leaf in policy.initial().items()}
+    theta = {name: leaf.unsqueeze(0) for name, leaf in policy.initial().items()}
+    rollouts = Rollouts(environment, policy)
+    monkeypatch.setattr(policy, "sample", lambda theta, seen, noise: (torch.full((2, 6), torch.nan), torch.zeros(2)))
     with pytest.raises(SimulationError, match="an action is not finite"):
-        Rollouts(environment, policy).draw(torch.Size([2]), theta, torch.ones(2))
+        rollouts.draw(torch.Size([2]), theta, torch.ones(2))
 
 
 @pytest.mark.parametrize(("dtype", "size"), [(torch.float32, 1e20), (F64, 1e160)])

@@ -9,6 +9,7 @@ import torch
 from torch.distributions import Normal
 
 import stochgraph as sg
+from stochgraph.algorithms.training import settings
 from tests import problems
 from tests.test_documentation import blocks
 
@@ -28,6 +29,7 @@ def test_code_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
+    monkeypatch.setattr(settings, "ENVIRONMENTS", dict(settings.ENVIRONMENTS))  # a page may add to it
     text = page.read_text()
     namespace: dict[str, Any] = {"__name__": page.stem}
     for line, code in blocks(text):

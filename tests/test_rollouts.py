@@ -111,6 +111,102 @@ def test_results_of_a_step_must_have_their_shapes():
         Rollouts(Misshapen(), POLICY).draw(torch.Size([2, 2]), plated(parameters(), 2), task)
 
 
+class Clipping(Countdown):
+    """It clips actions in place."""
+
+    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return super().step(action.clamp_(-0.1, 0.1))
+
+
+def test_what_an_environment_does_to_actions_is_its_own_affair():
+    task = torch.tensor([[2.5], [0.5]], dtype=F64)
+    rolls = Rollouts(Clipping(), POLICY)
+    found = rolls.draw(torch.Size([2, 2]), plated(parameters(), 2), task)
+    assert found.action.abs().max() > 0.1
+    torch.testing.assert_close(rolls.log_prob(found, parameters(), task), found.log_prob, **EXACT)
+
+
+class Breaking(Countdown):
+    """Something is not a number from the third step on, in the second task."""
+
+    def __init__(self, field: str) -> None:
+        self.field = field
+
+    def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        observation, reward, done = super().step(action)
+        if self._steps >= 3:
+            {"observation": observation, "reward": reward}[self.field][2] = torch.nan
+        return observation, reward, done
+
+
+@pytest.mark.parametrize(
+    ("field", "words"),
+    [("observation", r"the observation is \[nan\] at .*step 3$"), ("reward", "reward is nan .*step 2$")],
+)
+def test_the_first_thing_that_is_not_a_number_is_named(field, words):
+    task = torch.full((2, 1), 6.0, dtype=F64)
+    with pytest.raises(sg.SamplingError, match=rf"^Breaking: .*task 1, trajectory 0, {words[-7:]}") as caught:
+        Rollouts(Breaking(field), POLICY).draw(torch.Size([2, 2]), plated(parameters(), 2), task)
+    assert caught.match(words)
+
+
+def test_parameters_that_are_not_finite_do_not_act():
+    theta = parameters() | {"log_std": torch.full((2,), torch.inf, dtype=F64)}
+    with pytest.raises(sg.SamplingError, match=r"Countdown: GaussianMLP .*not finite: \['log_std'\]\. .*inner step"):
+        Rollouts(Countdown(), POLICY).draw(torch.Size([2, 2]), plated(theta, 2), torch.ones(2, 1, dtype=F64))
+
+
+def test_actions_that_are_not_finite_are_the_policys():
+    theta = {name: torch.full_like(leaf, 1e308) for name, leaf in parameters().items()}
+    with pytest.raises(sg.SamplingError, match=r"Countdown: the policy's action is .*step 0; .*inner step size"):
+        Rollouts(Countdown(), POLICY).draw(torch.Size([2, 2]), plated(theta, 2), torch.ones(2, 1, dtype=F64))
+
+
+class Disagreeing(GaussianMLP):
+    def log_prob(self, parameters: Parameters, observation: Tensor, action: Tensor) -> Tensor:
+        return super().log_prob(parameters, observation, action) + 1
+
+
+class Unsummed(GaussianMLP):
+    def log_prob(self, parameters: Parameters, observation: Tensor, action: Tensor) -> Tensor:
+        return super().log_prob(parameters, observation, action).unsqueeze(-1).expand(*observation.shape[:-1], 2)
+
+
+class Endless(Countdown):
+    horizon = 0
+
+
+class Numpy(Countdown):
+    def step(self, action: Tensor) -> Any:
+        observation, reward, done = super().step(action)
+        return observation, reward.numpy(), done
+
+
+class Wide(Countdown):
+    def reset(self, task: Tensor) -> Tensor:
+        return super().reset(task).expand(-1, 2)
+
+
+@pytest.mark.parametrize(
+    ("environment", "policy", "words"),
+    [
+        (Countdown(), Disagreeing(1, 2), r"Disagreeing: sample returns .* log_prob says .*: they must agree"),
+        (Countdown(), Unsummed(1, 2), r"Unsummed: .*shape \(1,\), sample returns \(1,\) and log_prob \(1, 2\)"),
+        (
+            Countdown(),
+            GaussianModule(torch.nn.Linear(1, 1), 2),
+            r"the module returns means \(1, 1\), for actions of size 2",
+        ),
+        (Endless(), POLICY, r"Endless\.horizon must be at least 1 step, got 0"),
+        (Numpy(), POLICY, r"Numpy\.step: three tensors are expected, got Tensor, ndarray, Tensor"),
+        (Wide(), POLICY, r"Wide\.reset: a tensor of observations \(4, 1\) is expected, got \(4, 2\)"),
+    ],
+)
+def test_what_is_wrong_is_said_in_words(environment, policy, words):
+    with pytest.raises(ValueError, match=words):
+        Rollouts(environment, policy).draw(torch.Size([2, 2]), plated(parameters(), 2), torch.ones(2, 1, dtype=F64))
+
+
 def test_no_step_is_made_once_all_episodes_have_ended():
     environment = Countdown()
     found = Rollouts(environment, POLICY).draw(

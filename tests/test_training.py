@@ -5,6 +5,7 @@ import json
 import os
 import random
 import resource
+import shutil
 import signal
 import threading
 from pathlib import Path
@@ -367,18 +368,18 @@ def test_metrics_that_were_cut_by_hand_are_no_hindrance(alone):
 
 def fail(monkeypatch, when, failure):
     """Let the environment fail in the draw number `when`."""
-    original, draws = Rollouts.draw, []
+    original, walks = Rollouts._walk, []
 
-    def draw(self, batch_shape, *parents):
-        value = original(self, batch_shape, *parents)
-        draws.append(value)
-        return failure(value) if len(draws) == when else value
+    def walk(self, *arguments):
+        value = original(self, *arguments)
+        walks.append(value)
+        return failure(value) if len(walks) == when else value
 
-    monkeypatch.setattr(Rollouts, "draw", draw)
+    monkeypatch.setattr(Rollouts, "_walk", walk)
 
 
 def broken_reward(value):
-    value.reward[1, 0, 2] = float("nan")
+    value.reward[len(value.reward) // 3, 2] = float("nan")  # of the second of three tasks
     return value
 
 
@@ -389,7 +390,10 @@ def raises(value):
 @pytest.mark.parametrize(
     ("failure", "words"),
     [
-        (broken_reward, r"'navigation': the reward is nan at task 1, trajectory 0, step 2 \(shard 0, of 3 tasks\)"),
+        (
+            broken_reward,
+            r"'navigation': Navigation: the reward is nan at task 1, trajectory 0, step 2 \(shard 0, of 3 tasks\)",
+        ),
         (raises, r"'navigation' raised KeyError: \"no such body: 'torso'\""),
     ],
 )
@@ -541,6 +545,12 @@ def test_the_learning_curve_of_several_runs(alone, tmp_path):
 @pytest.mark.parametrize(("horizon", "chunk"), [(100, 4), (400, 1), (2000, 1), (10, 40)])
 def test_a_chunk_has_some_8000_time_steps(horizon, chunk):
     assert Problem(Configuration(inner=10, outer=20, horizon=horizon)).chunk == chunk
+
+
+def test_checkpoints_of_nobody_knows_what_are_not_continued(alone, small, tmp_path):
+    shutil.copytree(Path(alone) / "checkpoints", tmp_path / "found" / "checkpoints")
+    with pytest.raises(ConfigurationError, match=r"found holds checkpoints, and no run\.json"):
+        train(small.replace(output=str(tmp_path / "found")), reporters=[])
 
 
 def test_what_compares_tasks_is_differentiated_whole(small):

@@ -26,8 +26,9 @@ class Environment(ABC):
     Everything happens in batches: `reset` starts as many episodes as it gets tasks, one call of `step` advances all of
     them. What `step` returns for an episode that has ended has no meaning; `stochgraph.algorithms.rollouts.Rollouts`
     masks it. All randomness comes from torch's default generators, so one seed gives one result, whatever the number
-    of threads. Observations and rewards have the dtype and the device of the tasks; `step` may write into the tensors
-    that it returned before. An environment can be pickled between episodes, without the episodes.
+    of threads. Observations and rewards have the dtype and the device of the tasks, or are converted; `step` may write
+    into the tensors that it gets, and into those that it returned before. An environment can be pickled between
+    episodes, without the episodes.
 
     Attributes:
         observation_size: the size of an observation, a flat vector.

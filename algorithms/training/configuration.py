@@ -64,7 +64,7 @@ class Configuration:
     outer: int = _option(20, "trajectories per task after adaptation", least=1)
     discount: float = _option(0.99, "the discount per time step", least=0, most=1)
     inner_baseline: str | None = _option("linear", "baseline of the inner advantages: linear; none: plain returns")
-    advantage_decay: float = _option(1.0, "the decay of generalised advantages in the inner steps", least=0)
+    advantage_decay: float = _option(1.0, "the decay of generalised advantages in the inner steps", least=0, most=1)
     standardise: bool = _option(True, "standardise the inner advantages of a task's batch")
     outer_baseline: str | None = _option(
         "linear", "baseline of the returns after adaptation: loo, mean, linear; or none"
@@ -75,14 +75,16 @@ class Configuration:
     epochs: int | None = _option(None, "steps on the draws of a meta-batch; none: as the algorithm has it", least=1)
     gradient_clip: float | None = _option(10.0, "the largest norm of a meta-gradient; none: any; not for TRPO", least=0)
     iterations: int = _option(500, "steps of meta-training", least=1)
-    seed: int = _option(0, "seed of parameters, tasks and draws")
+    seed: int = _option(0, "seed of parameters, tasks and draws; held-out tasks are the same for all")
     precision: str = _option("float32", "of all numbers: float32 or float64")
     device: str = _option("cpu", "where all tensors live: cpu, cuda, cuda:1; another device draws other numbers")
     shards: int = _option(1, "parts of a meta-batch, each with randomness of its own: what ranks share out", least=1)
     chunk: int | None = _option(
         None, "tasks differentiated at a time; none: those of some 8000 time steps, on a GPU of 500 000", least=1
     )
-    threads: int | None = _option(None, "threads of torch; none: as torch chooses", least=1)
+    threads: int | None = _option(
+        None, "threads of torch; none: as torch chooses; 1 beside other busy processes", least=1
+    )
     evaluate_every: int = _option(25, "iterations between evaluations on held-out tasks", least=1)
     evaluation_tasks: int = _option(100, "held-out tasks", least=1)
     evaluation_steps: int | None = _option(None, "adaptation steps evaluated; none: as trained", least=0)

@@ -47,6 +47,11 @@ class RunFolder:
     def check(self, configuration: Configuration) -> None:
         """Refuse a configuration that is not the one of the run in the folder, continued."""
         if not self.configuration_path.exists():
+            if self.checkpoints.paths():
+                raise ConfigurationError(
+                    f"{self.path} holds checkpoints, and no {self.configuration_path.name} that says of which run: put "
+                    "it back, remove the checkpoints, or give another output"
+                )
             return
         there = Configuration.load(self.configuration_path)
         names = there.conflicts(configuration)

@@ -34,7 +34,7 @@ from ..tmaml import tmaml
 from .configuration import Configuration, ConfigurationError, allowed_types, type_words, unknown
 from .learners import TrustRegion
 
-ENVIRONMENTS: Mapping[str, Callable[..., Environment]] = {
+ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
     "navigation": environments.Navigation,
     "corner-navigation": environments.CornerNavigation,
     "line-navigation": environments.LineNavigation,
@@ -46,7 +46,7 @@ ENVIRONMENTS: Mapping[str, Callable[..., Environment]] = {
     "swimmer": environments.swimmer,
 }
 POLICIES = ("network", "table")  # for continuous or discrete actions, as the environment has them
-ALGORITHMS: Mapping[str, Callable[..., Template]] = {
+ALGORITHMS: dict[str, Callable[..., Template]] = {
     "maml": maml,
     "first-order-maml": first_order_maml,
     "emaml": emaml,
@@ -213,6 +213,8 @@ def optimizer_of(configuration: Configuration, parameters: list[Tensor]) -> torc
     make = _named("optimizer", configuration.optimizer, {**known, "TRPO": None})
     if "maximize" in configuration.optimizer_options:
         raise ConfigurationError("optimizer_options: 'maximize' is not an option, a meta-gradient is always climbed")
+    if "lr" in configuration.optimizer_options:
+        raise ConfigurationError("optimizer_options: 'lr' has a field of its own, learning_rate")
     options = {"lr": configuration.learning_rate, "maximize": True, **configuration.optimizer_options}
     optimizer: torch.optim.Optimizer = _called("optimizer_options", make, options, parameters)
     _try(configuration.optimizer, make, options, parameters)

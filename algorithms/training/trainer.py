@@ -220,7 +220,9 @@ class Trainer:
         """Errors that a person can do something about, in words."""
         try:
             yield
-        except (sg.SamplingError, sg.SolverError, OSError, CheckpointError) as error:
+        except CheckpointError as error:
+            raise TrainingError(str(error)) from error
+        except (sg.SamplingError, sg.SolverError, OSError) as error:
             raise TrainingError(f"iteration {self.iteration}: {error}. {self._left()}") from error
 
     def _left(self) -> str:
