@@ -41,9 +41,10 @@ class Figures:
     def mse_per_second(self) -> float:
         """The mean squared error of the average of as many estimates as a second allows: equal-time accuracy.
 
-        The variance shrinks with the number of estimates, the squared bias stays; it is 0 if the ledger says so.
+        The variance shrinks with the number of estimates, the squared bias stays: that which is measured, less what its
+        standard error explains, and 0 if the ledger says so.
         """
-        squared_bias = 0.0 if self.unbiased else max(self.mse - self.variance, 0.0)  # a difference of measurements
+        squared_bias = 0.0 if self.unbiased else max(self.bias**2 - self.bias_error**2, 0.0)
         return squared_bias + self.variance * self.seconds
 
 

@@ -6,6 +6,7 @@ Six comparisons here are random: z-tests at |z| < 5, each of which fails by chan
 
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -90,6 +91,15 @@ def test_figures_fit_together(of_the_square):
         squared_bias = max(found.mse - found.variance, 0)
         assert found.mse_per_second == pytest.approx(squared_bias + found.variance * found.seconds, rel=1e-12)
     assert of_the_square["SF"].variance > 10 * of_the_square["LSF"].variance > of_the_square["PW"].variance
+
+
+def test_an_error_of_the_reference_is_no_bias(of_the_square):
+    """A bias within its standard error, the reference's part included, does not count at one second."""
+    found = replace(of_the_square["LSF"], unbiased=False)
+    noisy = replace(found, bias=9.9, bias_error=10.0)
+    assert noisy.mse_per_second == found.variance * found.seconds
+    plain = replace(found, bias=10.0, bias_error=6.0)
+    assert plain.mse_per_second == pytest.approx(64 + found.variance * found.seconds)
 
 
 def test_every_estimate_is_one_of_value_and_grad():
