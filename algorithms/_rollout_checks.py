@@ -79,11 +79,17 @@ def check_step(environment: Environment, episodes: int, observation: Tensor, rew
         )
 
 
+def check_horizons(environment: Environment, horizon: int | None) -> None:
+    """The number of steps that is given, and the environment's own."""
+    given = {} if horizon is None else {"horizon": horizon}
+    for name, steps in (given | {f"{type(environment).__name__}.horizon": environment.horizon}).items():
+        if not isinstance(steps, int) or steps < 1:
+            raise ValueError(f"{name} must be at least 1 step, got {steps!r}")
+
+
 def check_fit(environment: Environment, policy: Policy) -> None:
     """Try the policy on an observation of zeros, and look at the action. The default generators are left alone."""
     name, kind = type(policy).__name__, type(environment).__name__
-    if not isinstance(environment.horizon, int) or environment.horizon < 1:
-        raise ValueError(f"{kind}.horizon must be at least 1 step, got {environment.horizon!r}")
     observation = torch.zeros(1, environment.observation_size)
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):

@@ -26,6 +26,7 @@ from .training import (
     train,
 )
 from .training.configuration import describe, type_words
+from .training.problem import standard_errors
 from .training.randomness import generator_for
 from .training.settings import ALGORITHMS, ENVIRONMENTS, ESTIMATORS, POLICIES
 
@@ -179,7 +180,7 @@ def evaluate_command(folder: Path, tasks: int | None, steps: int | None, as_json
         result = load_result(folder, configuration, lambda text: click.echo(text, err=True))
         returns = result.problem.evaluate(result.theta)
     means = returns.mean(0).tolist()
-    errors = (returns.std(0) / len(returns) ** 0.5).tolist() if len(returns) > 1 else [None] * len(means)
+    errors = standard_errors(returns).tolist() if len(returns) > 1 else [None] * len(means)
     if as_json:
         found = {"iteration": result.iteration, "tasks": len(returns), "returns": means, "errors": errors}
         click.echo(json.dumps(found))

@@ -166,7 +166,7 @@ def main(arguments: list[str] | None = None) -> None:
     except (ConfigurationError, TrainingError) as error:
         parser.error(str(error))
     for name, folder in folders.items():
-        evaluations = list(RunFolder(folder).metrics("evaluation"))
+        evaluations = RunFolder(folder).metrics("evaluation")
         (_, first), (before, after) = (evaluations[k]["returns"] for k in (0, -1))
         print(
             f"{name}, {evaluations[-1]['iteration']} of {options.iterations} iterations: return {before:.2f} before, "

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 import stochgraph as sg
+from stochgraph._checks import require_known
 
 from .exact import Process, advantages, optimal_policy, optimal_values, returns, visitation
 
@@ -107,8 +108,7 @@ def squared_distance(processes: Process, table: Tensor, others: Tensor, distance
         >>> squared_distance(process(paid, 0.5), torch.zeros(1, 2), best, "D2")  # log 2
         tensor([0.6931])
     """
-    if distance not in DISTANCES:
-        raise ValueError(f"distance={distance!r} is not known: choose one of {', '.join(map(repr, DISTANCES))}")
+    require_known(DISTANCES, distance=distance)
     if distance == "D3":
         return (others - table).square().sum((-2, -1))
     old, new = table.log_softmax(-1), others.log_softmax(-1)

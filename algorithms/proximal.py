@@ -36,7 +36,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import stochgraph as sg
-from stochgraph._checks import more_than, require
+from stochgraph._checks import more_than, require, require_known
 
 from .advantages import Baseline
 from .policy_gradient import advantages, whole
@@ -232,8 +232,7 @@ def _dot(one: Any, other: Any) -> Tensor:
 
 
 def _check(gain: str, distance: str, penalty: Any) -> None:
-    for word, given, known in (("gain", gain, list(GAINS)), ("distance", distance, list(DISTANCES))):
-        if given not in known:
-            raise ValueError(f"{word}={given!r} is not known: choose one of {', '.join(map(repr, known))}")
+    require_known(GAINS, gain=gain)
+    require_known(DISTANCES, distance=distance)
     if penalty is None or isinstance(penalty, int | float | str):  # and not a node or a tensor
         require(more_than(0), penalty=penalty)

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 import stochgraph as sg
 
-from ._rollout_checks import check_fit, check_parameters, check_reset, check_step, check_trajectory
+from ._rollout_checks import check_fit, check_horizons, check_parameters, check_reset, check_step, check_trajectory
 from .environments import Environment
 from .policies import Policy
 
@@ -81,9 +81,8 @@ class Rollouts(sg.Sampler):
     time = batched = True
 
     def __init__(self, environment: Environment, policy: Policy, horizon: int | None = None) -> None:
-        if horizon is not None and horizon < 1:
-            raise ValueError(f"horizon must be at least 1 step, got {horizon}")
         check_fit(environment, policy)
+        check_horizons(environment, horizon)
         self.environment = environment
         self.policy = policy
         self.horizon = horizon or environment.horizon

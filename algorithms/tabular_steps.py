@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 import stochgraph as sg
-from stochgraph._checks import more_than, require
+from stochgraph._checks import more_than, require, require_known
 
 from .advantages import returns_to_go
 from .policy_gradient import whole
@@ -131,8 +131,7 @@ SOLUTIONS: dict[str, Callable[..., Tensor]] = {"D1": _secular, "D2": _soft_greed
 
 
 def _check(distance: str, penalty: Any) -> None:
-    if distance not in _KNOWN:
-        raise ValueError(f"distance={distance!r} is not known: choose one of {', '.join(map(repr, _KNOWN))}")
+    require_known(_KNOWN, distance=distance)
     require(more_than(0), penalty=penalty)
 
 

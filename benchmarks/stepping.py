@@ -149,7 +149,7 @@ def raw_side(given: Setting) -> Side:
 
     def run() -> int:
         environment.reset(given.task.expand(PLATES).flatten())
-        with Quiet(simulation._mujoco):
+        with simulation._quiet:
             for k in range(HORIZON):
                 simulation._control[:] = controls[:, k]
                 simulation._batch.step(None, nstep=simulation.frame_skip)
@@ -165,7 +165,7 @@ def open_loop_side(given: Setting) -> Side:
 
     def run() -> int:
         environment.reset(given.task.expand(PLATES).flatten())
-        with Quiet(simulation._mujoco):
+        with simulation._quiet:
             simulation._batch.rollout(controls.shape[1], controls, record=())
         return EPISODES * HORIZON
 

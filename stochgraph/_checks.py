@@ -1,6 +1,6 @@
 """Options that must be of a kind: numbers above a bound, whole numbers, true or false."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 
@@ -31,6 +31,18 @@ def integer(least: int) -> tuple[Callable[[Any], bool], str]:
 
 
 FLAG: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, bool), "true or false")
+
+
+def require_known(known: Iterable[str], **options: Any) -> None:
+    """Refuse words that are none of the known ones.
+
+    Raises:
+        ValueError: with the option's name, what it is and what there is.
+    """
+    words = list(known)
+    for name, value in options.items():
+        if value not in words:
+            raise ValueError(f"{name}={value!r} is not known: choose one of {', '.join(map(repr, words))}")
 
 
 def require(kind: tuple[Callable[[Any], bool], str], **options: Any) -> None:

@@ -19,8 +19,13 @@ from ._axes import Axes, Axis
 from ._indexing import in_transform
 from ._trees import map_tensors, tensors
 
-_DRAWS = {"cpu": 8000}  # draws, or their time steps, in a piece: what keeps four threads busy
+_DRAWS = {"cpu": 8000}  # what keeps four threads busy
 _ON_ACCELERATORS = 500_000
+
+
+def draws_at_once(device: torch.device) -> int:
+    """Draws, or their time steps, in a piece."""
+    return _DRAWS.get(device.type, _ON_ACCELERATORS)
 
 
 class Cut(NamedTuple):
@@ -59,7 +64,7 @@ def find_cut(values: Sequence[Any], axes: Sequence[Axes], plates: Iterable[Axis]
     for value, own in zip(values, axes, strict=True):
         for leaf in tensors(value)[:1]:
             lead = leaf.shape[: len(own)]
-            most, limit = max(most, prod(lead)), _DRAWS.get(leaf.device.type, _ON_ACCELERATORS)
+            most, limit = max(most, prod(lead)), draws_at_once(leaf.device)
             sizes.update((axis, n) for axis, n in zip(own, lead, strict=True) if n > 1)
     plate = next((plate for plate in plates if plate in sizes), None)
     if plate is None or most <= limit:

@@ -98,7 +98,7 @@ def test_accepted_steps_stay_within_the_radius(trust, changes):
     """The divergence is measured again, on the draws of the iteration made anew."""
     run = trust.replace(**changes)
     problem = Problem(run)
-    divergence, radius = problem.divergence(), run.optimizer_options.get("radius", 0.01)
+    divergence, radius = problem.divergence, run.optimizer_options.get("radius", 0.01)
     theta, accepted = problem.initial(), 0
     learner = problem.learner(theta)
     for iteration in range(run.iterations):
@@ -126,7 +126,7 @@ def test_a_trust_region_around_policies_that_adapt_implicitly(trust):
     batch = problem.draw(theta, 0)
     figures = problem.learner(theta).step(theta, batch)
     assert figures["gain"] > 0
-    moved = float(problem.divergence().surrogate(theta, problem.initial(), batch.shards[0][1]))
+    moved = float(problem.divergence.surrogate(theta, problem.initial(), batch.shards[0][1]))
     assert 0 < moved <= 0.01
     assert figures["kl"] == pytest.approx(moved, rel=1e-9)
 
@@ -224,7 +224,7 @@ def test_epochs_are_steps_of_adam_on_the_same_draws(trust, changes):
             leaf.grad = gradient[name]
         adam.step()
     assert same(theta, expected)
-    moved = float(problem.divergence().surrogate(theta, anchor, batch.shards[0][1]))
+    moved = float(problem.divergence.surrogate(theta, anchor, batch.shards[0][1]))
     assert moved > 0
     assert figures["kl"] == pytest.approx(moved)
 

@@ -251,9 +251,10 @@ class Locomotion(Environment):
 
     def _finite(self, reward: Array, control: Array) -> NDArray[Any]:
         """The rewards, if they can be represented: MuJoCo clamps huge actions, but their costs are as they are."""
-        if np.abs(reward).max() <= self._largest:  # not where one is not a number
+        fits = np.abs(reward) <= self._largest  # not what is not a number
+        if fits.all():
             return reward.astype(self._dtype)
-        wrong = np.flatnonzero(~(np.abs(reward) <= self._largest) & ~self._done.numpy(force=True))
+        wrong = np.flatnonzero(~fits & ~self._done.numpy(force=True))
         if wrong.size:
             largest = np.abs(control[wrong[0]]).max()
             raise SimulationError(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import stochgraph as sg
+from stochgraph._pieces import draws_at_once
 
 from ..policies import Parameters
 from ..replays import adapted_divergence
@@ -31,9 +32,6 @@ from .settings import (
 from .watched import EnvironmentFailure, watched
 
 _HELD_OUT = 20  # tasks in a shard of held-out tasks
-# Time steps of a sample node in a chunk of tasks, the same whatever the number of threads: less shows the interpreter.
-_STEPS = {"cpu": 8000}
-_STEPS_ON_ACCELERATORS = 500_000
 
 
 class Problem:
@@ -79,14 +77,19 @@ class Problem:
 
     def learner(self, theta: Parameters) -> Learner:
         """What moves these parameters."""
-        run, replayed = self.configuration, self.template.replayed
+        run = self.configuration
         if run.optimizer == "TRPO":
-            return trust_region_of(run, self.template, self.divergence())
+            return trust_region_of(run, self.template, self.divergence)
         epochs = run.epochs or self.template.epochs
-        divergence = self.divergence() if epochs > 1 else None
-        objective = None if replayed is None else replayed.compile({})
-        return Ascent(optimizer_of(run, list(theta.values())), run.gradient_clip, epochs, objective, divergence)
+        divergence = self.divergence if epochs > 1 else None
+        return Ascent(optimizer_of(run, list(theta.values())), run.gradient_clip, epochs, self.objective, divergence)
 
+    @cached_property
+    def objective(self) -> sg.Compiled | None:
+        """What is climbed in place of the surrogate, where the algorithm has an objective of its own."""
+        return None if self.template.replayed is None else self.template.replayed.compile({})
+
+    @cached_property
     def divergence(self) -> sg.Compiled:
         """How far the adapted policies are from those of an anchor, on recorded trajectories."""
         asked = self.asked
@@ -112,16 +115,16 @@ class Problem:
     def chunk(self) -> int | None:
         """Tasks differentiated at a time; none: all, because something compares tasks."""
         run = self.configuration
-        replayed = [] if self.template.replayed is None else [self.template.replayed.compile({})]
         try:
-            for compiled in [self.compiled, self.divergence(), *replayed]:
-                sg.chunks(compiled, sg.Trace(torch.tensor(0.0), {}, {}, {}), over="task", chunk=1)
+            for compiled in (self.compiled, self.divergence, self.objective):
+                if compiled is not None:
+                    sg.chunks(compiled, sg.Trace(torch.tensor(0.0), {}, {}, {}), over="task", chunk=1)
         except sg.CompileError as error:
             if run.chunk is not None:
                 raise ConfigurationError(f"chunk={run.chunk}: {error}") from error
             return None
         steps = max(run.inner, run.outer) * self.rollouts.horizon
-        return run.chunk or max(1, _STEPS.get(self.device.type, _STEPS_ON_ACCELERATORS) // steps)
+        return run.chunk or max(1, draws_at_once(self.device) // steps)
 
     def evaluate(self, theta: Parameters, ranks: Ranks = ALONE, tasks: int | None = None) -> Tensor:
         """Returns on held-out tasks after 0, 1, ... adaptation steps, `(tasks, 1 + steps)`; the same tasks for all."""
@@ -164,6 +167,11 @@ def task_returns(trace: sg.Trace) -> Tensor:
     """The mean return of each task before, between and after the inner steps, undiscounted: `(tasks, 1 + steps)`."""
     names = sorted((name for name in trace.draws if name.startswith("D")), key=lambda name: int(name[1:]))
     return torch.stack([trace.draws[name].reward.sum(-1).mean(-1) for name in (*names, "tau")], dim=1)
+
+
+def standard_errors(returns: Tensor) -> Tensor:
+    """The standard errors of the means over tasks, `(1 + steps,)`; zero for a single task."""
+    return returns.std(0, correction=min(1, len(returns) - 1)) / len(returns) ** 0.5
 
 
 def split(count: int, parts: int) -> list[int]:

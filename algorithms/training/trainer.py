@@ -21,7 +21,7 @@ from .checkpoints import CheckpointError, State
 from .configuration import Configuration, ConfigurationError
 from .curves import save_learning_curve
 from .interrupts import Interrupts
-from .problem import Problem, task_returns
+from .problem import Problem, standard_errors, task_returns
 from .randomness import default_generator_for
 from .ranks import ALONE, Ranks
 from .reports import Reporter, default_reporters
@@ -128,8 +128,7 @@ class Trainer:
 
     def _evaluate(self) -> None:
         returns = self.problem.evaluate(self.theta, self.ranks)
-        errors = returns.std(0, correction=min(1, len(returns) - 1)) / len(returns) ** 0.5
-        self._log("evaluation", returns=returns.mean(0).tolist(), errors=errors.tolist())
+        self._log("evaluation", returns=returns.mean(0).tolist(), errors=standard_errors(returns).tolist())
 
     def _log(self, kind: str, **figures: Any) -> None:
         record = {"kind": kind, "iteration": self.iteration, **figures}
