@@ -15,22 +15,13 @@ def tanh_network(parameters: Parameters, observation: Tensor) -> Tensor:
     """The output of a network with the parameters `0.weight`, `0.bias`, `2.weight`, ...: linear, tanh, linear, ..."""
     last = sum(name.endswith(".weight") for name in parameters) - 1
     for k in range(last):
-        observation = _tanh(_affine(observation, parameters[f"{2 * k}.weight"], parameters[f"{2 * k}.bias"]))
+        observation = _affine(observation, parameters[f"{2 * k}.weight"], parameters[f"{2 * k}.bias"]).tanh()
     return _affine(observation, parameters[f"{2 * last}.weight"], parameters[f"{2 * last}.bias"])
 
 
 def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A layer: `x` is `(..., in)`, or `(sets, batch, in)` with one weight matrix per set."""
     return linear(x, weight, bias) if weight.dim() == 2 else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
-
-
-def _tanh(x: Tensor) -> Tensor:
-    r"""The hyperbolic tangent.
-
-    Under `torch.no_grad` it is :math:`2 \sigma(2 x) - 1`, equal up to the rounding of 1, in a third of the time on a
-    processor. A derivative of that would have to keep another tensor.
-    """
-    return torch.tanh(x) if torch.is_grad_enabled() else 2 * torch.sigmoid(2 * x) - 1
 
 
 def tanh_parameters(
