@@ -16,8 +16,8 @@ median of its rounds' ratios, so that slow moments of the machine hit both sides
 Where other programs want the processors too, threads wait for each other and for them: the rate per second of processor
 time, all threads together, is then the figure to trust. It says nothing about how well threads are kept busy.
 
-Then the share of each part of a step, the time of 800 trajectories of 2-D navigation, and its share in an iteration of
-`stochgraph train`, which draws two such batches: with one set of parameters, and with one for every task.
+Then the share of each part of a step, and the sampler's share in an iteration of `stochgraph train` on 2-D navigation,
+which draws 800 trajectories twice: with one set of parameters, and with one for every task.
 
 Run from the checkout: python benchmarks/stepping.py [--rounds 7] [--only ant] [--async]
 """
@@ -25,7 +25,8 @@ Run from the checkout: python benchmarks/stepping.py [--rounds 7] [--only ant] [
 import argparse
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
@@ -35,7 +36,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from stochgraph.algorithms.environments import Locomotion, Navigation, ant, half_cheetah
+from stochgraph.algorithms.environments import Locomotion, ant, half_cheetah
 from stochgraph.algorithms.environments._simulation import Quiet
 from stochgraph.algorithms.policies import GaussianMLP
 from stochgraph.algorithms.rollouts import Rollouts, acting
@@ -205,58 +206,61 @@ def compare(chosen: dict[str, Side], rounds: int) -> dict[str, list[Rate]]:
     return rates
 
 
+@contextmanager
+def timed(owner: Any, name: str) -> Iterator[list[float]]:
+    """The seconds of every call of a method, from here on."""
+    method, seconds = getattr(owner, name), []
+
+    def call(*arguments: Any) -> Any:
+        start = time.perf_counter()
+        result = method(*arguments)
+        seconds.append(time.perf_counter() - start)
+        return result
+
+    setattr(owner, name, call)
+    try:
+        yield seconds
+    finally:
+        setattr(owner, name, method)
+
+
 def shares(given: Setting) -> dict[str, float]:
     """The shares of policy, environment and all else in the time of a draw."""
-    spent = {"policy": 0.0, "environment": 0.0}
-    environment = given.case.environment
-
-    def timed(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            start = time.perf_counter()
-            result = function(*arguments)
-            spent[name] += time.perf_counter() - start
-            return result
-
-        return call
-
-    sampler = Rollouts(environment, given.policy, HORIZON)
-    policy = given.policy
-    step, sample = environment.step, policy.sample
-    environment.step, policy.sample = timed("environment", step), timed("policy", sample)  # type: ignore[method-assign]
-    start = time.perf_counter()
-    sampler.draw(PLATES, given.parameters, given.task)
-    whole = time.perf_counter() - start
-    environment.step, policy.sample = step, sample  # type: ignore[method-assign]
-    return {name: part / whole for name, part in spent.items()} | {"other": 1 - sum(spent.values()) / whole}
+    environment, policy = given.case.environment, given.policy
+    sampler = Rollouts(environment, policy, HORIZON)
+    with timed(environment, "step") as steps, timed(policy, "sample") as samples:
+        start = time.perf_counter()
+        sampler.draw(PLATES, given.parameters, given.task)
+        whole = time.perf_counter() - start
+    spent = {"policy": sum(samples) / whole, "environment": sum(steps) / whole}
+    return spent | {"other": 1 - sum(spent.values())}
 
 
-def navigation(rounds: int) -> tuple[float, float]:
-    """The median seconds of 800 trajectories of 100 steps, and the share of the policy's parameters being one set."""
-    policy = GaussianMLP(2, 2)
-    sampler, plates = Rollouts(Navigation(), policy), torch.Size([TASKS, 40])
-    times: dict[int, list[float]] = {1: [], TASKS: []}
-    for _ in range(rounds + 1):
-        for sets, found in times.items():
-            parameters = {name: leaf.expand(sets, 1, *leaf.shape) for name, leaf in policy.initial().items()}
-            start = time.perf_counter()
-            sampler.draw(plates, parameters, torch.zeros(TASKS, 1, 2))
-            found.append(time.perf_counter() - start)
-    return median(times[TASKS][1:]), median(times[1][1:])
+class Iterations(NamedTuple):
+    """Medians over iterations of meta-training, in seconds."""
+
+    whole: float
+    draws: list[float]  # by their order in an iteration
+    share: float  # of all draws
 
 
-def iteration(rounds: int, threads: int) -> float:
-    """The median seconds of an iteration of meta-training on navigation with 40 trajectories a task."""
+def iterations(rounds: int, threads: int) -> Iterations:
+    """Meta-training on navigation with 40 trajectories a task; the draws are timed within the iterations."""
     problem = Problem(Configuration(tasks=TASKS, inner=40, outer=40))
     theta = problem.initial()
     learner = problem.learner(theta)
     torch.set_num_threads(threads)
-    times = []
+    found = []
     for k in range(rounds + 1):
-        start = time.perf_counter()
-        learner.step(theta, problem.draw(theta, k))
-        times.append(time.perf_counter() - start)
+        with timed(Rollouts, "draw") as draws:
+            start = time.perf_counter()
+            learner.step(theta, problem.draw(theta, k))
+            found.append((time.perf_counter() - start, draws))
     torch.set_num_threads(1)
-    return median(times[1:])
+    kept = found[1:]  # the first one builds what later ones have
+    by_order = zip(*(draws for _, draws in kept), strict=True)
+    share = median(sum(draws) / whole for whole, draws in kept)
+    return Iterations(median(whole for whole, _ in kept), [median(one) for one in by_order], share)
 
 
 def report(case: Case, rounds: int, with_async: bool) -> None:
@@ -288,14 +292,13 @@ def main() -> None:
     for case in cases():
         if options.only.lower() in case.name.lower():
             report(case, options.rounds, options.with_async)
-    own, shared = navigation(options.rounds)
-    whole = iteration(options.rounds, threads)
-    steps = TASKS * 40 * 100
+    found = iterations(options.rounds, threads)
+    speed = TASKS * 40 * 100 / found.draws[1]
     print(
-        f"\n2-D navigation, 800 trajectories of 100 steps: {own:.3f} s ({steps / own:,.0f} steps per second);\n"
-        f"with one set of parameters for all tasks {shared:.3f} s.\n"
-        f"An iteration of meta-training, on {threads} threads: {whole:.3f} s, "
-        f"the sampler's share {(own + shared) / whole:.1%}"
+        f"\nMeta-training on 2-D navigation, {threads} threads: {found.whole:.3f} s an iteration. In it,\n"
+        f"800 trajectories of 100 steps are drawn with one policy in {found.draws[0]:.3f} s,\n"
+        f"and with a policy per task in {found.draws[1]:.3f} s, {speed:,.0f} steps per second.\n"
+        f"The sampler's share: {found.share:.1%}"
     )
 
 
