@@ -28,9 +28,10 @@ from ._errors import CompileError, SamplingError
 from ._leave_one_out import Replay
 from ._reach import samples_in
 from ._run import Run
-from ._surrogate import Box, CompiledUpdate, Controlled, ScoreTerm, Total, Weight
+from ._surrogate import Box, Controlled, ScoreTerm, Total, Weight
 from ._trace import Trace
 from ._trees import map_tensors, tensors
+from ._update import CompiledUpdate
 
 # Draws, or time steps of draws, that a chunk has at least for every thread: with fewer the interpreter shows, with more
 # than this on more than four threads the memory does.

@@ -19,10 +19,10 @@ from ._graph import Graph, scored_samples
 from ._indexing import in_transform
 from ._law import DistributionLaw, _no_path, moving_support_message
 from ._leave_one_out import leave_one_out
+from ._program import schedule
 from ._reach import descends_from, samples_in
 from ._rules import Control, Rule, value_rules
 from ._run import Run, seeded
-from ._surrogate import schedule
 from ._trace import Trace
 from .estimators import SF, Estimator, Pathwise
 

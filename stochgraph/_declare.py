@@ -17,9 +17,9 @@ from . import _node as nd
 from ._axes import Axes, describe, union
 from ._errors import DeclarationError
 from ._law import DistributionLaw, SamplerLaw
+from ._program import schedule
 from ._reach import first_mixing
 from ._sampler import Sampler
-from ._surrogate import schedule
 from ._symbol import Declaration, Symbol, built_inside, current, declare_apply, refuse_captured, to_nodes
 
 

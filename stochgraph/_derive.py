@@ -24,6 +24,7 @@ from ._axes import Axes, Axis, describe, union
 from ._curvature import ExpandedBox, Expansion, OtherScores
 from ._errors import CompileError
 from ._implicit import CompiledArgmax
+from ._program import schedule
 from ._reach import (
     Reach,
     averaging_plate,
@@ -36,17 +37,8 @@ from ._reach import (
     samples_in,
 )
 from ._rules import COST, NOTHING, Key, Kind, Pending, Rule, Site, routing, settled, value_rules
-from ._surrogate import (
-    Box,
-    CompiledStep,
-    Controlled,
-    Placeholder,
-    Score,
-    ScoreTerm,
-    Total,
-    Weight,
-    schedule,
-)
+from ._surrogate import Box, Controlled, Score, ScoreTerm, Total, Weight
+from ._update import CompiledStep, Placeholder
 
 
 class Derivation:

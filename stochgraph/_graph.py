@@ -9,8 +9,8 @@ from torch import Tensor
 from . import _node as nd
 from ._declare import declare
 from ._errors import CompileError
+from ._program import schedule
 from ._reach import moves_with, samples_in
-from ._surrogate import schedule
 
 
 def graph(fn: Callable[..., Any]) -> "Graph":

@@ -28,7 +28,7 @@ from . import _node as nd
 from ._axes import Axes, describe, without
 from ._errors import SolverError
 from ._indexing import transform_rules
-from ._surrogate import CompiledUpdate
+from ._update import CompiledUpdate
 from .solvers import LinearSolver, Problem, Solver
 from .solvers._base import worst
 

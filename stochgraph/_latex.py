@@ -8,7 +8,8 @@ import torch
 from . import _node as nd
 from ._axes import Axis
 from ._curvature import Expansion, OtherScores
-from ._surrogate import Box, CompiledStep, CompiledUpdate, Controlled, Placeholder, ScoreTerm, Total, Weight
+from ._surrogate import Box, Controlled, ScoreTerm, Total, Weight
+from ._update import CompiledStep, CompiledUpdate, Placeholder
 
 _GREEK = frozenset(
     "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau phi chi psi "

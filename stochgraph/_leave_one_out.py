@@ -18,10 +18,12 @@ from ._axes import Axes, Axis, describe
 from ._control import control_variate
 from ._derive import Derivation
 from ._errors import CompileError, SamplingError
+from ._program import execute, schedule, split
 from ._reach import averaging_plate, descends_from, samples_in
 from ._rules import COST, Kind, Rule, Site
-from ._surrogate import CompiledUpdate, Controlled, Score, Weight, execute, schedule, split
+from ._surrogate import Controlled, Score, Weight
 from ._trees import map_tensors
+from ._update import CompiledUpdate
 
 _CELLS = 16384  # how many numbers a node may have in one chunk of replays
 

@@ -15,7 +15,8 @@ from . import _node as nd
 from ._axes import Axis
 from ._curvature import Expansion
 from ._reach import averaging_plate, between
-from ._surrogate import Box, CompiledUpdate, Controlled, Placeholder, ScoreTerm, Total, Weight
+from ._surrogate import Box, Controlled, ScoreTerm, Total, Weight
+from ._update import CompiledUpdate, Placeholder
 
 Counted = Literal["once", "linearized", "dropped", "scaled", "twice"]
 

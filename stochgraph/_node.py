@@ -93,6 +93,7 @@ class Node:
     """Base class. `index` is the place in the declaration; derived nodes keep the index of the node they stand for."""
 
     kind = "node"
+    late = False  # whether it is evaluated as late as its users allow, and not in the order of the declaration
 
     def __init__(self, name: str, index: int, inputs: Sequence["Node"]) -> None:
         self.name = name

@@ -14,7 +14,8 @@ from ._axes import Axis, describe
 from ._errors import SamplingError
 from ._indexing import transform_rules
 from ._law import DistributionLaw
-from ._surrogate import Score, execute
+from ._program import execute
+from ._surrogate import Score
 from ._trace import Trace
 from ._trees import map_tensors, tensors
 

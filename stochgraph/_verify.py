@@ -18,9 +18,9 @@ from ._axes import describe
 from ._compile import Compiled
 from ._derive import Derivation
 from ._errors import VerificationError
+from ._program import schedule
 from ._rules import VALUE
 from ._run import Run
-from ._surrogate import schedule
 from ._trace import Trace
 
 _CHUNK = 4096

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 import stochgraph as sg
 from stochgraph import _pieces
-from stochgraph._surrogate import CompiledStep
+from stochgraph._update import CompiledStep
 from tests import problems
 from tests.problems import BANDIT_THETA, F64
 from tests.test_navigation import meta, parameters
