@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ except ImportError as error:
 
 import stochgraph as sg
 
+from ._threads import torch_threads
 from .training import (
     CheckpointError,
     Configuration,
@@ -36,6 +38,11 @@ KNOWN: dict[str, Iterable[str]] = {
     "policy": POLICIES,
     "estimator": ESTIMATORS,
 }
+# What says how a run goes on, and nothing about its graph: taken everywhere, so that a run can be passed, listed once.
+OF_TRAINING = frozenset(
+    "optimizer learning_rate optimizer_options epochs gradient_clip iterations shards chunk "
+    "evaluate_every evaluation_tasks evaluation_steps checkpoint_every checkpoints_kept".split()
+)
 INTERRUPTED = 130  # the exit status of a shell's command that Ctrl-C ended
 
 
@@ -81,36 +88,43 @@ def _pairs(_: Any, __: Any, given: tuple[str, ...]) -> dict[str, Any]:
     return {name: _json(value) for name, _, value in (pair.partition("=") for pair in given)}
 
 
-def configured(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the option --config, one option per field of a configuration, and the configuration they make."""
+def configured(unlisted: Collection[str] = ()) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Give a command the option --config, one option per field of a configuration, and the configuration they make.
 
-    def run(config: Path | None, **given: Any) -> Any:
-        own = {name: given.pop(name) for name in list(given) if name not in fields}
-        source = click.get_current_context().get_parameter_source
-        changes = {name: value for name, value in given.items() if source(name) is not ParameterSource.DEFAULT}
-        with readable_errors():
-            base = Configuration() if config is None else Configuration.load(config)
-            return command(base.replace(**changes), **own)
-
+    Args:
+        unlisted: fields that the command does without; their options are taken, and its help is silent about them.
+    """
     fields = describe()
-    run.__doc__ = command.__doc__
-    for name, (hint, default, words) in reversed(fields.items()):
-        run = _field_option(name, hint, default, words)(run)
-    path = click.Path(exists=True, dir_okay=False, path_type=Path)
-    config_words = "Read a configuration, such as the run.json of a run; other options replace what it says."
-    return click.option("--config", type=path, help=config_words)(run)
+
+    def decorate(command: Callable[..., Any]) -> Callable[..., Any]:
+        def run(config: Path | None, **given: Any) -> Any:
+            own = {name: given.pop(name) for name in list(given) if name not in fields}
+            source = click.get_current_context().get_parameter_source
+            changes = {name: value for name, value in given.items() if source(name) is not ParameterSource.DEFAULT}
+            with readable_errors():
+                base = Configuration() if config is None else Configuration.load(config)
+                return command(base.replace(**changes), **own)
+
+        run.__doc__ = command.__doc__
+        for name, (hint, default, words) in reversed(fields.items()):
+            run = _field_option(name, hint, default, words, name in unlisted)(run)
+        path = click.Path(exists=True, dir_okay=False, path_type=Path)
+        config_words = "Read a configuration, such as the run.json of a run; other options replace what it says."
+        return click.option("--config", type=path, help=config_words)(run)
+
+    return decorate
 
 
-def _field_option(name: str, hint: Any, default: Any, words: str) -> Callable[..., Any]:
-    dashed = name.replace("_", "-")
+def _field_option(name: str, hint: Any, default: Any, words: str, hidden: bool) -> Callable[..., Any]:
     shown = ",".join(map(str, default)) if isinstance(default, tuple) else default
     words += f": {', '.join(KNOWN[name])}" if name in KNOWN else ""
     text = f"{words[0].upper()}{words[1:]}." + (f"  [{'none' if shown is None else shown}]" if shown != {} else "")
+    option, dashed = partial(click.option, help=text, hidden=hidden), name.replace("_", "-")
     if hint is bool:
-        return click.option(f"--{dashed}/--no-{dashed}", name, default=None, help=text)
+        return option(f"--{dashed}/--no-{dashed}", name, default=None)
     if shown == {}:
-        return click.option(f"--{dashed}", name, multiple=True, callback=_pairs, metavar="NAME=VALUE", help=text)
-    return click.option(f"--{dashed}", name, type=Field(hint), help=text)
+        return option(f"--{dashed}", name, multiple=True, callback=_pairs, metavar="NAME=VALUE")
+    return option(f"--{dashed}", name, type=Field(hint))
 
 
 @contextmanager
@@ -143,7 +157,7 @@ def main() -> None:
 
 
 @main.command("train")
-@configured
+@configured()
 def train_command(configuration: Configuration) -> None:
     """Train, and write everything to one folder.
 
@@ -178,7 +192,8 @@ def evaluate_command(folder: Path, tasks: int | None, steps: int | None, as_json
         changes = {"evaluation_tasks": tasks, "evaluation_steps": steps}
         configuration = configuration.replace(**{name: value for name, value in changes.items() if value is not None})
         result = load_result(folder, configuration, lambda text: click.echo(text, err=True))
-        returns = result.problem.evaluate(result.theta)
+        with torch_threads(configuration.threads):
+            returns = result.problem.evaluate(result.theta)
     means = returns.mean(0).tolist()
     errors = standard_errors(returns).tolist() if len(returns) > 1 else [None] * len(means)
     if as_json:
@@ -191,7 +206,7 @@ def evaluate_command(folder: Path, tasks: int | None, steps: int | None, as_json
 
 
 @main.command("explain")
-@configured
+@configured(unlisted=OF_TRAINING | {"output", "threads"})
 def explain_command(configuration: Configuration) -> None:
     """Print how the run's algorithm counts every gradient path, with its bias and variance class."""
     problem = Problem(configuration)
@@ -207,7 +222,7 @@ def explain_command(configuration: Configuration) -> None:
 @click.option("--estimators", default="SF,LOO,LSF,MAML", show_default=True, help=f"Of {', '.join(ESTIMATORS)}.")
 @click.option("--repeats", default=20, show_default=True, type=click.IntRange(2), help="Estimates with each of them.")
 @click.option("--trained", is_flag=True, help="At the newest checkpoint in the output folder, not at the start.")
-@configured
+@configured(unlisted=OF_TRAINING)
 def profile_command(configuration: Configuration, estimators: str, repeats: int, trained: bool) -> None:
     """Compare estimators on the run's meta-objective: bias, variance, mean squared error, time."""
     problem = Problem(configuration)
@@ -219,7 +234,9 @@ def profile_command(configuration: Configuration, estimators: str, repeats: int,
     compiled = {name: problem.compile(name) for name in estimators.split(",")}
     theta = load_result(configuration.output, configuration).theta if trained else problem.initial()
     generator = generator_for(configuration.seed, "profile")
-    click.echo(sg.profile(compiled, theta, repeats=repeats, generator=generator).to_markdown())
+    with torch_threads(configuration.threads):
+        found = sg.profile(compiled, theta, repeats=repeats, generator=generator)
+    click.echo(found.to_markdown())
 
 
 @main.command("demo", context_settings={"ignore_unknown_options": True}, add_help_option=False)

@@ -1,8 +1,7 @@
 """Trajectories of a policy in an environment, as a distribution that a declaration can sample from."""
 
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -12,6 +11,7 @@ from torch.utils import _pytree as pytree
 import stochgraph as sg
 
 from ._rollout_checks import check_fit, check_horizons, check_parameters, check_reset, check_step, check_trajectory
+from ._threads import torch_threads
 from .environments import Environment
 from .policies import Policy
 
@@ -96,7 +96,7 @@ class Rollouts(sg.Sampler):
         task = task.to(like).expand(*batch_shape, *event).reshape(-1, *event)
         act = acting(self.policy, parameters, batch_shape)
         noise = self.policy.noise((self.horizon, math.prod(batch_shape)), like)
-        with one_thread():
+        with torch_threads(1):  # steps are small, and idle threads would spin and take the processor from a simulator's
             walked = self._walk(act, task, noise, like)
         found = pytree.tree_map(lambda leaf: leaf.unflatten(0, batch_shape), walked)
         check_trajectory(self.environment, found)
@@ -212,17 +212,3 @@ class Record:
         whole = torch.stack(made + [torch.zeros_like(made[0])] * (horizon - len(made)), dim=1)
         made.clear()
         return whole.to(self.like) if whole.is_floating_point() or whole.dtype == torch.bool else whole
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Hold torch to one thread.
-
-    Steps are small, and between them torch's idle threads would spin and take the processor from a simulator's threads.
-    """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

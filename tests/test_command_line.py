@@ -10,14 +10,16 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import torch
 
 pytest.importorskip("click")
 pytest.importorskip("tqdm")
 
 from click.testing import CliRunner
 
+import stochgraph as sg
 from stochgraph.algorithms import command_line, demo
-from stochgraph.algorithms.training import Configuration, RunFolder
+from stochgraph.algorithms.training import Configuration, Problem, RunFolder
 from stochgraph.algorithms.training.configuration import describe
 from stochgraph.algorithms.training.reports import ProgressBar
 from tests.training_cases import SMALL, python_environment, same_runs
@@ -45,15 +47,42 @@ def test_the_entry_point_is_the_command():
     assert getattr(command_line, name) is command_line.main
 
 
-def test_help_lists_the_commands_and_every_field():
+def test_help_lists_the_commands_and_the_fields_that_matter_to_them():
     commands = call("--help").output
     assert all(f"\n  {name} " in commands for name in ("train", "evaluate", "explain", "profile", "demo"))
     assert all(re.search(rf"^ *stochgraph {name} .{{20,}}$", commands, re.MULTILINE) for name in ("evaluate", "demo"))
     assert "\\b" not in commands + call("train", "--help").output
-    for command in ("train", "explain", "profile"):
-        listed = call(command, "--help").output
-        assert all(f"--{name.replace('_', '-')}" in listed for name in describe())
+    of_training = command_line.OF_TRAINING
+    unlisted = {"train": set(), "explain": of_training | {"output", "threads"}, "profile": of_training}
+    for command, silent in unlisted.items():
+        listed = re.findall(r"^ +--([a-z-]+)", call(command, "--help").output, re.MULTILINE)
+        fields = {name for name in describe() if name.replace("_", "-") in listed}
+        assert fields == describe().keys() - silent
     assert "LSF, LoadedDiCE" in " ".join(call("train", "--help").output.split())
+
+
+def test_options_of_training_are_taken_where_they_are_not_listed():
+    assert call("explain", *PLAIN, "--iterations", 3, "--optimizer", "SGD").exit_code == 0
+    assert "--iterations" not in call("explain", "--help").output
+    assert "iterations=0" in call("explain", *PLAIN, "--iterations", 0).output
+
+
+@pytest.mark.parametrize("command", ["profile", "evaluate"])
+def test_threads_are_those_of_the_configuration(command, folder, monkeypatch):
+    seen, before = [], torch.get_num_threads()
+    owner, name = (sg, "profile") if command == "profile" else (Problem, "evaluate")
+    original = getattr(owner, name)
+
+    def watched(*args, **kwargs):
+        seen.append(torch.get_num_threads())
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(owner, name, watched)
+    path = folder / "run.json"
+    Configuration.load(path).replace(threads=before + 1).save(path)
+    options = {"profile": ["--config", path, "--repeats", 2, "--estimators", "SF"], "evaluate": [folder]}
+    result = call(command, *options[command])
+    assert (result.exit_code, seen, torch.get_num_threads()) == (0, [before + 1], before), result.output
 
 
 def test_training_writes_the_configuration_that_the_options_make(folder):

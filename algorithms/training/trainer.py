@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 import stochgraph as sg
 
+from .._threads import torch_threads
 from ..policies import Parameters
 from .checkpoints import CheckpointError, State
 from .configuration import Configuration, ConfigurationError
@@ -204,12 +203,10 @@ class Trainer:
     @contextmanager
     def _prepared(self) -> Iterator[None]:
         """The folder held, the threads set, the reporters let go at the end."""
-        threads = torch.get_num_threads()
         with ExitStack() as stack:
             if self.ranks.first:
                 stack.enter_context(self.folder.opened(self.configuration))
-            stack.callback(torch.set_num_threads, threads)
-            torch.set_num_threads(self.configuration.threads or threads)
+            stack.enter_context(torch_threads(self.configuration.threads))
             for reporter in self.reporters:
                 stack.callback(reporter.end)
             yield
