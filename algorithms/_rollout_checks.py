@@ -46,6 +46,27 @@ def check_trajectory(environment: Environment, found: Any) -> None:
     )
 
 
+def check_agreement(policy: Policy, parameters: Any, found: Any) -> None:
+    """Refuse a policy that scores a trajectory otherwise than it said when it acted; the first one stands for all."""
+    first = (0,) * (found.mask.dim() - 1)
+    own, one = (pytree.tree_map(lambda leaf: leaf[first], tree) for tree in (parameters, found))
+    scored = torch.where(one.mask > 0, policy.log_prob(own, one.observation, one.action), 0.0)
+    if not _agree(one.log_prob, scored):
+        step = int((one.log_prob - scored).abs().argmax())
+        raise ValueError(_disagreement(policy, one.log_prob[step], scored[step]) + f" (step {step} of an episode)")
+
+
+def _agree(sampled: Tensor, scored: Tensor) -> bool:
+    return torch.allclose(sampled, scored.to(sampled), rtol=1e-3, atol=1e-3, equal_nan=True)
+
+
+def _disagreement(policy: Policy, sampled: Tensor, scored: Tensor) -> str:
+    return (
+        f"{type(policy).__name__}: sample returns an action with the log-probability {float(sampled):.6g}, log_prob "
+        f"says {float(scored):.6g} of it: they must agree"
+    )
+
+
 def _first_broken(field: Tensor, dims: int) -> list[int] | None:
     """The place of the earliest step of a field that is not finite, one index per plate and the step."""
     finite = torch.isfinite(field)
@@ -65,18 +86,23 @@ def check_reset(environment: Environment, episodes: int, observation: Tensor) ->
         )
 
 
-def check_step(environment: Environment, episodes: int, observation: Tensor, reward: Tensor, done: Tensor) -> None:
+def check_step(environment: Environment, episodes: int, results: Any) -> tuple[Tensor, Tensor, Tensor]:
     """A step's results, which would be broadcast to something else if their shapes were wrong."""
-    found = tuple(result.shape if isinstance(result, Tensor) else None for result in (observation, reward, done))
-    if None in found:
-        got = ", ".join(type(result).__name__ for result in (observation, reward, done))
-        raise ValueError(f"{type(environment).__name__}.step: three tensors are expected, got {got}")
+    each = results if isinstance(results, tuple | list) else (results,)
+    if len(each) != 3 or not all(isinstance(result, Tensor) for result in each):
+        got = ", ".join(type(result).__name__ for result in each)
+        raise ValueError(
+            f"{type(environment).__name__}.step: three tensors are expected, observations, rewards and ends, got {got}"
+        )
+    observation, reward, done = each
+    found = (observation.shape, reward.shape, done.shape)
     if found != ((episodes, environment.observation_size), (episodes,), (episodes,)) or done.dtype != torch.bool:
         raise ValueError(
             f"{type(environment).__name__}.step: observations ({episodes}, {environment.observation_size}), rewards "
             f"({episodes},) and ends ({episodes},) of booleans are expected, got {tuple(observation.shape)}, "
             f"{tuple(reward.shape)} and {tuple(done.shape)} of {done.dtype}"
         )
+    return observation, reward, done
 
 
 def check_horizons(environment: Environment, horizon: int | None) -> None:
@@ -89,6 +115,11 @@ def check_horizons(environment: Environment, horizon: int | None) -> None:
 
 def check_fit(environment: Environment, policy: Policy) -> None:
     """Try the policy on an observation of zeros, and look at the action. The default generators are left alone."""
+    for word, given in (("environment", environment), ("policy", policy)):
+        if isinstance(given, type):
+            raise TypeError(
+                f"Rollouts: the {word} is the class {given.__name__} itself: make one of it, {given.__name__}(...)"
+            )
     name, kind = type(policy).__name__, type(environment).__name__
     observation = torch.zeros(1, environment.observation_size)
     try:
@@ -113,11 +144,8 @@ def check_fit(environment: Environment, policy: Policy) -> None:
             f"{name}: log-probabilities of one action have the shape (1,), sample returns {tuple(log_prob.shape)} and "
             f"log_prob {tuple(scored.shape)}"
         )
-    if not torch.allclose(log_prob, scored, rtol=1e-3, atol=1e-3, equal_nan=True):
-        raise ValueError(
-            f"{name}: sample returns an action with the log-probability {float(log_prob):.6g}, log_prob says "
-            f"{float(scored):.6g} of it: they must agree"
-        )
+    if not _agree(log_prob, scored):
+        raise ValueError(_disagreement(policy, log_prob, scored))
     actions = getattr(policy, "actions", environment.action_size)
     if environment.discrete and actions != environment.action_size:
         raise ValueError(f"{kind} has {environment.action_size} actions, {name} chooses among {actions}")

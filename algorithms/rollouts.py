@@ -10,7 +10,15 @@ from torch.utils import _pytree as pytree
 
 import stochgraph as sg
 
-from ._rollout_checks import check_fit, check_horizons, check_parameters, check_reset, check_step, check_trajectory
+from ._rollout_checks import (
+    check_agreement,
+    check_fit,
+    check_horizons,
+    check_parameters,
+    check_reset,
+    check_step,
+    check_trajectory,
+)
 from ._threads import torch_threads
 from .environments import Environment
 from .policies import Policy
@@ -100,6 +108,7 @@ class Rollouts(sg.Sampler):
             walked = self._walk(act, task, noise, like)
         found = pytree.tree_map(lambda leaf: leaf.unflatten(0, batch_shape), walked)
         check_trajectory(self.environment, found)
+        check_agreement(self.policy, parameters, found)
         return found
 
     def log_prob(self, value: Trajectory | EnumeratedTrajectory, *parents: Any) -> Tensor:
@@ -139,8 +148,7 @@ class Rollouts(sg.Sampler):
         for shock in noise:
             observation = observation.to(like, copy=True)  # environments may write into all that they return or get
             action, log_prob = act(observation, shock)
-            after, reward, done = self.environment.step(action.clone())
-            check_step(self.environment, len(task), after, reward, done)
+            after, reward, done = check_step(self.environment, len(task), self.environment.step(action.clone()))
             record.add(observation, action, reward.to(like, copy=True), running, log_prob)
             if done.any():
                 running = running & ~done

@@ -55,7 +55,7 @@ def _mean_of_others(site: Site, innermost: bool) -> nd.Node:
         raise CompileError(
             f"sample {site.name!r} (axes: {describe(sample.axes)}): its draws have no costs of their own at "
             f"{node.name!r} (axes: {describe(node.axes)}), so there is no mean of the other draws' costs to compare "
-            "with; use LOO for this node, or a function of the trace as its baseline"
+            "with; use a function of the trace as the baseline, or none; or LOO for this node, if its mean follows"
         )
     return _others(site, plates[-1:] if innermost else plates)
 

@@ -22,7 +22,7 @@ from ._leave_one_out import leave_one_out
 from ._program import schedule
 from ._reach import descends_from, samples_in
 from ._rules import Control, Rule, value_rules
-from ._run import Run, seeded
+from ._run import Run, recorded, seeded
 from ._trace import Trace
 from .estimators import SF, Estimator, Pathwise
 
@@ -87,7 +87,8 @@ class Compiled:
 
         Args:
             *inputs: the inputs of the graph, pytrees of tensors.
-            generator: source of randomness; default: torch's default generators.
+            generator: source of randomness; default: torch's default generators. They, and the environments behind
+                samplers, are the process's own, so that one thread draws at a time.
             sizes: sizes of plates by name, in place of the declared ones.
 
         Returns:
@@ -96,14 +97,15 @@ class Compiled:
         Raises:
             SamplingError: a distribution refused its parameters, or a log-probability is not finite.
         """
-        run = self._run(inputs, sizes)
-        with torch.no_grad(), seeded(generator, inputs):
-            values = run.execute(self._value_program)
-            if not in_transform():
-                run.check_scores()
-        self._check_supports(run)
-        log_probs = {name: values[node].detach() for name, node in self._scores.items()}
-        return Trace(self._scalar(values[self._value_root], run), dict(run.draws), log_probs, dict(run.noise))
+        with recorded():
+            run = self._run(inputs, sizes)
+            with torch.no_grad(), seeded(generator, inputs):
+                values = run.execute(self._value_program)
+                if not in_transform():
+                    run.check_scores()
+            self._check_supports(run)
+            log_probs = {name: values[node].detach() for name, node in self._scores.items()}
+            return Trace(self._scalar(values[self._value_root], run), dict(run.draws), log_probs, dict(run.noise))
 
     def surrogate(self, *inputs_and_trace: Any) -> Tensor:
         """The scalar whose gradient with respect to the inputs is the estimate: `surrogate(*inputs, trace)`.
@@ -121,7 +123,8 @@ class Compiled:
                 f"surrogate of {self.graph.name!r}: the last argument must be a trace of this graph; "
                 f"it has no draw of {missing[0]!r}. Make one with compiled.sample(...)"
             )
-        return self._surrogate(self._run(inputs, None, trace))
+        with recorded():
+            return self._surrogate(self._run(inputs, None, trace))
 
     def value_and_grad(
         self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
@@ -141,7 +144,7 @@ class Compiled:
             SamplingError: inside a `torch.func` transform; `sample` and `surrogate` work there.
         """
         sizes = _check_sizes(self.graph, sizes or {})
-        with seeded(generator, inputs):
+        with recorded(), seeded(generator, inputs):
             return self._value_and_grad(inputs, lambda named: Run(named, sizes))
 
     def _value_and_grad(self, inputs: Any, run_at: Callable[[Mapping[str, Any]], Run]) -> tuple[Tensor, Any]:
@@ -177,7 +180,7 @@ class Compiled:
         names = self.graph.inputs
         if len(inputs) != len(names):
             raise TypeError(f"{self.graph.name} takes {len(names)} inputs ({', '.join(names)}), got {len(inputs)}")
-        return dict(zip(names, [_numbers_as_tensors(value) for value in inputs], strict=True))
+        return dict(zip(names, map(_as_input, inputs), strict=True))
 
     def _run(self, inputs: Any, sizes: Mapping[str, int] | None, trace: Any = None) -> Run:
         return Run(self._named(inputs), _check_sizes(self.graph, sizes or {}), trace)
@@ -249,8 +252,13 @@ def _floats(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
-def _numbers_as_tensors(tree: Any) -> Any:
-    return pytree.tree_map(lambda leaf: torch.as_tensor(leaf) if isinstance(leaf, _NUMBERS) else leaf, tree)
+def _as_input(tree: Any) -> Any:
+    """Numbers as tensors, and copies of what was made in inference mode, which autograd refuses."""
+    if isinstance(tree, Tensor):
+        return tree.clone() if tree.is_inference() else tree
+    if isinstance(tree, _NUMBERS):
+        return torch.as_tensor(tree)
+    return tree if pytree.tree_is_leaf(tree) else pytree.tree_map(_as_input, tree)
 
 
 def _choose_inputs(graph: Graph, wrt: str | tuple[str, ...] | None) -> tuple[str, ...]:

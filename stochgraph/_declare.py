@@ -144,7 +144,9 @@ def apply(fn: Callable[..., Any], *nodes: Any, **constants: Any) -> Any:
     """A deterministic node `fn(*nodes)`. `fn` is written for one draw; plates and time are mapped over it.
 
     Args:
-        fn: any function of tensors or pytrees that `torch.vmap` can map.
+        fn: any function of tensors or pytrees that `torch.vmap` can map, and nothing but a function: what it writes
+            into its arguments is refused, and random numbers that it draws itself are in no trace (`sg.sample` is for
+            them), so that a replay would draw others.
         *nodes: nodes, pytrees of nodes, constants.
         **constants: further arguments by name.
 
@@ -223,6 +225,10 @@ def declare(fn: Callable[..., Any]) -> tuple[list[nd.Input], nd.Node]:
             + (", a constant: nothing in it depends on a sample or an input" if result is not None else "")
         )
     node = result._node
+    if result._declaration is not declaration:
+        raise DeclarationError(
+            f"{fn.__name__} must return a node that it declares; {node.name!r} is another function's"
+        )
     if node.axes:
         word = "sg.sum" if any(axis.time for axis in node.axes) else "sg.mean"
         raise DeclarationError(

@@ -4,13 +4,14 @@ A node knows its inputs, its axes and how to compute its value from the values o
 compiler derives a surrogate by building new nodes (`with_inputs`) around the declared ones, never by changing them.
 
 The kinds are few on purpose: an input, a sample, a deterministic function of one draw (`Apply`, `Select`), a
-reduction over axes (`Mean`, `Sum`: linear; `Reduce`: anything else), an inner update (a gradient step, or the solution
+reduction over axes (`Reduction`: linear; `Reduce`: anything else), an inner update (a gradient step, or the solution
 for an unknown) and a stop-gradient.
 """
 
 import copy
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from math import prod
 from typing import Any
@@ -21,7 +22,8 @@ from torch.utils import _pytree as pytree
 
 from . import _vectorize as vz
 from ._axes import Axes, Axis, describe, union, without
-from ._trees import map_tensors
+from ._errors import SamplingError
+from ._trees import map_tensors, tensors
 
 # Functions that act on every element alone: broadcasting maps them over plates and time, no vmap needed.
 ELEMENTWISE: dict[str, Callable[..., Any]] = {
@@ -171,11 +173,8 @@ class Apply(Node):
         if self.elementwise:
             return self._call(*self.broadcast(values))
         aligned = [vz.align_tree(v, axes, self.axes) for v, axes in zip(values, self.input_axes, strict=True)]
-        try:
+        with _named(self, values):
             return vz.vectorize(self._call, len(self.axes))(*aligned)
-        except Exception as error:
-            error.add_note(f"while computing node {self.name!r} (axes: {describe(self.axes)}), written for one draw")
-            raise
 
 
 class Select(Node):
@@ -287,7 +286,29 @@ class Reduce(Node):
         axes = self.inputs[0].axes
         kept = [i for i, axis in enumerate(axes) if axis not in self.over]
         value = map_tensors(lambda leaf: leaf.movedim(kept, tuple(range(len(kept)))), values[0])
-        return vz.vectorize(self.fn, len(kept))(value)
+        with _named(self, values):
+            return vz.vectorize(self.fn, len(kept))(value)
+
+
+@contextmanager
+def _named(node: Node, values: list[Any]) -> Iterator[None]:
+    """What a user's function raises, with its node; and a refusal of functions that write into their arguments."""
+    before = _versions(values)
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"while computing node {node.name!r} (axes: {describe(node.axes)}), written for one draw")
+        raise
+    if _versions(values) != before:
+        raise SamplingError(
+            f"node {node.name!r} (axes: {describe(node.axes)}): its function changes one of its arguments in place, "
+            "which other nodes read, and the trace: use the operation that makes a new tensor, or x.clone() first"
+        )
+
+
+def _versions(values: list[Any]) -> list[int]:
+    """How often each tensor has been written into. What was made in inference mode does not count it."""
+    return [leaf._version for value in values for leaf in tensors(value) if not leaf.is_inference()]
 
 
 class Stop(Node):

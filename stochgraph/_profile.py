@@ -1,5 +1,6 @@
 """Monte Carlo profiles: estimators side by side on one graph."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -44,8 +45,23 @@ class Figures:
         The variance shrinks with the number of estimates, the squared bias stays: that which is measured, less what its
         standard error explains, and 0 if the ledger says so.
         """
-        squared_bias = 0.0 if self.unbiased else max(self.bias**2 - self.bias_error**2, 0.0)
-        return squared_bias + self.variance * self.seconds
+        return self._squared_bias + self.variance * self.seconds
+
+    @property
+    def mse_per_second_error(self) -> float:
+        r"""How far off the squared bias in `mse_per_second` may be, at most: a standard error.
+
+        That of :math:`|\hat b|^2` with normal errors of standard deviations :math:`s_i` is :math:`(4 \sum_i b_i^2 s_i^2
+        + 2 \sum_i s_i^4)^{1/2} \le (4 |b|^2 |s|^2 + 2 |s|^4)^{1/2}`. Where it is as large as the figure, more estimates
+        are needed to tell a small bias from none.
+        """
+        if self.unbiased:
+            return 0.0
+        return math.sqrt(4 * self._squared_bias * self.bias_error**2 + 2 * self.bias_error**4)
+
+    @property
+    def _squared_bias(self) -> float:
+        return 0.0 if self.unbiased else max(self.bias**2 - self.bias_error**2, 0.0)
 
 
 @dataclass(frozen=True, repr=False)
@@ -69,15 +85,16 @@ class Profile:
 
     def to_markdown(self) -> str:
         """The table in markdown."""
-        head = "| estimator | bias | ± | variance | MSE | ms per estimate | MSE at one second |"
+        head = "| estimator | bias | ± | variance | MSE | ms per estimate | MSE at one second | ± |"
         rows = [
             f"| {name} | {f.bias:.3g} | {f.bias_error:.2g} | {f.variance:.4g} | {f.mse:.4g} | {1e3 * f.seconds:.3g} | "
-            f"{f.mse_per_second:.3g} |"
+            f"{f.mse_per_second:.3g} | {f.mse_per_second_error:.2g} |"
             for name, f in self.figures.items()
         ]
         note = f"\n{self.repeats} estimates each; bias and MSE against {self.reference}. "
-        note += "±: the standard error of the bias. MSE at one second: of the mean of all estimates that fit into one."
-        return "\n".join([head, "|---|" + "---|" * 6, *rows, note])
+        note += "MSE at one second: of the mean of all estimates that fit into one. "
+        note += "±: the standard error of the bias, and that of the squared bias."
+        return "\n".join([head, "|---|" + "---|" * 7, *rows, note])
 
     def plot(self) -> Any:
         """Bias, variance, MSE, time, and MSE at equal time as bars, one colour each: a `matplotlib` figure."""
@@ -95,7 +112,8 @@ class Profile:
         tilt = {"rotation": 30, "ha": "right"} if len(names) * max(map(len, names)) > 20 else {}
         for axes, (attribute, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
             values = [getattr(self.figures[name], attribute) for name in names]
-            errors = [self.figures[name].bias_error for name in names] if attribute == "bias" else None
+            error = {"bias": "bias_error", "mse_per_second": "mse_per_second_error"}.get(attribute)
+            errors = [getattr(self.figures[name], error) for name in names] if error else None
             axes.bar(names, values, yerr=errors, color=[f"C{i}" for i in range(len(names))], capsize=4)
             axes.set_xticks(range(len(names)), names, **tilt)
             axes.set_title(title)

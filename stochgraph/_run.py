@@ -1,6 +1,7 @@
 """One pass through a compiled program: where draws come from, and what is recorded of them."""
 
 import copy
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
@@ -141,18 +142,41 @@ class Run:
         )
 
 
-def seeded(generator: torch.Generator | None, inputs: Any) -> AbstractContextManager[None]:
+def recorded() -> AbstractContextManager[None]:
+    """Within it, inner steps can be differentiated even in inference mode; whether gradients are on stays as it is."""
+    return _recorded() if torch.is_inference_mode_enabled() else nullcontext()
+
+
+@contextmanager
+def _recorded() -> Iterator[None]:
+    enabled = torch.is_grad_enabled()
+    with torch.inference_mode(False), torch.set_grad_enabled(enabled):
+        yield
+
+
+# Torch's default generators belong to the process, and so do the environments behind samplers: one thread draws at a
+# time.
+_DRAWING = threading.RLock()
+
+
+def seeded(generator: torch.Generator | None, inputs: Any) -> AbstractContextManager[Any]:
     """Let torch's default generators continue `generator`, and hand the state back to it afterwards.
 
     Distributions draw from the default generators only. The default state of the caller is left as it was.
     """
-    return nullcontext() if generator is None else _continuing(generator, inputs)
+    if generator is None:
+        return _DRAWING
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator={generator!r}: a torch.Generator is expected, such as torch.Generator().manual_seed(0)"
+        )
+    return _continuing(generator, inputs)
 
 
 @contextmanager
 def _continuing(generator: torch.Generator, inputs: Any) -> Iterator[None]:
     devices = {leaf.device for leaf in tensors(inputs) if leaf.is_cuda}
-    with torch.random.fork_rng(devices=[d.index or 0 for d in devices]):
+    with _DRAWING, torch.random.fork_rng(devices=[d.index or 0 for d in devices]):
         if generator.device.type == "cpu":
             torch.set_rng_state(generator.get_state())
         else:

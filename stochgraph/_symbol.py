@@ -44,6 +44,13 @@ class Declaration:
         return Axis(self.positions, name, time)
 
     def add(self, node: nd.Node) -> "Symbol":
+        strange = [parent.name for parent in node.inputs if parent not in self.nodes[parent.index : parent.index + 1]]
+        if strange or _current.get() is not self:
+            raise DeclarationError(
+                f"{node.name!r}: its arguments belong to different declarations, or to one that is over"
+                + (f" ({', '.join(map(repr, strange))})" if strange else "")
+                + ". A node is used in the function that declares it: declare it anew, or call one function from both"
+            )
         self.nodes.append(node)
         self.names.add(node.name)
         return Symbol(node, self)
@@ -180,8 +187,6 @@ def declare_apply(label: str, fn: Callable[..., Any], args: Any, kwargs: dict[st
         raise DeclarationError(f"sg.apply of {label!r}: no argument is a node, so there is nothing to declare")
     declaration = current(label)
     refuse_captured(fn, f"sg.apply of {label!r}")
-    if any(symbol._declaration is not declaration for symbol in symbols):
-        raise DeclarationError(f"{label!r}: its arguments belong to different declarations")
     arguments = nd.Arguments(to_nodes(tuple(args)), to_nodes(dict(kwargs)))
     return declaration.add(
         nd.Apply(declaration.unique(label or "apply"), len(declaration.nodes), fn if kwargs else _plain(fn), arguments)

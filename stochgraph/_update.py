@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 
 from . import _node as nd
 from . import _vectorize as vz
-from ._axes import Axes, union, without
+from ._axes import Axes, describe, union, without
 from ._indexing import in_transform
 from ._pieces import Cut, find_cut
 from ._program import execute, split
@@ -111,7 +111,14 @@ class CompiledUpdate(nd.Node):
         """A surrogate at `psi`, shape `(*axes,)`. What is computed on the way is added to `known`."""
         known[self.psi] = psi
         execute(self.programs[which], run, known)
-        return known[self.surrogates[which]]
+        root = self.surrogates[which]
+        value: Tensor = known[root]
+        if value.dim() != len(root.axes):
+            raise ValueError(
+                f"update {self.update.name!r}: the inner objective {self.update.objective.name!r} must be a number per "
+                f"draw, got one of the shape {tuple(value.shape[len(root.axes) :])}: take its sum or its mean"
+            )
+        return value
 
 
 class CompiledStep(CompiledUpdate):
@@ -194,7 +201,20 @@ class CompiledStep(CompiledUpdate):
             rate = vz.align(rate, self.axes, self.axes, leaf.dim() - len(self.axes))
         if isinstance(rate, (int, float)):
             return torch.add(leaf, step, alpha=self.update.sign * rate)
+        if isinstance(rate, Tensor):
+            self._check_rate(rate, [*sizes, *leaf.shape[len(sizes) :]])
         return leaf + self.update.sign * rate * step
+
+    def _check_rate(self, rate: Tensor, whole: list[int]) -> None:
+        """Refuse step sizes that would change the shape of the parameters."""
+        surplus = rate.dim() - len(whole)
+        sizes = zip(rate.shape, whole[-surplus:], strict=False)
+        if surplus > 0 or any(own not in (1, size) for own, size in sizes):
+            raise ValueError(
+                f"update {self.update.name!r} (axes: {describe(self.axes)}): step sizes of the shape "
+                f"{tuple(rate.shape)} do not fit parameters of the shape {tuple(whole)}, axes in front: give a number, "
+                "or one for every parameter"
+            )
 
 
 def _is_differentiated(tree: Any) -> bool:

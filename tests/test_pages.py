@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributions import Normal
+from torch.distributions import Categorical, Normal
 
 import stochgraph as sg
 from stochgraph.algorithms.training import settings
 from tests import problems
+from tests.test_baselines import walks
 from tests.test_documentation import blocks
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,7 +30,8 @@ def test_code_runs(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MPLBACKEND", "Agg")
-    monkeypatch.setattr(settings, "ENVIRONMENTS", dict(settings.ENVIRONMENTS))  # a page may add to it
+    for table in ("ENVIRONMENTS", "POLICIES"):  # a page may add to them
+        monkeypatch.setattr(settings, table, dict(getattr(settings, table)))
     text = page.read_text()
     namespace: dict[str, Any] = {"__name__": page.stem}
     for line, code in blocks(text):
@@ -78,3 +80,41 @@ def test_less_memory_of_scores_is_less_variance(horizon: int) -> None:
         for estimator in (sg.LSF(), sg.LoadedDiCE(0.5), sg.LVC())
     ]
     assert found[0] > 1.2 * found[1] > 1.2**2 * found[2]
+
+
+def adapted_pay(lr: float) -> sg.Graph:
+    """The problem of the page on choosing, with another step size: two pulls for the step, two after it."""
+    reward = torch.tensor([0.1, 1.0, -0.6], dtype=torch.float64)
+
+    @sg.graph
+    def pay(theta: Any) -> Any:
+        pulls = sg.sample("D", Categorical, logits=theta, n=2)
+        adapted = sg.ascend(theta, sg.mean(sg.apply(lambda arm: reward[arm], pulls)), lr=lr)
+        return sg.mean(sg.apply(lambda arm: reward[arm], sg.sample("tau", Categorical, logits=adapted, n=2)))
+
+    return pay
+
+
+def variance(graph: sg.Graph, inner: Any, outer: Any) -> float:
+    theta = torch.tensor([0.3, -0.2, 0.1], dtype=torch.float64)
+    return float(sg.verify(graph.compile({"D": inner, "tau": outer}), theta).total_variance)
+
+
+def test_replays_far_from_the_draws_vary_more() -> None:
+    near, far = adapted_pay(0.1), adapted_pay(10.0)
+    assert variance(near, sg.LOO(), sg.SF("loo")) < 1.01 * variance(near, sg.LSF(), sg.SF("loo"))
+    assert variance(far, sg.LOO(), sg.SF("loo")) > 20 * variance(far, sg.LSF(), sg.SF("loo"))
+
+
+def test_two_draws_are_few_to_compare_with() -> None:
+    graph = adapted_pay(0.7)
+    assert variance(graph, sg.LSF(control_variate=True), sg.SF()) > 1.01 * variance(graph, sg.LSF(), sg.SF())
+    assert variance(graph, sg.LSF(), sg.SF("loo")) > 2 * variance(graph, sg.LSF(), sg.SF())
+
+
+@pytest.mark.parametrize("n", [2, 3])
+def test_a_fitted_baseline_needs_data(n: int) -> None:
+    fitted, others = (
+        sg.verify(walks(n).compile(sg.SF(b)), problems.MDP_THETA).total_variance for b in ("linear", "loo")
+    )
+    assert fitted > 1.4 * others

@@ -102,6 +102,16 @@ def test_an_error_of_the_reference_is_no_bias(of_the_square):
     assert plain.mse_per_second == pytest.approx(64 + found.variance * found.seconds)
 
 
+def test_how_well_a_squared_bias_is_known(of_the_square):
+    """The variance of (b + s z)**2 for a normal z, whose moments are 1 and 3; nothing where the ledger says no bias."""
+    found = replace(of_the_square["LSF"], unbiased=False, bias=10.0, bias_error=6.0)
+    b, s = 8.0, 6.0
+    variance = (b**4 + 6 * b**2 * s**2 + 3 * s**4) - (b**2 + s**2) ** 2
+    assert found.mse_per_second_error == pytest.approx(variance**0.5, rel=1e-12)
+    assert replace(found, unbiased=True).mse_per_second_error == 0.0
+    assert f"| {found.mse_per_second_error:.2g} |" in replace(of_the_square, figures={"LSF": found}).to_markdown()
+
+
 def test_every_estimate_is_one_of_value_and_grad():
     """Figures of ten estimates, from the estimates themselves: one call of each to begin with, then ten in turn."""
     compiled = estimators(square, "SF", "PW")
@@ -181,7 +191,7 @@ def test_the_table(of_the_square):
         assert cells[0] == name
         expected = [figures.bias, figures.bias_error, figures.variance, figures.mse, 1e3 * figures.seconds]
         assert [float(cell) for cell in cells[1:6]] == pytest.approx(expected, rel=0.05)
-    assert lines[-1].startswith("600 estimates each; bias and MSE against the given truth. ±: the standard error")
+    assert lines[-1].startswith("600 estimates each; bias and MSE against the given truth. MSE at one second: ")
     assert str(of_the_square) == of_the_square._repr_markdown_() == of_the_square.to_markdown()
 
 

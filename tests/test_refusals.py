@@ -356,6 +356,12 @@ def test_linearising_where_there_is_no_mean():
         problems.extreme().compile(sg.LSF())
 
 
+@pytest.mark.parametrize("baseline", ["loo", "mean"])
+def test_baselines_where_no_draw_has_costs_of_its_own(baseline):
+    with pytest.raises(sg.CompileError, match=r"sample 'x' .* no costs of their own .* a function of the trace as the"):
+        problems.extreme().compile(sg.SF(baseline))
+
+
 def test_parameters_that_the_objective_does_not_depend_on():
     @sg.graph
     def objective(theta, other):
@@ -482,3 +488,78 @@ def test_step_sizes_of_another_structure():
     theta = {"a": torch.tensor(0.1), "b": torch.tensor(0.2)}
     with pytest.raises(ValueError, match="lr is neither one step size nor a pytree like the parameters"):
         declare(body).compile(sg.SF()).sample(theta)
+
+
+# Nodes and functions where they do not belong
+
+
+def test_a_node_of_another_declaration():
+    kept = []
+
+    @sg.graph
+    def first(theta):
+        kept.append(sg.mean(sg.sample("x", Bernoulli, logits=theta, n=2)))
+        return kept[0]
+
+    bodies = [
+        lambda theta: sg.mean(sg.sample("y", Bernoulli, logits=kept[0], n=2)),
+        lambda theta: theta + kept[0],
+        lambda theta: sg.ascend(theta, -((theta - kept[0]) ** 2), lr=0.1),
+        lambda theta: sg.stop(kept[0]),
+    ]
+    for body in bodies:
+        refused(body, "belong to different declarations, or to one that is over")
+    refused(lambda theta: kept[0], r"must return a node that it declares; 'mean\(x\)' is another function's")
+
+
+@pytest.mark.parametrize("n", [None, 3])
+@pytest.mark.parametrize("word", ["apply", "reduce", "field"])
+def test_functions_that_write_into_their_arguments(word, n):
+    def body(theta):
+        x = sg.sample("x", Normal, theta, 1.0, n=n or 1)
+        if word == "reduce":
+            return sg.reduce(lambda whole: whole.mul_(2.0).sum(), x)
+        if word == "field":
+            return sg.mean(sg.apply(lambda pair: pair["x"].add_(1.0), {"x": x}))
+        return sg.mean(sg.apply(lambda one: one.mul_(2.0), x))
+
+    compiled = declare(body).compile(sg.SF())
+    with pytest.raises(sg.SamplingError, match="changes one of its arguments in place"):
+        compiled.sample(THETA)
+
+
+def test_functions_that_write_into_copies():
+    graph = declare(
+        lambda theta: sg.mean(sg.apply(lambda one: one.clone().mul_(2.0), sg.sample("x", Normal, theta, 1.0, n=3)))
+    )
+    compiled = graph.compile(sg.SF())
+    trace = compiled.sample(THETA)
+    torch.testing.assert_close(trace.value, 2 * trace.draws["x"].mean())
+    torch.func.grad(compiled.surrogate)(THETA, trace)
+
+
+@pytest.mark.parametrize("rate", [torch.ones(2, 1), torch.ones(3), torch.ones(1, 2)])
+def test_step_sizes_that_would_reshape_the_parameters(rate):
+    graph = declare(lambda theta: sg.ascend(theta, -(theta**2).sum(), lr=rate).sum())
+    with pytest.raises(
+        ValueError, match=r"update \"theta'\" .* step sizes of the shape .* parameters of the shape \(2,\)"
+    ):
+        graph.compile({}).sample(torch.ones(2))
+
+
+@pytest.mark.parametrize("word", ["ascend", "argmax"])
+def test_an_inner_objective_that_is_a_vector(word):
+    def body(theta):
+        if word == "ascend":
+            return sg.ascend(theta, -(theta**2), lr=0.1).sum()
+        psi = sg.unknown("psi", like=theta)
+        return sg.argmax(-((psi - theta) ** 2), over=psi).sum()
+
+    with pytest.raises(ValueError, match=r"the inner objective 'neg' must be a number per draw, got .* \(2,\)"):
+        declare(body).compile({}).sample(torch.ones(2))
+
+
+def test_a_generator_that_is_none():
+    compiled = declare(lambda theta: sg.mean(sg.sample("x", Normal, theta, 1.0, n=2))).compile(sg.SF())
+    with pytest.raises(TypeError, match=r"generator=3: a torch.Generator is expected"):
+        compiled.sample(THETA, generator=3)

@@ -167,6 +167,23 @@ class Disagreeing(GaussianMLP):
         return super().log_prob(parameters, observation, action) + 1
 
 
+class Forgetful(GaussianMLP):
+    """Its noise grows with the observation, which is zero only at first, and it does not say so."""
+
+    def sample(self, parameters: Parameters, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        return super().sample(parameters, observation, noise * (1 + observation))
+
+    def log_prob(self, parameters: Parameters, observation: Tensor, action: Tensor) -> Tensor:
+        scale = 1 + observation
+        mean = self.mean(parameters, observation)
+        return super().log_prob(parameters, observation, mean + (action - mean) / scale)
+
+
+class Fivefold(Countdown):
+    def step(self, action: Tensor) -> Any:
+        return *super().step(action), False, {}
+
+
 class Unsummed(GaussianMLP):
     def log_prob(self, parameters: Parameters, observation: Tensor, action: Tensor) -> Tensor:
         return super().log_prob(parameters, observation, action).unsqueeze(-1).expand(*observation.shape[:-1], 2)
@@ -191,6 +208,8 @@ class Wide(Countdown):
     ("environment", "policy", "words"),
     [
         (Countdown(), Disagreeing(1, 2), r"Disagreeing: sample returns .* log_prob says .*: they must agree"),
+        (Countdown(), Forgetful(1, 2), r"Forgetful: sample returns .*: they must agree \(step \d of an episode\)"),
+        (Fivefold(), POLICY, r"Fivefold\.step: three tensors are expected, .*, got Tensor, Tensor, Tensor, bool, dict"),
         (Countdown(), Unsummed(1, 2), r"Unsummed: .*shape \(1,\), sample returns \(1,\) and log_prob \(1, 2\)"),
         (
             Countdown(),
@@ -198,13 +217,21 @@ class Wide(Countdown):
             r"the module returns means \(1, 1\), for actions of size 2",
         ),
         (Endless(), POLICY, r"Endless\.horizon must be at least 1 step, got 0"),
-        (Numpy(), POLICY, r"Numpy\.step: three tensors are expected, got Tensor, ndarray, Tensor"),
+        (Numpy(), POLICY, r"Numpy\.step: three tensors are expected, .*, got Tensor, ndarray, Tensor"),
         (Wide(), POLICY, r"Wide\.reset: a tensor of observations \(4, 1\) is expected, got \(4, 2\)"),
     ],
 )
 def test_what_is_wrong_is_said_in_words(environment, policy, words):
     with pytest.raises(ValueError, match=words):
-        Rollouts(environment, policy).draw(torch.Size([2, 2]), plated(parameters(), 2), torch.ones(2, 1, dtype=F64))
+        Rollouts(environment, policy).draw(
+            torch.Size([2, 2]), plated(parameters(), 2), torch.full((2, 1), 3.0, dtype=F64)
+        )
+
+
+@pytest.mark.parametrize("given", [(Countdown, POLICY), (Countdown(), GaussianMLP)])
+def test_classes_in_place_of_what_they_make(given):
+    with pytest.raises(TypeError, match=r"is the class \w+ itself: make one of it, \w+\(\.\.\.\)"):
+        Rollouts(*given)
 
 
 def test_no_step_is_made_once_all_episodes_have_ended():

@@ -1,7 +1,9 @@
 """What the names in a configuration stand for: environments, policies, algorithms, estimators, optimisers.
 
-A new environment is a new row of `ENVIRONMENTS`, anything that makes an `Environment` of options. A new algorithm is a
-new row of `ALGORITHMS`, a function of a `MetaProblem` that returns a `Template`; its keyword arguments are its options.
+A new environment is a new row of `ENVIRONMENTS`, anything that makes an `Environment` of options. A new policy is a new
+row of `POLICIES`, which says what makes it for an environment: of the sizes of observations and actions, of the hidden
+layers if it takes them, and of options. A new algorithm is a new row of `ALGORITHMS`, a function of a `MetaProblem`
+that returns a `Template`; its keyword arguments are its options.
 """
 
 import inspect
@@ -45,7 +47,10 @@ ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
     "walker2d": environments.walker2d,
     "swimmer": environments.swimmer,
 }
-POLICIES = ("network", "table")  # for continuous or discrete actions, as the environment has them
+POLICIES: dict[str, Callable[[Environment], Callable[..., Policy]]] = {
+    "network": lambda environment: CategoricalMLP if environment.discrete else GaussianMLP,
+    "table": lambda _: TabularSoftmax,
+}
 ALGORITHMS: dict[str, Callable[..., Template]] = {
     "maml": maml,
     "first-order-maml": first_order_maml,
@@ -94,13 +99,10 @@ def rollouts_of(configuration: Configuration) -> Rollouts:
 
 
 def _policy_of(configuration: Configuration, environment: Environment) -> Policy:
-    _named("policy", configuration.policy, dict.fromkeys(POLICIES))
-    sizes = (environment.observation_size, environment.action_size)
-    make: Callable[..., Policy] = CategoricalMLP if environment.discrete else GaussianMLP
-    options = {"hidden": configuration.hidden, **configuration.policy_options}
-    if configuration.policy == "table":
-        make, options = TabularSoftmax, configuration.policy_options
-    found: Policy = _called("policy_options", make, options, *sizes)
+    make = _named("policy", configuration.policy, POLICIES)(environment)
+    layers = {"hidden": configuration.hidden} if "hidden" in inspect.signature(make).parameters else {}
+    options = {**layers, **configuration.policy_options}
+    found: Policy = _called("policy_options", make, options, environment.observation_size, environment.action_size)
     return found
 
 
