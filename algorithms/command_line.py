@@ -162,7 +162,10 @@ def train_command(configuration: Configuration) -> None:
     """Train, and write everything to one folder.
 
     The folder gets run.json (the configuration), metrics.jsonl (one line per iteration and evaluation), checkpoints,
-    learning_curve.png, and files for TensorBoard if that is installed. If the folder holds the run already, it is
+    learning_curve.png, and files for TensorBoard if that is installed. A line of metrics has "value", the estimate of
+    the meta-objective (discounted), "returns" before and after each adaptation step (undiscounted, of the training
+    tasks in an iteration, of held-out tasks with their standard "errors" in an evaluation), "gradient_norm", "kl" and
+    "seconds" where there are any. If the folder holds the run already, it is
     continued from its newest checkpoint, to the same bits as if it had never stopped. Ctrl-C saves and ends; a second
     Ctrl-C ends at once.
 

@@ -28,7 +28,8 @@ def unknown(name: str | None, like: Any) -> Any:
             unless told otherwise; it does not depend on its value.
 
     Raises:
-        DeclarationError: a name taken. Once the graph is declared: an unknown that no `argmax` has solved for.
+        DeclarationError: a name taken. Once the graph is declared: the objective depends on an unknown that no `argmax`
+            has solved for.
 
     Example:
         >>> import torch, stochgraph as sg

@@ -7,6 +7,7 @@ looks at the draw that it is for.
 from collections.abc import Callable
 from functools import partial
 from math import prod
+from numbers import Real
 from typing import Any
 
 import torch
@@ -141,7 +142,13 @@ class Called(nd.Node):
 
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
         with torch.no_grad():
-            found = torch.as_tensor(self.fn(self._trace(run, values)), dtype=run.dtype, device=run.device)
+            result = self.fn(self._trace(run, values))
+        if not isinstance(result, Tensor | Real):
+            raise SamplingError(
+                f"baseline of sample {self.sample.name!r}: a number or a tensor is expected, its function returned "
+                f"{type(result).__name__}"
+            )
+        found = torch.as_tensor(result, dtype=run.dtype, device=run.device)
         sizes = [run.sizes[axis] for axis in self.axes]
         if found.dim() and list(found.shape) != sizes:
             raise SamplingError(

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
+from numbers import Integral
 from typing import Any, NoReturn
 
 import numpy as np
@@ -122,6 +123,12 @@ class Compiled:
             raise SamplingError(
                 f"surrogate of {self.graph.name!r}: the last argument must be a trace of this graph; "
                 f"it has no draw of {missing[0]!r}. Make one with compiled.sample(...)"
+            )
+        silent = [name for name in self._derivation.pathwise if name not in trace.noise]
+        if silent:
+            raise SamplingError(
+                f"surrogate of {self.graph.name!r}: PW replays the noise of {silent[0]!r}, and the trace has none: it "
+                "was drawn with another estimator. Make one with the sample of this compiled graph"
             )
         with recorded():
             return self._surrogate(self._run(inputs, None, trace))
@@ -370,9 +377,9 @@ def _check_sizes(graph: Graph, sizes: Mapping[str, int]) -> Mapping[str, int]:
     for name, size in sizes.items():
         if name not in plates:
             _refuse_size(f"{name!r} is not a plate of {graph.name}; its plates are {', '.join(map(repr, plates))}")
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-            _refuse_size(f"plate {name!r} needs at least one draw, got {size!r}")
-    return sizes
+        if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
+            _refuse_size(f"plate {name!r} needs at least one draw, an integer; got {size!r}")
+    return {name: int(size) for name, size in sizes.items()}
 
 
 def _refuse_size(message: str) -> NoReturn:

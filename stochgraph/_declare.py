@@ -6,7 +6,7 @@ stands wherever a tensor would.
 
 import inspect
 from collections.abc import Callable, Iterable
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -63,14 +63,14 @@ def sample(name: str, dist: Any, *parents: Any, n: int | None = None, **paramete
         raise DeclarationError(f"two nodes of the name {name!r}: give every sample a name of its own")
     refuse_captured(dist, f"sample {name!r}")
     _check_call(name, dist, parents, parameters)
-    if n is not None and (not isinstance(n, int) or n < 1):
-        raise DeclarationError(f"sample {name!r}: a plate needs n >= 1 draws, got n={n!r}")
+    if n is not None and (not isinstance(n, Integral) or isinstance(n, bool) or n < 1):
+        raise DeclarationError(f"sample {name!r}: a plate needs n >= 1 draws, an integer; got n={n!r}")
     law: DistributionLaw | SamplerLaw
     law = SamplerLaw(dist) if isinstance(dist, Sampler) else DistributionLaw(dist)
     plate = None if n is None else declaration.axis(name)
     time = declaration.axis(f"{name}.time", time=True) if law.time else None
     arguments = nd.Arguments(to_nodes(parents), to_nodes(parameters))
-    return declaration.add(nd.Sample(name, len(declaration.nodes), law, arguments, plate, time, n))
+    return declaration.add(nd.Sample(name, len(declaration.nodes), law, arguments, plate, time, n and int(n)))
 
 
 def mean(x: Any, over: str | Iterable[str] | None = None) -> Any:
@@ -358,7 +358,12 @@ def _check_call(name: str, dist: Any, parents: tuple[Any, ...], parameters: dict
     called = dist.log_prob if isinstance(dist, Sampler) else dist
     given = (None, *parents) if isinstance(dist, Sampler) else parents
     try:
-        inspect.signature(called).bind(*given, **parameters)
+        bound = inspect.signature(called).bind(*given, **parameters)
+        checked = bound.arguments.get("validate_args")
+        if not isinstance(checked, bool | None):
+            raise TypeError(
+                f"validate_args={checked!r} is neither true nor false; the size of a plate is n={checked!r}"
+            )
     except TypeError as error:
         word = type(dist).__name__ if isinstance(dist, Sampler) else getattr(dist, "__name__", repr(dist))
         raise DeclarationError(f"sample {name!r}: its parents do not fit {word}: {error}") from None

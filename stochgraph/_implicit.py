@@ -135,7 +135,8 @@ class _Implicit:
             raise SolverError(
                 f"{self.label}: {type(self.solver).__name__} ended where the objective's gradient has norm "
                 f"{worst(far, norm)}, tolerance {self.solver.tolerance:.1e}: take more or other steps, start "
-                "nearer, make the objective more concave, or state a larger tolerance"
+                "nearer, make the objective more concave (it is maximised: a loss needs a minus), or state a larger "
+                "tolerance"
             )
         return x
 

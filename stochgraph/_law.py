@@ -20,7 +20,7 @@ from . import _vectorize as vz
 from ._axes import Axes, describe, union
 from ._distributions import collect, moving_support, rebuild
 from ._errors import SamplingError
-from ._indexing import NOISE_IN_PLACE
+from ._indexing import NOISE_IN_PLACE, in_transform
 from ._pieces import find_cut
 from ._sampler import Sampler
 from ._trees import map_tensors, tensors
@@ -222,6 +222,7 @@ class SamplerLaw:
                 f"sample {node.name!r}: {self.name}.log_prob of one draw must have "
                 f"{'one dimension, the time axis' if self.time else 'no dimension'}, got {scored.dim() - len(axes)}"
             )
+        self._check_path(node, scored, values)
         full = (*axes, node.time) if self.time else axes
         return scored.permute([full.index(axis) for axis in sorted(full)])
 
@@ -252,6 +253,17 @@ class SamplerLaw:
 
         value = vz.vectorize(enumerate_one, len(axes))(*_aligned(values, node.inputs, axes))
         return map_tensors(lambda leaf: leaf.movedim(len(axes), 0), value), 0
+
+    def _check_path(self, node: Any, scored: Tensor, parents: Sequence[Any]) -> None:
+        """Refuse log-probabilities that are cut off from the parents; inside transforms there is no telling."""
+        if scored.requires_grad or not torch.is_grad_enabled() or in_transform():
+            return
+        if any(leaf.requires_grad for leaf in tensors(list(parents))):
+            raise SamplingError(
+                f"sample {node.name!r} (axes: {describe(node.axes)}): {self.name}.log_prob has no derivative with "
+                "respect to its parents, so that every estimate would be zero: something in it is detached, or without "
+                "a derivative. If the draws do not depend on the parents, make these constants, sg.stop(parent)"
+            )
 
     def _check(self, node: Any, value: Any, shape: torch.Size) -> None:
         lead = len(shape)

@@ -196,9 +196,14 @@ class Select(Node):
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         (value,) = values
-        if self.attribute:
-            return self._attribute(value)
-        return value[self._place if isinstance(value, Tensor) else self.key]
+        try:
+            if self.attribute:
+                return self._attribute(value)
+            return value[self._place if isinstance(value, Tensor) else self.key]
+        except (AttributeError, LookupError) as error:
+            base = self.inputs[0]
+            error.add_note(f"node {base.name!r} (axes: {describe(base.axes)}) has no {self.key!r} in one draw")
+            raise
 
     def _attribute(self, value: Any) -> Any:
         """A field of a pytree; or what a tensor says of itself, which here means: of one draw."""

@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -65,7 +65,7 @@ class Figures:
 
 
 @dataclass(frozen=True, repr=False)
-class Profile:
+class Profile(Mapping[str, Figures]):
     """The result of `profile`: figures by estimator name, as a mapping, a table or a plot.
 
     Attributes:
@@ -82,6 +82,12 @@ class Profile:
 
     def __getitem__(self, name: str) -> Figures:
         return self.figures[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.figures)
+
+    def __len__(self) -> int:
+        return len(self.figures)
 
     def to_markdown(self) -> str:
         """The table in markdown."""

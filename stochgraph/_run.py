@@ -13,7 +13,7 @@ from torch import Tensor
 from . import _node as nd
 from ._axes import Axis, describe
 from ._errors import SamplingError
-from ._indexing import transform_rules
+from ._indexing import in_transform, transform_rules
 from ._law import DistributionLaw
 from ._program import execute
 from ._surrogate import Score
@@ -109,10 +109,20 @@ class Run:
                 raise
             raise SamplingError(
                 f"sample {node.name!r} (axes: {describe(node.axes)}) could not be drawn from {node.law.name}: {error}"
+                + self._origin()
             ) from error
         self.draws[node.name] = value
         self._note_sizes(node, value)
         return value
+
+    def _origin(self) -> str:
+        """The first value that is not a number, if there is one: all that come after it may have it from there."""
+        if in_transform():
+            return ""
+        for node, value in self.values.items():
+            if any(leaf.is_floating_point() and bool(leaf.isnan().any()) for leaf in tensors(value)):
+                return f". The first value with a NaN is that of {node.name!r} (axes: {describe(node.axes)})"
+        return ""
 
     def _note_sizes(self, node: nd.Sample, value: Any) -> None:
         for axis in (node.plate, node.time):

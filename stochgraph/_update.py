@@ -15,6 +15,7 @@ scores are scheduled as late as possible.
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import torch
@@ -199,10 +200,11 @@ class CompiledStep(CompiledUpdate):
             leaf = leaf.expand(*sizes, *leaf.shape[len(sizes) :])
         if plates and isinstance(rate, Tensor):
             rate = vz.align(rate, self.axes, self.axes, leaf.dim() - len(self.axes))
-        if isinstance(rate, (int, float)):
-            return torch.add(leaf, step, alpha=self.update.sign * rate)
-        if isinstance(rate, Tensor):
-            self._check_rate(rate, [*sizes, *leaf.shape[len(sizes) :]])
+        if isinstance(rate, Real):
+            return torch.add(leaf, step, alpha=self.update.sign * float(rate))
+        if not isinstance(rate, Tensor):
+            raise ValueError(f"update {self.update.name!r}: a step size is a number or a tensor of them, got {rate!r}")
+        self._check_rate(rate, [*sizes, *leaf.shape[len(sizes) :]])
         return leaf + self.update.sign * rate * step
 
     def _check_rate(self, rate: Tensor, whole: list[int]) -> None:

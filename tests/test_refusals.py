@@ -1,5 +1,9 @@
 """What stochgraph refuses: the message names the node, its axes and the remedy, and nothing is left behind."""
 
+import re
+from typing import Any
+
+import numpy as np
 import pytest
 import torch
 from torch.distributions import Bernoulli, Categorical, MultivariateNormal, Normal, Uniform
@@ -186,7 +190,7 @@ def test_a_field_is_not_a_function():
     refused(lambda t: t(1.0), "'theta' is a symbolic node, not a function: use sg.apply")
 
 
-@pytest.mark.parametrize("n", [0, -1, 1.5, "3"])
+@pytest.mark.parametrize("n", [0, -1, 1.5, "3", True])
 def test_impossible_plates(n):
     refused(lambda t: sg.mean(sg.sample("x", Normal, t, 1.0, n=n)), r"sample 'x': a plate needs n >= 1 draws")
 
@@ -563,3 +567,77 @@ def test_a_generator_that_is_none():
     compiled = declare(lambda theta: sg.mean(sg.sample("x", Normal, theta, 1.0, n=2))).compile(sg.SF())
     with pytest.raises(TypeError, match=r"generator=3: a torch.Generator is expected"):
         compiled.sample(THETA, generator=3)
+
+
+def test_values_that_are_no_numbers_are_traced_to_their_node():
+    def body(theta):
+        data = sg.sample("d", Normal, theta, 1.0, n=3)
+        cost = sg.apply(lambda x: torch.where(x > -10, torch.nan, x), data)
+        adapted = sg.ascend(theta, sg.mean(cost * data), lr=0.1)
+        return sg.mean(sg.sample("x", Normal, adapted, 1.0, n=2))
+
+    with pytest.raises(sg.SamplingError, match=r"(?s)sample 'x' .* first value with a NaN is that of 'lambda'"):
+        declare(body).compile(sg.SF()).sample(THETA)
+
+
+def test_sizes_may_be_numpy_integers():
+    two: Any = np.int64(2)
+    compiled = declare(lambda theta: sg.mean(sg.sample("x", Normal, theta, 1.0, n=two))).compile(sg.SF())
+    assert compiled.sample(THETA).draws["x"].shape == (2,)
+    assert compiled.sample(THETA, sizes={"x": np.int32(5)}).draws["x"].shape == (5,)
+    with pytest.raises(sg.SamplingError, match=r"plate 'x' needs at least one draw, an integer; got 2\.0"):
+        compiled.sample(THETA, sizes={"x": 2.0})
+
+
+def test_a_plate_by_position():
+    refused(
+        lambda theta: sg.mean(sg.sample("x", Normal, theta, 1.0, 2)),
+        "sample 'x': .* validate_args=2 is neither true nor false; the size of a plate is n=2",
+    )
+
+
+def test_step_sizes_that_are_no_numbers():
+    graph = declare(lambda theta: sg.ascend(theta, -(theta**2), lr={"a": 1.0}))
+    with pytest.raises(ValueError, match=r"a step size is a number or a tensor of them, got \{'a': 1\.0"):
+        graph.compile({}).sample(THETA)
+
+
+@pytest.mark.parametrize(
+    ("body", "at"),
+    [
+        (lambda theta: sg.mean(sg.sample("x", Normal, theta["k"], 1.0, n=3)), "node 'theta' .* has no 'k'"),
+        (lambda theta: sg.mean(sg.sample("x", Normal, theta["a"], 1.0, n=3).reward), "node 'x' .* has no 'reward'"),
+    ],
+)
+def test_fields_that_are_not_there(body, at):
+    with pytest.raises((KeyError, AttributeError)) as caught:
+        declare(body).compile(sg.SF()).sample({"a": THETA})
+    assert re.search(at, caught.value.__notes__[0])
+
+
+def test_a_trace_without_the_noise_that_is_replayed():
+    graph = declare(lambda theta: sg.mean(sg.sample("d", Normal, theta, 1.0, n=3)) ** 2)
+    with pytest.raises(sg.SamplingError, match="PW replays the noise of 'd', and the trace has none"):
+        graph.compile(sg.PW()).surrogate(THETA, graph.compile(sg.SF()).sample(THETA))
+
+
+def test_a_baseline_that_returns_nothing():
+    graph = declare(lambda theta: sg.mean(sg.sample("x", Normal, theta, 1.0, n=3)))
+    with pytest.raises(sg.SamplingError, match=r"sample 'x': a number or a tensor is .* returned NoneType"):
+        graph.compile(sg.SF(baseline=lambda trace: None)).value_and_grad(THETA)
+
+
+class Detached(sg.Sampler):
+    def draw(self, batch_shape, mean):
+        return mean + torch.randn(batch_shape)
+
+    def log_prob(self, value, mean):
+        return -((value - mean.detach()) ** 2) / 2
+
+
+def test_a_log_probability_that_is_cut_off_from_its_parents():
+    compiled = declare(lambda theta: sg.mean(sg.sample("x", Detached(), theta, n=3))).compile(sg.SF())
+    with pytest.raises(sg.SamplingError, match=r"Detached\.log_prob has no derivative with respect to its parents"):
+        compiled.value_and_grad(THETA)
+    constant = declare(lambda theta: sg.mean(theta * sg.sample("x", Detached(), sg.stop(theta), n=3))).compile(sg.SF())
+    constant.value_and_grad(THETA)
