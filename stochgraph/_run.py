@@ -20,6 +20,8 @@ from ._surrogate import Score
 from ._trace import Trace
 from ._trees import map_tensors, tensors
 
+_AS_IT_IS = nullcontext()
+
 
 class Run:
     """The state of one pass. With a trace every draw is replayed; without one it is made, in declaration order."""
@@ -42,19 +44,19 @@ class Run:
         floats = (x for x in tensors(dict(self.inputs)) if x.is_floating_point())
         return next(floats, None)
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
         """The dtype of the inputs: what numbers and means of integers become."""
         return torch.get_default_dtype() if self.like is None else self.like.dtype
 
-    @property
+    @cached_property
     def device(self) -> torch.device | None:
         """Where the inputs are."""
         return None if self.like is None else self.like.device
 
     def placed(self) -> AbstractContextManager[Any]:
         """Within it, tensors that say nothing of their device are made where the inputs are."""
-        return nullcontext() if self.device is None or self.device.type == "cpu" else self.device
+        return _AS_IT_IS if self.device is None or self.device.type == "cpu" else self.device
 
     def number(self, value: Any) -> Any:
         """A Python number as a tensor where the inputs are."""
@@ -154,7 +156,7 @@ class Run:
 
 def recorded() -> AbstractContextManager[None]:
     """Within it, inner steps can be differentiated even in inference mode; whether gradients are on stays as it is."""
-    return _recorded() if torch.is_inference_mode_enabled() else nullcontext()
+    return _recorded() if torch.is_inference_mode_enabled() else _AS_IT_IS
 
 
 @contextmanager
