@@ -31,7 +31,7 @@ def tanh(x: Tensor) -> Tensor:
 
     The same bits with derivatives as without, so that replays agree with what was recorded in a rollout.
     """
-    if x.device.type != "cpu":
+    if x.device.type != "cpu" or not x.is_floating_point():
         return x.tanh()
     return _Tanh.apply(x) if torch.is_grad_enabled() else _Tanh.forward(x)  # type: ignore[no-untyped-call]
 

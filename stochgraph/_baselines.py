@@ -113,7 +113,7 @@ class Others(nd.Node):
                 f"sample {self.sample.name!r} (axes: {describe(self.sample.axes)}): a baseline that leaves one draw "
                 f"out, on a plate of one: {describe(self.plates)}. Give it at least two draws, or no baseline"
             )
-        value = value if value.is_floating_point() else value.to(run.dtype)
+        value = value if value.is_floating_point() or value.is_complex() else value.to(run.dtype)
         return (value.sum(dims, keepdim=True) - value) / (count - 1)
 
 

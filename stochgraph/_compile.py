@@ -25,6 +25,7 @@ from ._reach import descends_from, samples_in
 from ._rules import Control, Rule, value_rules
 from ._run import Run, recorded, seeded
 from ._trace import Trace
+from ._trees import map_tensors
 from .estimators import SF, Estimator, Pathwise
 
 _NUMBERS = (float, np.floating, np.ndarray)  # Python's own float stands for torch's default dtype
@@ -151,7 +152,7 @@ class Compiled:
             SamplingError: inside a `torch.func` transform; `sample` and `surrogate` work there.
         """
         sizes = _check_sizes(self.graph, sizes or {})
-        with recorded(), seeded(generator, inputs):
+        with seeded(generator, inputs):
             return self._value_and_grad(inputs, lambda named: Run(named, sizes))
 
     def _value_and_grad(self, inputs: Any, run_at: Callable[[Mapping[str, Any]], Run]) -> tuple[Tensor, Any]:
@@ -161,9 +162,13 @@ class Compiled:
                 f"value_and_grad of {self.graph.name!r} cannot run inside a torch.func transform. Use two calls there: "
                 "trace = compiled.sample(*inputs), then torch.func.grad(compiled.surrogate)(*inputs, trace)"
             )
-        named = self._named(inputs)
+        with recorded():
+            return self._differentiated(self._named(inputs), run_at)
+
+    def _differentiated(self, given: dict[str, Any], run_at: Callable[[Mapping[str, Any]], Run]) -> tuple[Tensor, Any]:
+        named = {name: map_tensors(Tensor.detach, value) for name, value in given.items()}
         leaves, spec = pytree.tree_flatten([named[name] for name in self.wrt])
-        leaves = [leaf.detach().requires_grad_() if _floats(leaf) else leaf for leaf in leaves]
+        leaves = [leaf.requires_grad_() if _floats(leaf) else leaf for leaf in leaves]
         wanted = [leaf for leaf in leaves if _floats(leaf)]
         if not wanted:
             raise TypeError(f"{self.graph.name}: no leaf of the input {self.wrt[0]!r} is a floating-point tensor")

@@ -7,6 +7,7 @@ rebuilt around the mapped parameters. Either way the draw itself is one batched 
 """
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -201,6 +202,8 @@ class SamplerLaw:
         shape = torch.Size([run.sizes[axis] for axis in plates])
         with torch.no_grad():
             value = self.sampler.draw(shape, *args, **kwargs)
+        # What was made in inference mode is copied: autograd refuses the original.
+        value = map_tensors(lambda leaf: leaf.clone() if leaf.is_inference() else leaf, value)
         self._check(node, value, shape)
         return value, None
 
@@ -255,14 +258,15 @@ class SamplerLaw:
         return map_tensors(lambda leaf: leaf.movedim(len(axes), 0), value), 0
 
     def _check_path(self, node: Any, scored: Tensor, parents: Sequence[Any]) -> None:
-        """Refuse log-probabilities that are cut off from the parents; inside transforms there is no telling."""
+        """Warn of log-probabilities that are cut off from all parents; inside transforms there is no telling."""
         if scored.requires_grad or not torch.is_grad_enabled() or in_transform():
             return
         if any(leaf.requires_grad for leaf in tensors(list(parents))):
-            raise SamplingError(
+            warnings.warn(
                 f"sample {node.name!r} (axes: {describe(node.axes)}): {self.name}.log_prob has no derivative with "
-                "respect to its parents, so that every estimate would be zero: something in it is detached, or without "
-                "a derivative. If the draws do not depend on the parents, make these constants, sg.stop(parent)"
+                "respect to its parents, so that no path through the draws is counted. Is something in it detached? If "
+                "the draws do not depend on the parents, say so: sg.stop(parent)",
+                stacklevel=2,
             )
 
     def _check(self, node: Any, value: Any, shape: torch.Size) -> None:

@@ -173,7 +173,9 @@ class Apply(Node):
         if self.elementwise:
             return self._call(*self.broadcast(values))
         aligned = [vz.align_tree(v, axes, self.axes) for v, axes in zip(values, self.input_axes, strict=True)]
-        with _named(self, values):
+        if not self.axes:  # a function may change its own containers, and not those of the trace
+            aligned = [v if isinstance(v, Tensor) else map_tensors(lambda leaf: leaf, v) for v in aligned]
+        with _named(self, [*values, *self.arguments.leaves]):
             return vz.vectorize(self._call, len(self.axes))(*aligned)
 
 
@@ -247,7 +249,8 @@ class Reduction(Node):
     def _reduce(self, value: Tensor, run: Any) -> Tensor:
         if not self._dims:
             return value
-        if not value.is_floating_point() and (self.mean or self.discount is not None):
+        counts = not (value.is_floating_point() or value.is_complex())
+        if counts and (self.mean or self.discount is not None):
             value = value.to(run.dtype)
         if run.left_out is not None and run.left_out.plate in self.over:
             return self._reduce_without(value, run.left_out)
@@ -307,7 +310,8 @@ def _named(node: Node, values: list[Any]) -> Iterator[None]:
     if _versions(values) != before:
         raise SamplingError(
             f"node {node.name!r} (axes: {describe(node.axes)}): its function changes one of its arguments in place, "
-            "which other nodes read, and the trace: use the operation that makes a new tensor, or x.clone() first"
+            "which other nodes read, and the trace. What it has written stays there: make inputs and traces anew. Use "
+            "the operation that makes a new tensor, or x.clone() first"
         )
 
 

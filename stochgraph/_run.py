@@ -1,6 +1,7 @@
 """One pass through a compiled program: where draws come from, and what is recorded of them."""
 
 import copy
+import os
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -169,6 +170,8 @@ def _recorded() -> Iterator[None]:
 # Torch's default generators belong to the process, and so do the environments behind samplers: one thread draws at a
 # time.
 _DRAWING = threading.RLock()
+if hasattr(os, "register_at_fork"):  # a fork has this thread alone, whoever held the lock
+    os.register_at_fork(after_in_child=_DRAWING._at_fork_reinit)  # type: ignore[attr-defined]
 
 
 def seeded(generator: torch.Generator | None, inputs: Any) -> AbstractContextManager[Any]:

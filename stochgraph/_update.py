@@ -114,10 +114,12 @@ class CompiledUpdate(nd.Node):
         execute(self.programs[which], run, known)
         root = self.surrogates[which]
         value: Tensor = known[root]
-        if value.dim() != len(root.axes):
+        if not isinstance(value, Tensor) or value.dim() != len(root.axes):
+            plain = isinstance(value, Tensor)
+            got = f"the shape {tuple(value.shape[len(root.axes) :])}" if plain else type(value).__name__
             raise ValueError(
                 f"update {self.update.name!r}: the inner objective {self.update.objective.name!r} must be a number per "
-                f"draw, got one of the shape {tuple(value.shape[len(root.axes) :])}: take its sum or its mean"
+                f"draw, got {got}: take its sum or its mean"
             )
         return value
 
@@ -205,7 +207,7 @@ class CompiledStep(CompiledUpdate):
         if not isinstance(rate, Tensor):
             raise ValueError(f"update {self.update.name!r}: a step size is a number or a tensor of them, got {rate!r}")
         self._check_rate(rate, [*sizes, *leaf.shape[len(sizes) :]])
-        return leaf + self.update.sign * rate * step
+        return leaf + self.update.sign * rate.to(leaf.dtype) * step
 
     def _check_rate(self, rate: Tensor, whole: list[int]) -> None:
         """Refuse step sizes that would change the shape of the parameters."""

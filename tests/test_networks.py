@@ -79,3 +79,10 @@ def test_gradients_of_a_gradient_keep_no_more_memory_than_with_torch():
         return sum(saved)
 
     assert kept(tanh) <= kept(torch.tanh)
+
+
+def test_other_numbers_are_torchs():
+    x = torch.tensor([0.3 + 0.5j, -1.0 + 0.0j], dtype=torch.complex128)
+    assert torch.equal(tanh(x), x.tanh())
+    torch.testing.assert_close(forward(tanh)(x), forward(torch.tanh)(x))
+    assert torch.equal(tanh(torch.tensor([0, 1])), torch.tensor([0, 1]).tanh())

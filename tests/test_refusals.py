@@ -637,7 +637,46 @@ class Detached(sg.Sampler):
 
 def test_a_log_probability_that_is_cut_off_from_its_parents():
     compiled = declare(lambda theta: sg.mean(sg.sample("x", Detached(), theta, n=3))).compile(sg.SF())
-    with pytest.raises(sg.SamplingError, match=r"Detached\.log_prob has no derivative with respect to its parents"):
+    with pytest.warns(UserWarning, match=r"Detached\.log_prob has no derivative with respect to its parents"):
         compiled.value_and_grad(THETA)
     constant = declare(lambda theta: sg.mean(theta * sg.sample("x", Detached(), sg.stop(theta), n=3))).compile(sg.SF())
     constant.value_and_grad(THETA)
+
+
+def test_containers_belong_to_whom_they_are_handed():
+    """A function that changes its dictionary changes nobody else's."""
+
+    def doubled(weights):
+        weights["w"] = weights["w"] * 2
+        return weights["w"]
+
+    graph = declare(lambda p: sg.apply(doubled, p) + p["w"] + 0 * sg.sample("x", Normal, p["w"], 1.0))
+    value, grad = graph.compile(sg.SF()).value_and_grad({"w": torch.tensor(1.0)})
+    assert (float(value), float(grad["w"])) == (3.0, 3.0)
+
+
+def test_functions_that_write_into_constants():
+    weight = torch.tensor(2.0)
+    graph = declare(lambda theta: sg.apply(lambda t, c: c.mul_(1.1) * t, theta, weight))
+    with pytest.raises(sg.SamplingError, match="changes one of its arguments in place"):
+        graph.compile({}).sample(THETA)
+
+
+def test_inner_objectives_that_are_no_tensors():
+    graph = declare(lambda theta: sg.ascend(theta, sg.apply(lambda t: (t, t), theta), lr=0.1))
+    with pytest.raises(ValueError, match="must be a number per draw, got tuple"):
+        graph.compile({}).sample(THETA)
+
+
+def test_inputs_that_are_not_differentiated_may_be_parameters():
+    graph = sg.graph(lambda theta, other: sg.mean(theta * sg.sample("x", Detached(), other, n=3)))
+    compiled = graph.compile(sg.SF(), wrt="theta")
+    _, grad = compiled.value_and_grad(THETA, torch.nn.Parameter(torch.tensor(1.0)))
+    assert torch.isfinite(grad)
+
+
+def test_complex_values_have_complex_means():
+    graph = declare(lambda theta: sg.mean(torch.exp(1j * sg.sample("x", Normal, theta, 1.0, n=3))).abs())
+    compiled = graph.compile(sg.SF())
+    trace = compiled.sample(THETA)
+    torch.testing.assert_close(trace.value, torch.exp(1j * trace.draws["x"]).mean().abs())

@@ -1,8 +1,10 @@
 """Runs that take a second, and processes that train: what the tests of the trainer share."""
 
+import contextlib
 import json
 import multiprocessing
 import os
+import random
 import socket
 import sys
 from pathlib import Path
@@ -97,11 +99,18 @@ def train_on_rank(rank: int, count: int, port: int, configuration: Configuration
     train_quietly(configuration)
 
 
+def free_port() -> int:
+    """A port that nobody listens at, below those of outgoing connections, which could take it before the ranks do."""
+    for port in random.sample(range(20_000, 30_000), 100):
+        with socket.socket() as tried, contextlib.suppress(OSError):
+            tried.bind(("127.0.0.1", port))
+            return port
+    raise RuntimeError("no free port")
+
+
 def in_ranks(count: int, function: Any, *arguments: Any) -> list[int | None]:
     """Call `function(rank, count, port, *arguments)` in a process per rank: their exit statuses."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     processes = [FORKS.Process(target=function, args=(rank, count, port, *arguments)) for rank in range(count)]
     for process in processes:
         process.start()
