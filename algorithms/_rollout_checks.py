@@ -58,14 +58,15 @@ def check_agreement(policy: Policy, parameters: Any, found: Any) -> None:
         running = one.mask > 0
         sampled = one.log_prob[running]
         scored = policy.log_prob(own, one.observation, one.action)[running]
-        apart = ~torch.isclose(sampled, scored.to(sampled), rtol=_ROUNDING, atol=_ROUNDING)
+        apart = _apart(sampled, scored)
         if apart.sum() * 2 > len(apart):
             step = int(apart.nonzero()[0])
             raise ValueError(_disagreement(policy, sampled[step], scored[step]) + f" (step {step} of an episode)")
 
 
-def _agree(sampled: Tensor, scored: Tensor) -> bool:
-    return torch.allclose(sampled, scored.to(sampled), rtol=_ROUNDING, atol=_ROUNDING, equal_nan=True)
+def _apart(sampled: Tensor, scored: Tensor) -> Tensor:
+    """Where the two differ by more than rounding."""
+    return ~torch.isclose(sampled, scored.to(sampled), rtol=_ROUNDING, atol=_ROUNDING, equal_nan=True)
 
 
 def _disagreement(policy: Policy, sampled: Tensor, scored: Tensor) -> str:
@@ -152,7 +153,7 @@ def check_fit(environment: Environment, policy: Policy) -> None:
             f"{name}: log-probabilities of one action have the shape (1,), sample returns {tuple(log_prob.shape)} and "
             f"log_prob {tuple(scored.shape)}"
         )
-    if not _agree(log_prob, scored):
+    if _apart(log_prob, scored).any():
         raise ValueError(_disagreement(policy, log_prob, scored))
     actions = getattr(policy, "actions", environment.action_size)
     if environment.discrete and actions != environment.action_size:

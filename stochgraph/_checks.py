@@ -1,6 +1,7 @@
 """Options that must be of a kind: numbers above a bound, whole numbers, true or false."""
 
 from collections.abc import Callable, Iterable
+from numbers import Integral
 from typing import Any
 
 
@@ -22,6 +23,11 @@ def at_least(bound: float) -> tuple[Callable[[Any], bool], str]:
 def between(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
     """A number strictly between the bounds."""
     return lambda value: number(value) and low < value < high, f"a number between {low:g} and {high:g}"
+
+
+def plate_size(value: Any) -> bool:
+    """Whether this is a number of draws: a whole one, numpy's too, of at least one."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 
 def integer(least: int) -> tuple[Callable[[Any], bool], str]:

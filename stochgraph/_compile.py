@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from numbers import Integral
 from typing import Any, NoReturn
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch.utils import _pytree as pytree
 from . import _node as nd
 from ._axes import describe
 from ._baselines import baseline_control, compare_with_others
+from ._checks import plate_size
 from ._curvature import curvature_of
 from ._derive import Derivation
 from ._errors import CompileError, SamplingError
@@ -25,7 +25,7 @@ from ._reach import descends_from, samples_in
 from ._rules import Control, Rule, value_rules
 from ._run import Run, recorded, seeded
 from ._trace import Trace
-from ._trees import map_tensors
+from ._trees import map_tensors, recordable
 from .estimators import SF, Estimator, Pathwise
 
 _NUMBERS = (float, np.floating, np.ndarray)  # Python's own float stands for torch's default dtype
@@ -265,9 +265,9 @@ def _floats(leaf: Any) -> bool:
 
 
 def _as_input(tree: Any) -> Any:
-    """Numbers as tensors, and copies of what was made in inference mode, which autograd refuses."""
+    """Numbers as tensors, and tensors that can be differentiated."""
     if isinstance(tree, Tensor):
-        return tree.clone() if tree.is_inference() else tree
+        return recordable(tree)
     if isinstance(tree, _NUMBERS):
         return torch.as_tensor(tree)
     return tree if pytree.tree_is_leaf(tree) else pytree.tree_map(_as_input, tree)
@@ -382,7 +382,7 @@ def _check_sizes(graph: Graph, sizes: Mapping[str, int]) -> Mapping[str, int]:
     for name, size in sizes.items():
         if name not in plates:
             _refuse_size(f"{name!r} is not a plate of {graph.name}; its plates are {', '.join(map(repr, plates))}")
-        if not isinstance(size, Integral) or isinstance(size, bool) or size < 1:
+        if not plate_size(size):
             _refuse_size(f"plate {name!r} needs at least one draw, an integer; got {size!r}")
     return {name: int(size) for name, size in sizes.items()}
 

@@ -6,7 +6,7 @@ stands wherever a tensor would.
 
 import inspect
 from collections.abc import Callable, Iterable
-from numbers import Integral, Real
+from numbers import Real
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from torch.distributions import Distribution
 
 from . import _node as nd
 from ._axes import Axes, describe, union
+from ._checks import plate_size
 from ._errors import DeclarationError
 from ._law import DistributionLaw, SamplerLaw
 from ._program import schedule
@@ -63,7 +64,7 @@ def sample(name: str, dist: Any, *parents: Any, n: int | None = None, **paramete
         raise DeclarationError(f"two nodes of the name {name!r}: give every sample a name of its own")
     refuse_captured(dist, f"sample {name!r}")
     _check_call(name, dist, parents, parameters)
-    if n is not None and (not isinstance(n, Integral) or isinstance(n, bool) or n < 1):
+    if n is not None and not plate_size(n):
         raise DeclarationError(f"sample {name!r}: a plate needs n >= 1 draws, an integer; got n={n!r}")
     law: DistributionLaw | SamplerLaw
     law = SamplerLaw(dist) if isinstance(dist, Sampler) else DistributionLaw(dist)

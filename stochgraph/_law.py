@@ -24,7 +24,7 @@ from ._errors import SamplingError
 from ._indexing import NOISE_IN_PLACE, in_transform
 from ._pieces import find_cut
 from ._sampler import Sampler
-from ._trees import map_tensors, tensors
+from ._trees import map_tensors, recordable, tensors
 
 MOVING_SUPPORT = (Uniform, Pareto)
 
@@ -202,8 +202,7 @@ class SamplerLaw:
         shape = torch.Size([run.sizes[axis] for axis in plates])
         with torch.no_grad():
             value = self.sampler.draw(shape, *args, **kwargs)
-        # What was made in inference mode is copied: autograd refuses the original.
-        value = map_tensors(lambda leaf: leaf.clone() if leaf.is_inference() else leaf, value)
+        value = map_tensors(recordable, value)
         self._check(node, value, shape)
         return value, None
 

@@ -63,8 +63,8 @@ class Arguments:
         self.nodes: tuple[Node, ...] = tuple(self.leaves[i] for i in self.places)
         self.positional = len(args)
         self.keywords = tuple(kwargs)
-        constants = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
-        self.constant_dims = max((constant.dim() for constant in constants), default=0)
+        self.constants = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        self.constant_dims = max((constant.dim() for constant in self.constants), default=0)
         given = [*args, *kwargs.values()]
         self.flat = len(given) == len(self.leaves) and all(map(operator.is_, given, self.leaves))
         self.simple = self.flat and not kwargs
@@ -174,8 +174,8 @@ class Apply(Node):
             return self._call(*self.broadcast(values))
         aligned = [vz.align_tree(v, axes, self.axes) for v, axes in zip(values, self.input_axes, strict=True)]
         if not self.axes:  # a function may change its own containers, and not those of the trace
-            aligned = [v if isinstance(v, Tensor) else map_tensors(lambda leaf: leaf, v) for v in aligned]
-        with _named(self, [*values, *self.arguments.leaves]):
+            aligned = [map_tensors(lambda leaf: leaf, value) for value in aligned]
+        with _named(self, [*values, *self.arguments.constants]):
             return vz.vectorize(self._call, len(self.axes))(*aligned)
 
 

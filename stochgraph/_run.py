@@ -167,8 +167,7 @@ def _recorded() -> Iterator[None]:
         yield
 
 
-# Torch's default generators belong to the process, and so do the environments behind samplers: one thread draws at a
-# time.
+# One thread draws at a time: torch's default generators belong to the process, as do environments behind samplers.
 _DRAWING = threading.RLock()
 if hasattr(os, "register_at_fork"):  # a fork has this thread alone, whoever held the lock
     os.register_at_fork(after_in_child=_DRAWING._at_fork_reinit)  # type: ignore[attr-defined]

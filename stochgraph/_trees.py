@@ -24,6 +24,11 @@ def map_tensors(fn: Callable[[Tensor], Any], tree: Any) -> Any:
     return pytree.tree_map_only(Tensor, fn, tree)
 
 
+def recordable(leaf: Tensor) -> Tensor:
+    """The tensor, or a copy of one that was made in inference mode, which autograd refuses."""
+    return leaf.clone() if leaf.is_inference() else leaf
+
+
 def tensors(tree: Any) -> list[Tensor]:
     """The tensors of a tree, in order."""
     if isinstance(tree, Tensor):

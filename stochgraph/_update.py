@@ -114,9 +114,9 @@ class CompiledUpdate(nd.Node):
         execute(self.programs[which], run, known)
         root = self.surrogates[which]
         value: Tensor = known[root]
-        if not isinstance(value, Tensor) or value.dim() != len(root.axes):
-            plain = isinstance(value, Tensor)
-            got = f"the shape {tuple(value.shape[len(root.axes) :])}" if plain else type(value).__name__
+        own = len(root.axes)
+        if not isinstance(value, Tensor) or value.dim() != own:
+            got = f"the shape {tuple(value.shape[own:])}" if isinstance(value, Tensor) else type(value).__name__
             raise ValueError(
                 f"update {self.update.name!r}: the inner objective {self.update.objective.name!r} must be a number per "
                 f"draw, got {got}: take its sum or its mean"
