@@ -16,6 +16,7 @@ from ._declare import apply as apply
 from ._declare import ascend as ascend
 from ._declare import descend as descend
 from ._declare import log_prob as log_prob
+from ._declare import logmeanexp as logmeanexp
 from ._declare import mean as mean
 from ._declare import reduce as reduce
 from ._declare import sample as sample
@@ -89,6 +90,7 @@ __all__ = [
     "descend",
     "graph",
     "log_prob",
+    "logmeanexp",
     "mean",
     "profile",
     "reduce",

@@ -23,7 +23,7 @@ from torch.utils import _pytree as pytree
 from . import _node as nd
 from ._axes import Axis, describe
 from ._compile import Compiled
-from ._control import ControlVariate
+from ._control import ControlVariate, Uncovered
 from ._errors import CompileError, SamplingError
 from ._leave_one_out import Replay
 from ._reach import samples_in
@@ -298,8 +298,10 @@ class _Check:
 
 def _linear(node: nd.Node, means: list[int]) -> bool:
     """Whether a node is linear, or affine, in the inputs at some places."""
-    if isinstance(node, (nd.Reduction, nd.Select, nd.Stop, Total, Controlled)):
+    if isinstance(node, (nd.Reduction, nd.Select, nd.Stop, nd.Zero, Total, Controlled)):
         return True
+    if isinstance(node, Uncovered):
+        return 2 not in means
     if isinstance(node, (Box, ScoreTerm)):
         return means == [0]
     if isinstance(node, ControlVariate) or not isinstance(node, nd.Apply) or not node.arguments.simple:

@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from . import _node as nd
 from ._axes import describe
-from ._baselines import baseline_control, compare_with_others
+from ._baselines import COMPARE_WITH_OTHERS, baseline_control
 from ._checks import plate_size
 from ._curvature import curvature_of
 from ._derive import Derivation
@@ -19,7 +19,7 @@ from ._errors import CompileError, SamplingError
 from ._graph import Graph, scored_samples
 from ._indexing import in_transform
 from ._law import DistributionLaw, _no_path, moving_support_message
-from ._leave_one_out import leave_one_out
+from ._leave_one_out import LEAVE_ONE_OUT
 from ._program import schedule
 from ._reach import descends_from, samples_in
 from ._rules import Control, Rule, value_rules
@@ -252,8 +252,8 @@ def rule_of(estimator: Estimator | Pathwise) -> Rule:
 def _control_of(estimator: Estimator) -> Control | None:
     """What makes the control variates of an estimator's boxes behind the plate's mean, or at it."""
     if estimator.influence == "leave-one-out":
-        return leave_one_out
-    return compare_with_others if estimator.control_variate else _baseline_of(estimator)
+        return LEAVE_ONE_OUT
+    return COMPARE_WITH_OTHERS if estimator.control_variate else _baseline_of(estimator)
 
 
 def _baseline_of(estimator: Estimator) -> Control | None:

@@ -17,6 +17,7 @@ from . import _node as nd
 from ._axes import Axes, describe, union
 from ._checks import plate_size
 from ._errors import DeclarationError
+from ._exponentials import Exponential, Logarithm, Scale
 from ._law import DistributionLaw, SamplerLaw
 from ._program import schedule
 from ._reach import first_mixing
@@ -121,6 +122,44 @@ def _check_discount(name: str, chosen: Axes, discount: Any) -> None:
     number = isinstance(discount, (Real, Tensor)) and torch.as_tensor(discount).dim() == 0
     if not number or torch.as_tensor(discount).isnan():
         raise DeclarationError(f"sg.sum of {name!r}: discount={discount!r} is not a number: give one, such as 0.99")
+
+
+def logmeanexp(x: Any, over: str | Iterable[str] | None = None) -> Any:
+    r"""The logarithm of a plate's mean of exponentials, :math:`\log \frac1N \sum_i e^{x_i}`, stable at any size.
+
+    Estimators see the mean inside: `LSF` linearises in it, `LOO` leaves one draw out of it. With log-weights it is the
+    bound of importance-weighted autoencoders, and `LOO` of it the estimator of VIMCO.
+
+    Args:
+        x: a node with at least one plate, real numbers such as log-weights.
+        over: names of the plates; default: every plate of `x`. A time axis must be named.
+
+    Raises:
+        DeclarationError: `x` does not have the axis.
+
+    References:
+        Burda et al. (2016), eq. 8, for the bound; Mnih and Rezende (2016), VIMCO, eqs. 8 and 9.
+
+    Example:
+        >>> import torch, stochgraph as sg
+        >>> from torch.distributions import Bernoulli
+        >>> @sg.graph
+        ... def bound(logit):
+        ...     z = sg.sample("z", Bernoulli, logits=logit, n=3)
+        ...     return sg.logmeanexp(-800.0 * (1 + z))
+        >>> value, grad = bound.compile(sg.LOO()).value_and_grad(torch.tensor(0.4))
+        >>> bool(value.isfinite() and grad.isfinite())
+        True
+    """
+    plates = tuple(axis for axis in _node(x, "logmeanexp").axes if not axis.time)
+    chosen = _choose(x, over, plates, "logmeanexp", "plate")
+    node, declaration = x._node, x._declaration
+    scale_name, name = declaration.unique(f"largest({node.name})"), declaration.unique(f"exp({node.name})")
+    scale = declaration.add(Scale(scale_name, len(declaration.nodes), node, chosen))._node
+    exponential = declaration.add(Exponential(name, len(declaration.nodes), node, scale))
+    average = _reduction("mean", exponential, chosen, mean=True)._node
+    name = declaration.unique(f"logmeanexp({node.name})")
+    return declaration.add(Logarithm(name, len(declaration.nodes), average, scale))
 
 
 def reduce(fn: Callable[..., Any], x: Any, over: str | Iterable[str] | None = None) -> Any:

@@ -62,18 +62,20 @@ class Graph:
         """The graph as a `networkx.DiGraph`.
 
         Nodes are keyed by name. Attributes: `kind` ("input", "sample", "apply", "select", "reduction", "reduce",
-        "log_prob", "stop", "update", "unknown"), `axes` (tuple of axis names, outermost first), `label` (what the node
-        computes),
-        `objective` (bool), and for samples `distribution`, `plate` (name or None), `time` (name or None) and `n`.
+        "log_prob", "stop", "update", "unknown", "exponential", "logarithm"), `axes` (tuple of axis names, outermost
+        first), `label` (what the node computes), `objective` (bool), and for samples `distribution`, `plate` (name or
+        None), `time` (name or None) and `n`.
         Edges have `role`: "parent" (into a sample), "params", "objective" or "rate" (into a gradient step), "init" or
         "objective" (into an argmax), else "value".
         """
         result = nx.DiGraph(name=self.name)
-        for node in self._order:
+        shown = [node for node in self._order if node.carries]
+        for node in shown:
             result.add_node(node.name, **_attributes(node, self._objective))
-        for node in self._order:
+        for node in shown:
             for i, parent in enumerate(node.inputs):
-                result.add_edge(parent.name, node.name, role=_role(node, i))
+                if parent.carries:
+                    result.add_edge(parent.name, node.name, role=_role(node, i))
         return result
 
     def compile(self, estimators: Any = None, wrt: str | tuple[str, ...] | None = None) -> Any:

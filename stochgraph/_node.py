@@ -96,6 +96,7 @@ class Node:
 
     kind = "node"
     late = False  # whether it is evaluated as late as its users allow, and not in the order of the declaration
+    carries = True  # whether its value depends on its inputs in a way that any result depends on
 
     def __init__(self, name: str, index: int, inputs: Sequence["Node"]) -> None:
         self.name = name
@@ -327,6 +328,19 @@ class Stop(Node):
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         return map_tensors(Tensor.detach, values[0])
+
+
+class Zero(Node):
+    """Zeros like the values of its input: what is left of a summand that a draw does not reach."""
+
+    kind = "zero"
+    carries = False
+
+    def __init__(self, base: Node) -> None:
+        super().__init__(f"0 * {base.name}", base.index, [base])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        return map_tensors(torch.zeros_like, values[0])
 
 
 class Sample(Node):
