@@ -86,11 +86,11 @@ class _Printer:
         return self._declared(node, parts)
 
     def _shown(self, node: nd.Node) -> tuple[nd.Node, ...]:
-        if isinstance(node, (Box, Controlled, ScoreTerm)):
+        if isinstance(node, (Box, Controlled, ScoreTerm, Exponential, Logarithm)):
             return node.inputs[:1]
         if isinstance(node, CompiledUpdate):
             return node.inputs[: 1 + node.rate_count]
-        return () if isinstance(node, (nd.Sample, nd.Update)) else tuple(n for n in node.inputs if n.carries)
+        return () if isinstance(node, (nd.Sample, nd.Update)) else node.inputs
 
     def _declared(self, node: nd.Node, parts: list[str]) -> str:
         if isinstance(node, nd.Sample):
@@ -121,6 +121,9 @@ class _Printer:
             self._argument(*next(supply), node) if isinstance(x, nd.Node) else _constant(x)
             for x in node.arguments.leaves
         ]
+        zeros = [i for i, parent in enumerate(node.inputs) if isinstance(parent, nd.Zero)]
+        if zeros:  # of a sum that lost a summand the axes are left
+            return shown[1 - zeros[0]] if node.fn is operator.add or zeros == [1] else f"-{shown[1]}"
         if node.fn in _INFIX and len(shown) == 2:
             return _INFIX[node.fn].format(*shown)
         if node.fn is operator.neg:

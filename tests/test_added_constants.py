@@ -371,3 +371,33 @@ def test_random_costs(seed):
         if not isinstance(estimator, dict):
             found, expected = (sg.verify(compiled, SCALAR).total_variance for compiled in (shifted, plain_cost))
             assert found == pytest.approx(expected, rel=1e-9, abs=1e-20)
+
+
+def test_a_summand_with_more_axes_is_left_aside():
+    """A draw that is added to every reward of a trajectory counts once for each of its time steps."""
+
+    def objective(chosen):
+        @sg.graph
+        def graph(theta):
+            x = sg.sample("x", Bernoulli, logits=theta[0, 0], n=3)
+            reward = sg.sample("D", ObservedMDP(2), theta, n=2).reward
+            return chosen(x, reward)
+
+        return graph
+
+    def total(cost):
+        return sg.mean(sg.sum(cost))
+
+    both = objective(lambda x, reward: total(x + 0.0 * reward) ** 2 + total(x - reward))
+    estimators = {"x": sg.SF(baseline=lambda trace: 0.3), "D": sg.SF(baseline="loo")}
+    linear = objective(lambda x, reward: total(x - reward))
+    apart = objective(lambda x, reward: 2.0 * sg.mean(x) - total(reward))
+    found, expected = (
+        sg.verify(graph.compile(sg.SF(baseline="loo")), MDP_THETA, sizes={"x": 2}) for graph in (linear, apart)
+    )
+    assert found.relative_bias < 1e-12
+    assert found.total_variance == pytest.approx(expected.total_variance, rel=SAME)
+    critic = linear.compile(estimators)
+    assert sg.verify(critic, MDP_THETA, sizes={"x": 2}).relative_bias < 1e-12
+    assert "- 0" not in critic.explain().latex
+    assert sg.verify(both.compile(sg.LOO()), MDP_THETA, sizes={"x": 2}).relative_bias < 1e-12
