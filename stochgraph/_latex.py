@@ -189,6 +189,8 @@ class _Printer:
         return rf"{signs}\log p({self._indexed(sample, time)}" + (rf" \mid {given})" if given else ")")
 
     def _parent(self, node: nd.Node) -> str:
+        if node.named:
+            return symbol(node.name)
         named = isinstance(node, (nd.Input, nd.Data, Placeholder, nd.Select, CompiledUpdate))
         return self._text(node, 0) if named else r"\cdot"
 

@@ -122,7 +122,9 @@ class Run:
     def _draw(self, node: nd.Sample, values: list[Any]) -> Any:
         for axis in node.plates:
             if axis not in self.sizes:
-                self.sizes[axis] = self.wanted.get(axis.name, axis.n or 1)
+                size = self.wanted.get(axis.name, axis.n)
+                assert size is not None, "rows are counted, and times known, before what is drawn for them"
+                self.sizes[axis] = size
         try:
             if node.pathwise:
                 assert isinstance(node.law, DistributionLaw)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch.distributions import Categorical, Normal
+from torch.distributions import Categorical, Exponential, Normal
 from torch.utils import _pytree as pytree
 
 import stochgraph as sg
@@ -46,6 +46,7 @@ def test_names_in_ledger_formula_picture_and_table(word: Any) -> None:
     graph = bandits(word)
     explained = graph.compile(sg.SF()).explain()
     assert "theta → D → pay → adapted → tau → outcome → worst → objective" in str(explained)
+    assert r"\log p(\tau_{ik} \mid \mathrm{adapted})" in explained.latex
     assert any("pay" in row.path and "adapted" in row.path for row in explained.ledger)
     for text in (r"\mathrm{adapted} &= \theta", r"\mathrm{pay}(D_{ij}", r"{\mathrm{worst}}_{k}(", r"\mathrm{outcome}("):
         assert text in explained.latex
@@ -160,6 +161,15 @@ def test_ways_to_hand_it_over(fn: Any, args: Any, factor: int) -> None:
     trace = graph.compile({}).sample(THETA)
     torch.testing.assert_close(trace.value, factor * THETA)
     assert list(trace.nodes) == list(given.values())
+
+
+def test_a_parent_that_is_named() -> None:
+    @sg.graph
+    def objective(theta):
+        rate = sg.apply(torch.exp, theta, name="rate")
+        return sg.mean(sg.sample("x", Exponential, rate, n=3))
+
+    assert r"\log p(x_{i} \mid \mathrm{rate})" in objective.compile(sg.SF()).explain().latex
 
 
 # Their values
