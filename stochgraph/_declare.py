@@ -373,6 +373,12 @@ def _refuse_mixed_copies(word: str, start: nd.Node, goal: nd.Node) -> None:
     found = first_mixing(start, goal, goal.axes)
     if found:
         node, plate = found
+        if isinstance(node, nd.Data):
+            raise DeclarationError(
+                f"sg.{word} of {start.name!r}: the inner objective {goal.name!r} keeps the plate {plate.name!r}, whose "
+                f"entries are the rows of {start.name!r} itself: update the rows, {node.name!r}, or reduce the plate in "
+                "the objective"
+            )
         raise DeclarationError(
             f"sg.{word} of {start.name!r}: the inner objective {goal.name!r} keeps the plate {plate.name!r}, "
             f"so each of its draws has its own copy of {start.name!r}; but {node.name!r} reduces that plate of "

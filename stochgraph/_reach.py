@@ -136,10 +136,10 @@ def between(start: nd.Node, goal: nd.Node) -> list[nd.Node]:
 
 
 def first_mixing(start: nd.Node, goal: nd.Node, plates: Iterable[Axis]) -> tuple[nd.Node, Axis] | None:
-    """The first node on a way from `start` to `goal` that reduces one of the plates, and that plate."""
+    """The first node on a way from `start` to `goal` that reduces or adds one of the plates, and that plate."""
     kept = set(plates)
     for node in between(start, goal) if kept else ():
-        mixed = kept & set(getattr(node, "over", ()))
+        mixed = kept & {node.plate} if isinstance(node, nd.Data) else kept & set(getattr(node, "over", ()))
         if mixed:
             return node, min(mixed)
     return None

@@ -582,6 +582,10 @@ DECLARED: dict[str, tuple[Any, str]] = {
         lambda t, p: (sg.data("row", p), sg.sample("row", Normal, 0.0, 1.0))[0],
         "two nodes of the name 'row'",
     ),
+    "a step on the input for each of its rows": (
+        lambda t, p: sg.mean(sg.descend(p, sg.data("row", p) ** 2, 0.1)),
+        r"sg.descend of 'points': the inner objective 'pow' keeps the plate 'row', .* update the rows, 'points\[row\]'",
+    ),
     "rows that are left": (
         lambda t, p: sg.data("row", p) * t,
         r"still has the axes \(row\): reduce them with sg.mean\(\.\.\., over='row'\)",
