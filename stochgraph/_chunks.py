@@ -13,6 +13,7 @@ Every node is in one of three states:
 import operator
 from collections.abc import Iterable, Iterator, Mapping
 from enum import Enum
+from functools import partial
 from math import prod
 from typing import Any
 
@@ -24,10 +25,11 @@ from . import _node as nd
 from ._axes import Axis, describe
 from ._compile import Compiled
 from ._control import ControlVariate, Uncovered
+from ._data import data_sizes
 from ._errors import CompileError, SamplingError
 from ._leave_one_out import Replay
-from ._reach import samples_in
-from ._run import Run
+from ._reach import plates_in, samples_in
+from ._run import Piece, Run
 from ._surrogate import Box, Controlled, ScoreTerm, Total, Weight
 from ._trace import Trace
 from ._trees import map_tensors, tensors
@@ -60,6 +62,7 @@ def accumulate(
         compiled: the compiled graph.
         *inputs: the inputs of the graph, pytrees of tensors.
         over: the name of the plate. It must reach the objective through a mean, and after it through linear operations.
+            Of a plate of data the inputs are sliced with the draws.
         trace: draws to replay, at these inputs or at others; default: fresh draws.
         chunk: entries of the plate in one chunk; the last chunk may be smaller. Default: see `chunk_size`.
         generator: for fresh draws, the source of randomness; default: torch's default generators.
@@ -79,7 +82,7 @@ def accumulate(
         >>> @sg.graph
         ... def objective(theta):
         ...     task = sg.sample("task", Normal, 0.0, 1.0, n=10)
-        ...     x = sg.sample("x", Normal, theta, 1.0, n=5)
+        ...     x = sg.sample("x", Normal, theta, 1.0, n=5, within="task")
         ...     adapted = sg.ascend(theta, sg.mean(x * task, over="x"), lr=0.1)
         ...     return sg.mean(-((adapted - task) ** 2))
         >>> compiled, theta = objective.compile(sg.SF()), torch.tensor(0.5)
@@ -88,13 +91,17 @@ def accumulate(
         >>> torch.allclose(gradient, torch.func.grad(compiled.surrogate)(theta, trace))
         True
     """
+    plate = _plate(compiled, over)
+    _check_cut(compiled, plate, chunk)
     if trace is None:
         trace = compiled.sample(*inputs, generator=generator, sizes=sizes)
     elif generator is not None or sizes is not None:
         raise SamplingError("accumulate: generator and sizes are for fresh draws; with a trace leave them out")
+    count = _size(compiled, trace, plate, data_sizes(compiled.graph._data, compiled._named(inputs)))
     total: list[Any] = []
-    for weight, part in chunks(compiled, trace, over=over, chunk=chunk):
-        found = compiled._value_and_grad(inputs, lambda named, part=part: Run(named, {}, part))  # type: ignore[misc]
+    for piece in _pieces(compiled, trace, plate, chunk, count):
+        part, weight = _slice(compiled, trace, piece), piece.length / count
+        found = compiled._value_and_grad(inputs, partial(Run, sizes={}, trace=part, piece=piece))
         leaves, spec = pytree.tree_flatten(found)
         scaled = [None if leaf is None else leaf * weight for leaf in leaves]
         total = scaled if not total else [_plus(x, y) for x, y in zip(total, scaled, strict=True)]
@@ -110,7 +117,7 @@ def chunks(compiled: Compiled, trace: Trace, *, over: str, chunk: int | None = N
     Args:
         compiled: the compiled graph.
         trace: one of its traces.
-        over: the name of the plate.
+        over: the name of the plate, of draws: the rows of data are in no trace, and `accumulate` slices both.
         chunk: entries of the plate in one chunk. Default: see `chunk_size`.
 
     Returns:
@@ -132,11 +139,13 @@ def chunks(compiled: Compiled, trace: Trace, *, over: str, chunk: int | None = N
         [0.4, 0.4, 0.2]
     """
     plate = _plate(compiled, over)
-    _Check(compiled, plate)
-    size = chunk_size(compiled, trace, over) if chunk is None else chunk
-    if not isinstance(size, int) or isinstance(size, bool) or size < 1:
-        raise SamplingError(f"chunk={chunk!r}: a chunk of the plate {over!r} needs at least one entry")
-    return _cut(compiled, trace, plate, size)
+    if plate.data:
+        raise CompileError(
+            f"sg.chunks of {compiled.graph.name} over {over!r}: the plate is one of data, whose rows are in the inputs "
+            f"and not in a trace. Use sg.accumulate(compiled, *inputs, over={over!r}), which slices both"
+        )
+    _check_cut(compiled, plate, chunk)
+    return _cut(compiled, trace, plate, chunk)
 
 
 def chunk_size(compiled: Compiled, trace: Trace, over: str) -> int:
@@ -168,7 +177,7 @@ def chunk_size(compiled: Compiled, trace: Trace, over: str) -> int:
 
 
 def _plate(compiled: Compiled, over: str) -> Axis:
-    plates = {node.name: node.plate for node in samples_in(compiled.graph._order).values() if node.plate is not None}
+    plates = plates_in(compiled.graph._order)
     if over not in plates:
         raise CompileError(
             f"over={over!r} is not a plate of {compiled.graph.name}; "
@@ -177,12 +186,25 @@ def _plate(compiled: Compiled, over: str) -> Axis:
     return plates[over]
 
 
-def _cut(compiled: Compiled, trace: Trace, plate: Axis, size: int) -> Iterator[tuple[float, Trace]]:
-    count = tensors(trace.draws[plate.name])[0].shape[_own(compiled, plate)]
+def _check_cut(compiled: Compiled, plate: Axis, chunk: int | None) -> None:
+    """Refuse plates that cannot be cut, and impossible chunks."""
+    _Check(compiled, plate)
+    if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
+        raise SamplingError(f"chunk={chunk!r}: a chunk of the plate {plate.name!r} needs at least one entry")
+
+
+def _cut(compiled: Compiled, trace: Trace, plate: Axis, chunk: int | None) -> Iterator[tuple[float, Trace]]:
+    count = _size(compiled, trace, plate, {})
+    for piece in _pieces(compiled, trace, plate, chunk, count):
+        yield piece.length / count, _slice(compiled, trace, piece)
+
+
+def _pieces(compiled: Compiled, trace: Trace, plate: Axis, chunk: int | None, count: int) -> Iterator[Piece]:
+    """Where a plate of `count` entries is cut."""
+    size = chunk_size(compiled, trace, plate.name) if chunk is None else chunk
     _keep_freed_memory()
     for start in range(0, count, size):
-        length = min(size, count - start)
-        yield length / count, _slice(compiled, trace, plate, start, length)
+        yield Piece(plate, start, min(size, count - start))
 
 
 def _keep_freed_memory() -> None:
@@ -194,12 +216,24 @@ def _keep_freed_memory() -> None:
     torch.empty(_NEVER_TOUCHED, dtype=torch.uint8, device="cpu")
 
 
-def _own(compiled: Compiled, plate: Axis) -> int:
-    return samples_in(compiled.graph._order)[plate.name].axes.index(plate)
+def _size(compiled: Compiled, trace: Trace, plate: Axis, rows: Mapping[str, int]) -> int:
+    """The size of a plate, on which the draws and, for a plate of data, the inputs agree."""
+    found = {f"the inputs have {rows[plate.name]} rows": rows[plate.name]} if plate.data else {}
+    for name, node in samples_in(compiled.graph._order).items():
+        if plate in node.axes:
+            size = tensors(trace.draws[name])[0].shape[node.axes.index(plate)]
+            found[f"the draws of {name!r} have {size} entries"] = size
+    if len(set(found.values())) > 1:
+        raise SamplingError(
+            f"{compiled.graph.name}: {', '.join(found)} along the plate {plate.name!r}: a trace belongs to one pass, "
+            "and to the batch of that pass"
+        )
+    return next(iter(found.values()))
 
 
-def _slice(compiled: Compiled, trace: Trace, plate: Axis, start: int, length: int) -> Trace:
+def _slice(compiled: Compiled, trace: Trace, piece: Piece) -> Trace:
     """A trace with some entries of a plate; nothing is copied."""
+    plate, start, length = piece
 
     def narrow(tree: Any, axes: tuple[Axis, ...]) -> Any:
         if plate not in axes:
@@ -210,18 +244,16 @@ def _slice(compiled: Compiled, trace: Trace, plate: Axis, start: int, length: in
     samples = samples_in(compiled.graph._order)
     draws = {name: narrow(trace.draws[name], node.axes) for name, node in samples.items()}
     scores = {name: narrow(trace.log_probs[name], node.axes) for name, node in _recorded(compiled, trace)}
-    # Noise has the plate of its own draws in front, as torch draws it.
-    noise = {name: narrow(trace.noise[name], _noise_axes(samples[name])) for name in samples if name in trace.noise}
-    return trace._replace(draws=draws, log_probs=scores, noise=noise)
+    # Noise is in the order in which torch draws it.
+    noise = {name: narrow(trace.noise[name], node.drawn_axes) for name, node in samples.items() if name in trace.noise}
+    named = compiled._named_nodes
+    nodes = {name: narrow(value, named[name].axes) for name, value in trace.nodes.items() if name in named}
+    return trace._replace(draws=draws, log_probs=scores, noise=noise, nodes=nodes)
 
 
 def _recorded(compiled: Compiled, trace: Trace) -> list[tuple[str, nd.Node]]:
     """The scores that the graph compares with recorded ones; a trace of another graph may hold more."""
     return [(name, node) for name, node in compiled._scores.items() if name in trace.log_probs]
-
-
-def _noise_axes(node: nd.Sample) -> tuple[Axis, ...]:
-    return node.parent_axes if node.plate is None else (node.plate, *node.parent_axes)
 
 
 def _plus(one: Any, other: Any) -> Any:

@@ -14,6 +14,7 @@ from ._axes import describe
 from ._baselines import COMPARE_WITH_OTHERS, baseline_control
 from ._checks import plate_size
 from ._curvature import curvature_of
+from ._data import data_sizes
 from ._derive import Derivation
 from ._errors import CompileError, SamplingError
 from ._graph import Graph, scored_samples
@@ -21,7 +22,7 @@ from ._indexing import in_transform
 from ._law import DistributionLaw, _no_path, moving_support_message
 from ._leave_one_out import LEAVE_ONE_OUT
 from ._program import schedule
-from ._reach import descends_from, samples_in
+from ._reach import descends_from, open_unknowns, plates_in, samples_in
 from ._rules import Control, Rule, value_rules
 from ._run import Run, recorded, seeded
 from ._trace import Trace
@@ -71,12 +72,15 @@ class Compiled:
         drawn = [
             self._derivation.derive(node) for s, node in samples_in(order).items() if s in self._derivation.pathwise
         ]
-        self._program = schedule([self._root, *drawn])
+        self._program = schedule([self._root, *drawn, *graph._data])  # rows are counted, whoever reads them
         value = Derivation(order, value_rules(self.rules))
         self._value_root = value.derive(objective)
         self._scores = {name: value.score(node) for name, node in value.samples.items()}
         self._draws = {name: value.derive(node) for name, node in samples_in(order).items()}
-        self._value_program = schedule([self._value_root, *self._scores.values(), *self._draws.values()])
+        unsolved = open_unknowns(order)
+        self._named_nodes = {n.name: value.derive(n) for n in order if n.named and not unsolved[n]}
+        recorded = (*graph._data, *self._scores.values(), *self._draws.values(), *self._named_nodes.values())
+        self._value_program = schedule([self._value_root, *recorded])
         self._support_program = schedule(s for s in self._scores.values() if not s.sample.law.fixed_support)
 
     def sample(
@@ -107,7 +111,9 @@ class Compiled:
                     run.check_scores()
             self._check_supports(run)
             log_probs = {name: values[node].detach() for name, node in self._scores.items()}
-            return Trace(self._scalar(values[self._value_root], run), dict(run.draws), log_probs, dict(run.noise))
+            nodes = {name: map_tensors(Tensor.detach, values[node]) for name, node in self._named_nodes.items()}
+            value = self._scalar(values[self._value_root], run)
+            return Trace(value, dict(run.draws), log_probs, dict(run.noise), nodes)
 
     def surrogate(self, *inputs_and_trace: Any) -> Tensor:
         """The scalar whose gradient with respect to the inputs is the estimate: `surrogate(*inputs, trace)`.
@@ -192,7 +198,9 @@ class Compiled:
         names = self.graph.inputs
         if len(inputs) != len(names):
             raise TypeError(f"{self.graph.name} takes {len(names)} inputs ({', '.join(names)}), got {len(inputs)}")
-        return dict(zip(names, map(_as_input, inputs), strict=True))
+        named = dict(zip(names, map(_as_input, inputs), strict=True))
+        data_sizes(self.graph._data, named)  # refuses batches of different sizes
+        return named
 
     def _run(self, inputs: Any, sizes: Mapping[str, int] | None, trace: Any = None) -> Run:
         return Run(self._named(inputs), _check_sizes(self.graph, sizes or {}), trace)
@@ -378,8 +386,10 @@ def _routes(graph: Graph, source: nd.Node, estimators: Mapping[str, Any]) -> set
 def _check_sizes(graph: Graph, sizes: Mapping[str, int]) -> Mapping[str, int]:
     if not sizes:
         return sizes
-    plates = {name: node for name, node in samples_in(graph._order).items() if node.plate is not None}
+    plates = plates_in(graph._order)
     for name, size in sizes.items():
+        if name in plates and plates[name].data:
+            _refuse_size(f"{name!r} is a plate of data: its size is the number of rows that the inputs have")
         if name not in plates:
             _refuse_size(f"{name!r} is not a plate of {graph.name}; its plates are {', '.join(map(repr, plates))}")
         if not plate_size(size):
