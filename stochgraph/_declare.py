@@ -17,6 +17,7 @@ from . import _node as nd
 from ._axes import Axes, describe, union
 from ._checks import plate_size
 from ._errors import DeclarationError
+from ._functions import held
 from ._law import DistributionLaw, SamplerLaw
 from ._program import schedule
 from ._reach import first_mixing
@@ -62,12 +63,12 @@ def sample(name: str, dist: Any, *parents: Any, n: int | None = None, **paramete
         raise DeclarationError(f"sample {name!r}: {dist!r} is neither a distribution class, a function nor a Sampler")
     if name in declaration.names:
         raise DeclarationError(f"two nodes of the name {name!r}: give every sample a name of its own")
-    refuse_captured(dist, f"sample {name!r}")
+    refuse_captured([dist, parents, parameters], f"sample {name!r}")
     _check_call(name, dist, parents, parameters)
     if n is not None and not plate_size(n):
         raise DeclarationError(f"sample {name!r}: a plate needs n >= 1 draws, an integer; got n={n!r}")
     law: DistributionLaw | SamplerLaw
-    law = SamplerLaw(dist) if isinstance(dist, Sampler) else DistributionLaw(dist)
+    law = SamplerLaw(dist) if isinstance(dist, Sampler) else DistributionLaw(held(dist))
     plate = None if n is None else declaration.axis(name)
     time = declaration.axis(f"{name}.time", time=True) if law.time else None
     arguments = nd.Arguments(to_nodes(parents), to_nodes(parameters))
@@ -138,7 +139,8 @@ def reduce(fn: Callable[..., Any], x: Any, over: str | Iterable[str] | None = No
     chosen = _choose(x, over, plates, "reduce", "plate")
     declaration = x._declaration
     name = declaration.unique(f"{getattr(fn, '__name__', 'reduce')}({x._node.name})")
-    return declaration.add(nd.Reduce(name, len(declaration.nodes), x._node, chosen, fn))
+    refuse_captured(fn, f"sg.reduce of {name!r}")
+    return declaration.add(nd.Reduce(name, len(declaration.nodes), x._node, chosen, held(fn)))
 
 
 def apply(fn: Callable[..., Any], *nodes: Any, **constants: Any) -> Any:
@@ -147,7 +149,9 @@ def apply(fn: Callable[..., Any], *nodes: Any, **constants: Any) -> Any:
     Args:
         fn: any function of tensors or pytrees that `torch.vmap` can map, and nothing but a function: what it writes
             into its arguments is refused, and random numbers that it draws itself are in no trace (`sg.sample` is for
-            them), so that a replay would draw others.
+            them), so that a replay would draw others. Variables of the scopes around it are those of this call, also in
+            the functions that it calls by them: in a loop every node has its own. Globals and what is in tensors it
+            reads when the graph runs.
         *nodes: nodes, pytrees of nodes, constants.
         **constants: further arguments by name.
 

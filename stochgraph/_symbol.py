@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from . import _node as nd
 from ._axes import Axis, describe
 from ._errors import DeclarationError
+from ._functions import captured, held
 
 _current: ContextVar["Declaration | None"] = ContextVar("declaration", default=None)
 
@@ -186,11 +187,10 @@ def declare_apply(label: str, fn: Callable[..., Any], args: Any, kwargs: dict[st
     if not symbols:
         raise DeclarationError(f"sg.apply of {label!r}: no argument is a node, so there is nothing to declare")
     declaration = current(label)
-    refuse_captured(fn, f"sg.apply of {label!r}")
+    refuse_captured([fn, args, kwargs], f"sg.apply of {label!r}")
     arguments = nd.Arguments(to_nodes(tuple(args)), to_nodes(dict(kwargs)))
-    return declaration.add(
-        nd.Apply(declaration.unique(label or "apply"), len(declaration.nodes), fn if kwargs else _plain(fn), arguments)
-    )
+    kept = held(fn if kwargs else _plain(fn))
+    return declaration.add(nd.Apply(declaration.unique(label or "apply"), len(declaration.nodes), kept, arguments))
 
 
 _CANONICAL: dict[str, Callable[..., Any]] = {
@@ -235,10 +235,10 @@ def to_nodes(tree: Any) -> Any:
 
 
 def _to_node(leaf: Any) -> Any:
-    """A symbol's node; a constant as it is, arrays as tensors."""
+    """A symbol's node; a constant as it is, arrays as tensors, functions with their variables."""
     if isinstance(leaf, np.ndarray):
         return torch.as_tensor(leaf)
-    return leaf._node if isinstance(leaf, Symbol) else leaf
+    return leaf._node if isinstance(leaf, Symbol) else held(leaf)
 
 
 def _nodes_in(tree: Any) -> Sequence[nd.Node]:
@@ -257,13 +257,10 @@ def _refuse_in_place(name: str, node: nd.Node) -> None:
         )
 
 
-def refuse_captured(fn: Any, where: str) -> None:
-    """A node inside a function's closure would reach it without its value."""
-    for cell in getattr(fn, "__closure__", None) or ():
-        try:
-            content = cell.cell_contents
-        except ValueError:  # not bound yet
-            continue
+def refuse_captured(call: Any, where: str) -> None:
+    """A node among the variables of a function, called or handed over, would reach it without its value."""
+    functions = [leaf for leaf in pytree.tree_leaves(call) if not isinstance(leaf, Symbol)]
+    for _, content in (found for fn in functions for found in captured(fn)):
         if isinstance(content, Symbol):
             name = content._node.name
             raise DeclarationError(f"{where}: the function captures the node {name!r}; pass it as an argument")
