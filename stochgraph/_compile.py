@@ -21,7 +21,7 @@ from ._indexing import in_transform
 from ._law import DistributionLaw, _no_path, moving_support_message
 from ._leave_one_out import leave_one_out
 from ._program import schedule
-from ._reach import descends_from, samples_in
+from ._reach import data_of, descends_from, samples_in
 from ._rules import Control, Rule, value_rules
 from ._run import Run, recorded, seeded
 from ._trace import Trace
@@ -64,8 +64,7 @@ class Compiled:
         _check(graph, self.estimators, self.wrt)
         self.rules = {name: rule_of(estimator) for name, estimator in self.estimators.items()}
         order, objective = graph._order, graph._objective
-        constant = {s for s, estimator in given.items() if getattr(estimator, "curvature", None) == "stop"}
-        self._derivation = Derivation(order, self.rules, constant)
+        self._derivation = Derivation(order, self.rules, _constant_updates(graph, estimators, given))
         self._root = self._derivation.surrogate(objective)
         # A pathwise draw that is used inside an update alone is still drawn outside of it.
         drawn = [
@@ -293,11 +292,28 @@ def _given(graph: Graph, estimators: Any) -> dict[str, Any]:
                 f"an estimator is given for {name!r}, but {graph.name} has no such sample node; "
                 f"it has {', '.join(map(repr, known)) or 'none'}"
             )
-        if not isinstance(estimator, (Estimator, Pathwise)):
-            raise CompileError(
-                f"sample {name!r}: {estimator!r} is not an estimator; use sg.SF(), sg.LSF(), sg.PW() ..."
-            )
+        _check_kind(f"sample {name!r}", estimator)
+    if not isinstance(estimators, Mapping):  # it also says how updates without a sample are differentiated
+        _check_kind(graph.name, estimators)
     return given
+
+
+def _check_kind(where: str, estimator: Any) -> None:
+    if not isinstance(estimator, (Estimator, Pathwise)):
+        raise CompileError(f"{where}: {estimator!r} is not an estimator; use sg.SF(), sg.LSF(), sg.PW() ...")
+
+
+def _constant_updates(graph: Graph, estimators: Any, given: Mapping[str, Any]) -> set[nd.Update]:
+    """The updates whose direction is not differentiated: all of them, or those that a sample of the estimator feeds."""
+    updates = {node for node in graph._order if isinstance(node, nd.Update)}
+    stopping = {name for name, estimator in given.items() if _stops(estimator)}
+    if not isinstance(estimators, Mapping):
+        return updates if _stops(estimators) else set()
+    return {node for node in updates if not stopping.isdisjoint(data_of(node, graph._order))}
+
+
+def _stops(estimator: Any) -> bool:
+    return getattr(estimator, "curvature", None) == "stop"
 
 
 def _assign(graph: Graph, given: Mapping[str, Any], wrt: tuple[str, ...]) -> dict[str, Any]:

@@ -284,6 +284,12 @@ def test_what_is_no_estimator():
         declare(gaussian).compile("SF")
 
 
+def test_what_is_no_estimator_of_a_graph_without_samples():
+    graph = sg.graph(lambda theta: sg.descend(theta, theta**2, 0.1))
+    with pytest.raises(sg.CompileError, match=r"<lambda>: <function FirstOrder .* is not an estimator; use sg.SF\(\)"):
+        graph.compile(sg.FirstOrder)
+
+
 @pytest.mark.parametrize(
     ("words", "message"), [(("box", "cost"), "curvature='box'"), (("log", "all"), "influence='all'")]
 )
