@@ -202,6 +202,9 @@ def ascend(params: Any, objective: Any, lr: Any) -> Any:
     `params`, plus the gradient through values. What is left of the objective's plates (the tasks, say) becomes a
     plate of the result: one adapted copy per task.
 
+    A draw is scored with the terms that depend on it: of `reward + 5` with the reward, of
+    `sg.apply(lambda r: r + 5, reward)` with the whole. The two steps have one mean and are not the same step.
+
     Args:
         params: a node: a tensor or a pytree of tensors.
         objective: a declared inner objective, a scalar per draw, without time axes.
