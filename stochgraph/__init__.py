@@ -23,6 +23,7 @@ from ._declare import stop as stop
 from ._declare import sum as sum
 from ._errors import CompileError as CompileError
 from ._errors import DeclarationError as DeclarationError
+from ._errors import FunctionError as FunctionError
 from ._errors import SamplingError as SamplingError
 from ._errors import SolverError as SolverError
 from ._errors import StochgraphError as StochgraphError
@@ -67,6 +68,7 @@ __all__ = [
     "Explanation",
     "Figures",
     "FirstOrder",
+    "FunctionError",
     "Graph",
     "LoadedDiCE",
     "Profile",

@@ -25,6 +25,7 @@ from ._axes import Axis, describe
 from ._compile import Compiled
 from ._control import ControlVariate
 from ._errors import CompileError, SamplingError
+from ._failures import shortened
 from ._leave_one_out import Replay
 from ._reach import samples_in
 from ._run import Run
@@ -41,6 +42,7 @@ _HOW = {nd.Reduction: "sums over the plate", Weight: "adds up the scores of all 
 _LINEAR_IN_ALL = (operator.add, operator.sub, operator.neg, operator.pos)
 
 
+@shortened()
 def accumulate(
     compiled: Compiled,
     *inputs: Any,

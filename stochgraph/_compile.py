@@ -16,6 +16,7 @@ from ._checks import plate_size
 from ._curvature import curvature_of
 from ._derive import Derivation
 from ._errors import CompileError, SamplingError
+from ._failures import shortened
 from ._graph import Graph, scored_samples
 from ._indexing import in_transform
 from ._law import DistributionLaw, _no_path, moving_support_message
@@ -78,6 +79,7 @@ class Compiled:
         self._value_program = schedule([self._value_root, *self._scores.values(), *self._draws.values()])
         self._support_program = schedule(s for s in self._scores.values() if not s.sample.law.fixed_support)
 
+    @shortened()
     def sample(
         self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
     ) -> Trace:
@@ -108,6 +110,7 @@ class Compiled:
             log_probs = {name: values[node].detach() for name, node in self._scores.items()}
             return Trace(self._scalar(values[self._value_root], run), dict(run.draws), log_probs, dict(run.noise))
 
+    @shortened()
     def surrogate(self, *inputs_and_trace: Any) -> Tensor:
         """The scalar whose gradient with respect to the inputs is the estimate: `surrogate(*inputs, trace)`.
 
@@ -133,6 +136,7 @@ class Compiled:
         with recorded():
             return self._surrogate(self._run(inputs, None, trace))
 
+    @shortened()
     def value_and_grad(
         self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
     ) -> tuple[Tensor, Any]:

@@ -155,6 +155,9 @@ def apply(fn: Callable[..., Any], *nodes: Any, **constants: Any) -> Any:
         *nodes: nodes, pytrees of nodes, constants.
         **constants: further arguments by name.
 
+    Raises:
+        FunctionError: while running. `torch.vmap` cannot map `fn`, or it fails; with its line, and what to write.
+
     Note:
         `sg.apply(torch.clone, theta)` gives a copy of parameters on which nothing drawn from `theta` depends. An
         inner update of the copy descends a loss at fixed data, however the data were drawn.

@@ -17,6 +17,13 @@ class SamplingError(StochgraphError):
     """A draw, its log-probability or a value went wrong while the graph was running."""
 
 
+class FunctionError(SamplingError, RuntimeError):
+    """A function that the graph was given went wrong on a draw, or cannot be mapped over draws by `torch.vmap`.
+
+    Raised from the original error, whose traceback begins in the function.
+    """
+
+
 class SolverError(StochgraphError):
     """An implicit update was not solved, or cannot be differentiated where it was."""
 

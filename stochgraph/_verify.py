@@ -18,6 +18,7 @@ from ._axes import describe
 from ._compile import Compiled
 from ._derive import Derivation
 from ._errors import VerificationError
+from ._failures import shortened
 from ._program import schedule
 from ._rules import VALUE
 from ._run import Run
@@ -71,6 +72,7 @@ class Verification:
         )
 
 
+@shortened()
 def verify(
     compiled: Compiled,
     *inputs: Any,
