@@ -24,6 +24,7 @@ from ._declare import sum as sum
 from ._errors import CompileError as CompileError
 from ._errors import DeclarationError as DeclarationError
 from ._errors import FunctionError as FunctionError
+from ._errors import InputError as InputError
 from ._errors import SamplingError as SamplingError
 from ._errors import SolverError as SolverError
 from ._errors import StochgraphError as StochgraphError
@@ -70,6 +71,7 @@ __all__ = [
     "FirstOrder",
     "FunctionError",
     "Graph",
+    "InputError",
     "LoadedDiCE",
     "Profile",
     "Row",

@@ -15,7 +15,7 @@ from ._baselines import baseline_control, compare_with_others
 from ._checks import plate_size
 from ._curvature import curvature_of
 from ._derive import Derivation
-from ._errors import CompileError, SamplingError
+from ._errors import CompileError, InputError, SamplingError
 from ._failures import shortened
 from ._graph import Graph, scored_samples
 from ._indexing import in_transform
@@ -27,8 +27,13 @@ from ._rules import Control, Rule, value_rules
 from ._run import Run, recorded, seeded
 from ._trace import Trace
 from ._trees import map_tensors, recordable
+from ._update import OF_A_BATCH
 from .estimators import SF, Estimator, Pathwise
 
+_OF_A_MODULE = (
+    "Of a module, the parameters are passed, dict(module.named_parameters()); the module is called with them in a "
+    "function, torch.func.functional_call(module, parameters, (x,))"
+)
 _NUMBERS = (float, np.floating, np.ndarray)  # Python's own float stands for torch's default dtype
 # Elementwise functions with a zero derivative wherever they have one.
 _FLAT = frozenset("lt le gt ge eq ne floor ceil round sign trunc argmax argmin and_ or_ xor invert".split())
@@ -174,7 +179,9 @@ class Compiled:
         leaves = [leaf.requires_grad_() if _floats(leaf) else leaf for leaf in leaves]
         wanted = [leaf for leaf in leaves if _floats(leaf)]
         if not wanted:
-            raise TypeError(f"{self.graph.name}: no leaf of the input {self.wrt[0]!r} is a floating-point tensor")
+            raise InputError(
+                f"{self.graph.name}: no leaf of the input {self.wrt[0]!r} is a floating-point tensor. {_OF_A_MODULE}"
+            )
         named.update(zip(self.wrt, pytree.tree_unflatten(leaves, spec), strict=True))
         with torch.enable_grad():
             loss = self._surrogate(run_at(named))
@@ -194,8 +201,16 @@ class Compiled:
     def _named(self, inputs: Any) -> dict[str, Any]:
         names = self.graph.inputs
         if len(inputs) != len(names):
-            raise TypeError(f"{self.graph.name} takes {len(names)} inputs ({', '.join(names)}), got {len(inputs)}")
-        return dict(zip(names, map(_as_input, inputs), strict=True))
+            raise InputError(f"{self.graph.name} takes {len(names)} inputs ({', '.join(names)}), got {len(inputs)}")
+        given = dict(zip(names, map(_as_input, inputs), strict=True))
+        for name in self.wrt:
+            found = [leaf for leaf in pytree.tree_leaves(given[name]) if isinstance(leaf, torch.nn.Module)]
+            if found:
+                raise InputError(
+                    f"{self.graph.name}: the input {name!r} holds a module, {type(found[0]).__name__}, and is to be "
+                    f"differentiated. {_OF_A_MODULE}"
+                )
+        return given
 
     def _run(self, inputs: Any, sizes: Mapping[str, int] | None, trace: Any = None) -> Run:
         return Run(self._named(inputs), _check_sizes(self.graph, sizes or {}), trace)
@@ -228,6 +243,7 @@ class Compiled:
             got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise SamplingError(
                 f"the objective {self.graph._objective.name!r} of {self.graph.name!r} must be a real scalar, got {got}"
+                + (f". {OF_A_BATCH}" if isinstance(value, Tensor) and value.dim() else "")
             )
         return value
 

@@ -13,6 +13,10 @@ class CompileError(StochgraphError):
     """The chosen estimators do not fit the graph."""
 
 
+class InputError(StochgraphError, TypeError):
+    """What was passed are not the inputs that the graph takes."""
+
+
 class SamplingError(StochgraphError):
     """A draw, its log-probability or a value went wrong while the graph was running."""
 

@@ -8,6 +8,7 @@ raises itself (`raise`, `assert`), and errors that are not of Python's own types
 
 import dis
 import linecache
+import os
 import re
 import sysconfig
 from collections.abc import Iterator, Sequence
@@ -66,9 +67,9 @@ _CAUSES = (
     ),
     (r"must only return Tensors, got type <class '(?P<what>[^']*)", "it returns {what}. Return a tensor, or several"),
 )
-_PACKAGE, _TORCH = str(Path(__file__).parent), str(Path(torch.__file__).parent)
-_INSTALLED = tuple(sysconfig.get_path(name) for name in ("stdlib", "platstdlib", "purelib", "platlib"))
-_ALGORITHMS = str(Path(__file__).parent / "algorithms")  # they are written as a user writes, on top of the rest
+_PACKAGE, _TORCH = f"{Path(__file__).parent}{os.sep}", f"{Path(torch.__file__).parent}{os.sep}"
+_ALGORITHMS = f"{_PACKAGE}algorithms{os.sep}"  # they are written as a user writes, on top of the rest
+_INSTALLED = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
 def raise_in_words(error: Exception, where: str, what: str, fn: Any, values: Sequence[Any], dims: int) -> NoReturn:
@@ -79,8 +80,8 @@ def raise_in_words(error: Exception, where: str, what: str, fn: Any, values: Seq
         where: the node with its axes, as messages name it.
         what: what the function is to the node.
         fn: the function.
-        values: its arguments, with `dims` leading dimensions that are axes.
-        dims: see there.
+        values: its arguments.
+        dims: how many of their leading dimensions are axes, which the function does not see.
     """
     if _is_known(error):
         error.add_note(f"while computing {where}, written for one draw")
