@@ -17,6 +17,7 @@ from ._curvature import curvature_of
 from ._derive import Derivation
 from ._errors import CompileError, InputError, SamplingError
 from ._failures import shortened
+from ._first_pass import Watch, check_captured, check_pathwise
 from ._graph import Graph, scored_samples
 from ._indexing import in_transform
 from ._law import DistributionLaw, _no_path, moving_support_message
@@ -26,7 +27,7 @@ from ._reach import data_of, descends_from, samples_in
 from ._rules import Control, Rule, value_rules
 from ._run import Run, recorded, seeded
 from ._trace import Trace
-from ._trees import map_tensors, recordable
+from ._trees import map_tensors, recordable, tensors
 from ._update import OF_A_BATCH
 from .estimators import SF, Estimator, Pathwise
 
@@ -82,6 +83,7 @@ class Compiled:
         self._scores = {name: value.score(node) for name, node in value.samples.items()}
         self._draws = {name: value.derive(node) for name, node in samples_in(order).items()}
         self._value_program = schedule([self._value_root, *self._scores.values(), *self._draws.values()])
+        self._unseen = {False, True}  # whether a pass outside of transforms, and one inside, is still the first
         self._support_program = schedule(s for s in self._scores.values() if not s.sample.law.fixed_support)
 
     @shortened()
@@ -216,10 +218,24 @@ class Compiled:
         return Run(self._named(inputs), _check_sizes(self.graph, sizes or {}), trace)
 
     def _surrogate(self, run: Run) -> Tensor:
+        first = self._is_first(run)
+        run.watch = Watch() if first else None
         loss = self._scalar(run.execute(self._program)[self._root], run)
+        if first:
+            check_captured(self.graph._order, self._program, run, loss)
+            if not in_transform():
+                check_pathwise(self._program, self._root, run.values, self.graph._objective)
+            self._unseen.discard(in_transform())
         if not in_transform() and not math.isfinite(loss.item()):
             self._diagnose(run)
         return loss
+
+    def _is_first(self, run: Run) -> bool:
+        """Whether nobody has looked yet where the derivatives of such a pass lead."""
+        if in_transform() not in self._unseen or not torch.is_grad_enabled():
+            return False
+        wanted = tensors([run.inputs[name] for name in self.wrt])
+        return in_transform() or any(leaf.requires_grad for leaf in wanted)
 
     def _check_supports(self, run: Run) -> None:
         """Score once more with gradients where only a built distribution shows that its support moves."""

@@ -40,7 +40,8 @@ def sample(name: str, dist: Any, *parents: Any, n: int | None = None, **paramete
         The draw; its fields, if it has any, are read with attributes.
 
     Raises:
-        DeclarationError: a name taken, a distribution already built, a plate of less than one draw.
+        DeclarationError: a name taken, a distribution already built, a plate of less than one draw, a constant that
+            requires grad.
 
     Example:
         >>> import torch, stochgraph as sg
@@ -95,8 +96,8 @@ def sum(x: Any, over: str | Iterable[str] | None = None, discount: float | Tenso
     Args:
         x: a node with at least one time axis.
         over: names of axes; default: every time axis of `x`. A plate must be named to be summed.
-        discount: the factor per time step (no unit), a number or a tensor of one, which is a constant like any that
-            is captured; needs exactly one time axis. One that is learned, a node, is for a fold of your own:
+        discount: the factor per time step (no unit), a number or a tensor of one, which is a constant whether it
+            requires grad or not; needs exactly one time axis. One that is learned, a node, is for a fold of your own:
             `sg.reduce` over the time axis.
 
     Raises:
@@ -139,7 +140,7 @@ def reduce(fn: Callable[..., Any], x: Any, over: str | Iterable[str] | None = No
     chosen = _choose(x, over, plates, "reduce", "plate")
     declaration = x._declaration
     name = declaration.unique(f"{getattr(fn, '__name__', 'reduce')}({x._node.name})")
-    refuse_captured(fn, f"sg.reduce of {name!r}")
+    refuse_captured([fn], f"sg.reduce of {name!r}")
     return declaration.add(nd.Reduce(name, len(declaration.nodes), x._node, chosen, held(fn)))
 
 
@@ -156,6 +157,8 @@ def apply(fn: Callable[..., Any], *nodes: Any, **constants: Any) -> Any:
         **constants: further arguments by name.
 
     Raises:
+        DeclarationError: `fn` captures a node, or a tensor or a module of its own that requires grad: what is learned
+            is an input of the graph. Where only a pass can tell, the first one that is differentiated does.
         FunctionError: while running. `torch.vmap` cannot map `fn`, or it fails; with its line, and what to write.
 
     Note:
@@ -323,6 +326,7 @@ def _update(word: str, params: Symbol, objective: Symbol, lr: Any, sign: int) ->
             "neither through values nor through a distribution; its gradient would be zero"
         )
     _refuse_mixed_copies(word, start, goal)
+    refuse_captured([lr], f"sg.{word} of {start.name!r}")
     rate = nd.Arguments((to_nodes(lr),), {})
     declaration = params._declaration
     name = declaration.unique(start.name + "'")

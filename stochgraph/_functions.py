@@ -1,4 +1,4 @@
-"""Functions that users give: what they capture, kept as it was when the node was declared.
+"""Functions that users give: what they capture, which is constant, kept as it was when the node was declared.
 
 NOTE [cells]
 Python reads the variables of a closure when it is called, and a node's function is called long after its declaration:
@@ -10,13 +10,17 @@ shares.
 """
 
 import dis
-from collections.abc import Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterable, Iterator
 from functools import WRAPPER_ASSIGNMENTS, partial
-from types import CellType, CodeType, FunctionType, MethodType
+from types import CellType, CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any
 
+from torch import Tensor
+from torch.nn import Module
+
+_OURS = ("stochgraph.", "torch.")
 _WRAPPERS = (FunctionType, MethodType, partial, dict, tuple, list)
-_WRITES = frozenset({"STORE_DEREF", "DELETE_DEREF"})
 
 
 def held(thing: Any) -> Any:
@@ -26,18 +30,37 @@ def held(thing: Any) -> Any:
 
 def captured(thing: Any) -> Iterator[tuple[str, Any]]:
     """What a function reaches through variables, defaults and bound arguments, with the name that it has there."""
+    return _walk(thing, _parts)
+
+
+def surely_read(thing: Any) -> Iterator[tuple[str, Any]]:
+    """The same with the globals of its module, and without lists and dictionaries, of which it may read a part."""
+    return _walk(thing, _parts_and_globals)
+
+
+def all_tensors(thing: Any) -> Iterator[tuple[str, Tensor, str]]:
+    """The tensors that a function may read, with names; those of modules with the module's."""
+    for name, found in _walk(thing, _parts_of_anything):
+        if isinstance(found, Tensor):
+            yield name, found, ""
+        elif isinstance(found, Module):
+            module = name or "module"
+            yield from ((f"{module}.{part}", parameter, module) for part, parameter in found.named_parameters())
+
+
+def _walk(thing: Any, parts: Callable[[str, Any], list[tuple[str, Any]]]) -> Iterator[tuple[str, Any]]:
     seen, stack = {id(thing)}, [("", thing)]
     while stack:
         name, found = stack.pop()
         yield name, found
-        for part in reversed(_parts(name, found)):
+        for part in reversed(parts(name, found)):
             if id(part[1]) not in seen:
                 seen.add(id(part[1]))
                 stack.append(part)
 
 
 def _parts(name: str, thing: Any) -> list[tuple[str, Any]]:
-    """One step of that."""
+    """One step through variables, defaults, arguments and containers."""
     if isinstance(thing, FunctionType):
         variables = [(variable, cell.cell_contents) for variable, cell in _variables(thing) if not _is_empty(cell)]
         code, defaults = thing.__code__, thing.__defaults__ or ()
@@ -52,6 +75,48 @@ def _parts(name: str, thing: Any) -> list[tuple[str, Any]]:
     # What else is in a list or a dictionary may change until the function is called.
     inside = list(enumerate(thing)) if type(thing) is list else list(thing.items()) if type(thing) is dict else []
     return [(f"{name}[{key!r}]", part) for key, part in inside if isinstance(part, _WRAPPERS)]
+
+
+def _parts_and_globals(name: str, thing: Any) -> list[tuple[str, Any]]:
+    """One step, to tensors and functions of the same module too: those of others are what is called, not given."""
+    if not isinstance(thing, FunctionType):
+        return [] if type(thing) in (list, dict) else _parts(name, thing)
+    known = thing.__globals__
+    near = [
+        part
+        for part in _globals(thing)
+        if isinstance(part[1], Tensor) or getattr(part[1], "__globals__", None) is known
+    ]
+    return [*_parts(name, thing), *near]
+
+
+def _parts_of_anything(name: str, thing: Any) -> list[tuple[str, Any]]:
+    """One step, through whatever may hold tensors: instances too, and the globals that a function names."""
+    if isinstance(thing, FunctionType):
+        return [*_parts(name, thing), *_globals(thing)]
+    if isinstance(thing, (partial, MethodType)):
+        return _parts(name, thing)
+    if type(thing) in (list, tuple):
+        return [(f"{name}[{i}]", part) for i, part in enumerate(thing)]
+    if type(thing) is dict:
+        return [(f"{name}[{key!r}]", part) for key, part in thing.items()]
+    known = isinstance(thing, (type, ModuleType, Module, Tensor)) or not hasattr(thing, "__dict__")
+    return [] if known else [(f"{name or type(thing).__name__}.{key}", part) for key, part in vars(thing).items()]
+
+
+def _globals(fn: FunctionType) -> list[tuple[str, Any]]:
+    """The globals that a function, or a function in it, names."""
+    steps = [step for code in _codes(fn.__code__) for step in dis.get_instructions(code)]
+    read = {step.argval for step in steps if step.opname == "LOAD_GLOBAL"} & fn.__globals__.keys()
+    return [(name, fn.__globals__[name]) for name in sorted(read)]
+
+
+def _codes(code: CodeType) -> Iterator[CodeType]:
+    """The code of a function, and of the functions in it."""
+    yield code
+    for part in code.co_consts:
+        if isinstance(part, CodeType):
+            yield from _codes(part)
 
 
 def _variables(fn: FunctionType) -> Iterator[tuple[str, CellType]]:
@@ -69,8 +134,41 @@ def _is_empty(cell: CellType) -> bool:
 def _written(code: CodeType) -> set[str]:
     """The variables of enclosing scopes that the code, or a function in it, binds."""
     inner = [_written(part) for part in code.co_consts if isinstance(part, CodeType)]
-    own = {step.argval for step in dis.get_instructions(code) if step.opname in _WRITES}
+    own = {step.argval for step in dis.get_instructions(code) if step.opname in ("STORE_DEREF", "DELETE_DEREF")}
     return own.union(*inner) & set(code.co_freevars)
+
+
+def called_module(fn: Any) -> Module:
+    """The module that a function is, or a method of; an empty one if there is none."""
+    while isinstance(fn, (partial, MethodType)):
+        fn = fn.func if isinstance(fn, partial) else fn.__self__
+    return fn if isinstance(fn, Module) else Module()
+
+
+def variable_of(tensor: Tensor) -> str:
+    """What the functions that are running call a tensor, or the module that has it; empty if none of them does."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        scopes = [] if frame.f_globals.get("__name__", "").startswith(_OURS) else [frame.f_locals, frame.f_globals]
+        for name, value in (item for scope in scopes for item in scope.items()):
+            named = value.named_parameters() if isinstance(value, Module) else ()
+            inside = [part for part, parameter in named if parameter is tensor]
+            if value is tensor or inside:
+                return ".".join([name, *inside[:1]])
+        frame = frame.f_back
+    return ""
+
+
+def constant_in_words(name: str, tensor: Tensor, module: str = "") -> str:
+    """That a captured tensor requires grad, alone or as part of a module, and what to do."""
+    called = repr(name) if name else f"a tensor of shape {tuple(tensor.shape)}"
+    remedy = (
+        f"Make dict({module}.named_parameters()) an input of the graph, and call torch.func.functional_call({module}, "
+        f"parameters, (x,)); or freeze it, {module}.requires_grad_(False)"
+        if module
+        else f"Make it an input of the graph and hand its node on; as a constant, give {name or 'tensor'}.detach()"
+    )
+    return f"{called}, which requires grad, and nothing is differentiated with respect to what is captured. {remedy}"
 
 
 class _Copies:

@@ -38,6 +38,7 @@ class Run:
         self.values: dict[nd.Node, Any] = {}
         self.found: dict[nd.Node, Tensor] = {}  # scores that updates hand over
         self.left_out: Any = None
+        self.watch: Any = None  # see `_first_pass.Watch`
 
     @cached_property
     def like(self) -> Tensor | None:

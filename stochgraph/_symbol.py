@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from . import _node as nd
 from ._axes import Axis, describe
 from ._errors import DeclarationError
-from ._functions import captured, held
+from ._functions import called_module, constant_in_words, held, surely_read, variable_of
 
 _current: ContextVar["Declaration | None"] = ContextVar("declaration", default=None)
 
@@ -257,13 +257,26 @@ def _refuse_in_place(name: str, node: nd.Node) -> None:
         )
 
 
-def refuse_captured(call: Any, where: str) -> None:
-    """A node among the variables of a function, called or handed over, would reach it without its value."""
-    functions = [leaf for leaf in pytree.tree_leaves(call) if not isinstance(leaf, Symbol)]
-    for _, content in (found for fn in functions for found in captured(fn)):
+def refuse_captured(call: Sequence[Any], where: str) -> None:
+    """Refuse what a call captures, a function and its arguments, and must not.
+
+    A node would reach the function without its value, and a tensor that requires grad is no constant. A module may be
+    called with other parameters than its own, unless it is what is called.
+    """
+    leaves = [leaf for leaf in pytree.tree_leaves(list(call)) if not isinstance(leaf, Symbol)]
+    for name, content in (found for leaf in leaves for found in surely_read(leaf)):
         if isinstance(content, Symbol):
-            name = content._node.name
-            raise DeclarationError(f"{where}: the function captures the node {name!r}; pass it as an argument")
+            raise DeclarationError(
+                f"{where}: the function captures the node {content._node.name!r}; pass it as an argument"
+            )
+        if isinstance(content, torch.Tensor) and content.requires_grad:
+            variable = name or variable_of(content)
+            raise DeclarationError(f"{where}: it captures {constant_in_words(variable, content)}")
+    for name, parameter in called_module(call[0]).named_parameters():
+        if parameter.requires_grad:
+            variable = variable_of(parameter) or f"module.{name}"
+            words = constant_in_words(variable, parameter, variable.removesuffix(f".{name}"))
+            raise DeclarationError(f"{where}: it captures {words}")
 
 
 def built_inside(where: str, dist: str) -> str:

@@ -118,6 +118,8 @@ class CompiledUpdate(nd.Node):
         known[self.psi] = psi
         execute(self.programs[which], run, known)
         root = self.surrogates[which]
+        if run.watch is not None and not in_transform():
+            run.watch.look(self.programs[which], root, known, self.update.objective)
         value: Tensor = known[root]
         own = len(root.axes)
         if not isinstance(value, Tensor) or value.dim() != own:

@@ -305,6 +305,27 @@ def test_a_variable_that_functions_write_is_shared_with_them():
     assert calls == 2
 
 
+def test_a_local_variable_of_the_same_name_is_another_one():
+    """What an inner function binds for itself does not make the outer variable shared."""
+
+    @sg.graph
+    def total(theta):
+        found = 0.0
+        for i in range(2):
+
+            def node(t):
+                def inner():
+                    i = 5
+                    return lambda: i
+
+                return SCALES[i] * t * inner()() / 5
+
+            found = found + sg.apply(node, theta)
+        return found
+
+    assert float(total.compile({}).value_and_grad(THETA)[1]) == pytest.approx(11.0)
+
+
 def test_lists_and_dictionaries_of_values_are_shared():
     seen: list[int] = []
     options: dict[str, float] = {}
