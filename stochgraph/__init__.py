@@ -25,6 +25,8 @@ from ._declare import stop as stop
 from ._declare import sum as sum
 from ._errors import CompileError as CompileError
 from ._errors import DeclarationError as DeclarationError
+from ._errors import FunctionError as FunctionError
+from ._errors import InputError as InputError
 from ._errors import SamplingError as SamplingError
 from ._errors import SolverError as SolverError
 from ._errors import StochgraphError as StochgraphError
@@ -69,7 +71,9 @@ __all__ = [
     "Explanation",
     "Figures",
     "FirstOrder",
+    "FunctionError",
     "Graph",
+    "InputError",
     "LoadedDiCE",
     "Profile",
     "Row",

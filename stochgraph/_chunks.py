@@ -27,6 +27,7 @@ from ._compile import Compiled
 from ._control import ControlVariate, Uncovered
 from ._data import data_sizes
 from ._errors import CompileError, SamplingError
+from ._failures import shortened
 from ._leave_one_out import Replay
 from ._reach import plates_in, samples_in
 from ._run import Piece, Run
@@ -43,6 +44,7 @@ _HOW = {nd.Reduction: "sums over the plate", Weight: "adds up the scores of all 
 _LINEAR_IN_ALL = (operator.add, operator.sub, operator.neg, operator.pos)
 
 
+@shortened()
 def accumulate(
     compiled: Compiled,
     *inputs: Any,

@@ -16,19 +16,26 @@ from ._checks import plate_size
 from ._curvature import curvature_of
 from ._data import data_sizes
 from ._derive import Derivation
-from ._errors import CompileError, SamplingError
+from ._errors import CompileError, InputError, SamplingError
+from ._failures import shortened
+from ._first_pass import Watch, check_captured, check_pathwise
 from ._graph import Graph, scored_samples
 from ._indexing import in_transform
 from ._law import DistributionLaw, _no_path, moving_support_message
 from ._leave_one_out import LEAVE_ONE_OUT
 from ._program import schedule
-from ._reach import descends_from, open_unknowns, plates_in, samples_in
+from ._reach import data_of, descends_from, open_unknowns, plates_in, samples_in
 from ._rules import Control, Rule, value_rules
 from ._run import Run, recorded, seeded
 from ._trace import Trace
-from ._trees import map_tensors, recordable
+from ._trees import map_tensors, recordable, tensors
+from ._update import OF_A_BATCH
 from .estimators import SF, Estimator, Pathwise
 
+_OF_A_MODULE = (
+    "Of a module, the parameters are passed, dict(module.named_parameters()); the module is called with them in a "
+    "function, torch.func.functional_call(module, parameters, (x,))"
+)
 _NUMBERS = (float, np.floating, np.ndarray)  # Python's own float stands for torch's default dtype
 # Elementwise functions with a zero derivative wherever they have one.
 _FLAT = frozenset("lt le gt ge eq ne floor ceil round sign trunc argmax argmin and_ or_ xor invert".split())
@@ -65,8 +72,7 @@ class Compiled:
         _check(graph, self.estimators, self.wrt)
         self.rules = {name: rule_of(estimator) for name, estimator in self.estimators.items()}
         order, objective = graph._order, graph._objective
-        constant = {s for s, estimator in given.items() if getattr(estimator, "curvature", None) == "stop"}
-        self._derivation = Derivation(order, self.rules, constant)
+        self._derivation = Derivation(order, self.rules, _constant_updates(graph, estimators, given))
         self._root = self._derivation.surrogate(objective)
         # A pathwise draw that is used inside an update alone is still drawn outside of it.
         drawn = [
@@ -81,8 +87,10 @@ class Compiled:
         self._named_nodes = {n.name: value.derive(n) for n in order if n.named and not unsolved[n]}
         recorded = (*graph._data, *self._scores.values(), *self._draws.values(), *self._named_nodes.values())
         self._value_program = schedule([self._value_root, *recorded])
+        self._unseen = {False, True}  # whether a pass outside of transforms, and one inside, is still the first
         self._support_program = schedule(s for s in self._scores.values() if not s.sample.law.fixed_support)
 
+    @shortened()
     def sample(
         self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
     ) -> Trace:
@@ -115,6 +123,7 @@ class Compiled:
             value = self._scalar(values[self._value_root], run)
             return Trace(value, dict(run.draws), log_probs, dict(run.noise), nodes)
 
+    @shortened()
     def surrogate(self, *inputs_and_trace: Any) -> Tensor:
         """The scalar whose gradient with respect to the inputs is the estimate: `surrogate(*inputs, trace)`.
 
@@ -140,6 +149,7 @@ class Compiled:
         with recorded():
             return self._surrogate(self._run(inputs, None, trace))
 
+    @shortened()
     def value_and_grad(
         self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
     ) -> tuple[Tensor, Any]:
@@ -177,7 +187,9 @@ class Compiled:
         leaves = [leaf.requires_grad_() if _floats(leaf) else leaf for leaf in leaves]
         wanted = [leaf for leaf in leaves if _floats(leaf)]
         if not wanted:
-            raise TypeError(f"{self.graph.name}: no leaf of the input {self.wrt[0]!r} is a floating-point tensor")
+            raise InputError(
+                f"{self.graph.name}: no leaf of the input {self.wrt[0]!r} is a floating-point tensor. {_OF_A_MODULE}"
+            )
         named.update(zip(self.wrt, pytree.tree_unflatten(leaves, spec), strict=True))
         with torch.enable_grad():
             loss = self._surrogate(run_at(named))
@@ -197,19 +209,40 @@ class Compiled:
     def _named(self, inputs: Any) -> dict[str, Any]:
         names = self.graph.inputs
         if len(inputs) != len(names):
-            raise TypeError(f"{self.graph.name} takes {len(names)} inputs ({', '.join(names)}), got {len(inputs)}")
-        named = dict(zip(names, map(_as_input, inputs), strict=True))
-        data_sizes(self.graph._data, named)  # refuses batches of different sizes
-        return named
+            raise InputError(f"{self.graph.name} takes {len(names)} inputs ({', '.join(names)}), got {len(inputs)}")
+        given = dict(zip(names, map(_as_input, inputs), strict=True))
+        for name in self.wrt:
+            found = [leaf for leaf in pytree.tree_leaves(given[name]) if isinstance(leaf, torch.nn.Module)]
+            if found:
+                raise InputError(
+                    f"{self.graph.name}: the input {name!r} holds a module, {type(found[0]).__name__}, and is to be "
+                    f"differentiated. {_OF_A_MODULE}"
+                )
+        data_sizes(self.graph._data, given)  # refuses batches of different sizes
+        return given
 
     def _run(self, inputs: Any, sizes: Mapping[str, int] | None, trace: Any = None) -> Run:
         return Run(self._named(inputs), _check_sizes(self.graph, sizes or {}), trace)
 
     def _surrogate(self, run: Run) -> Tensor:
+        first = self._is_first(run)
+        run.watch = Watch() if first else None
         loss = self._scalar(run.execute(self._program)[self._root], run)
+        if first:
+            check_captured(self.graph._order, self._program, run, loss)
+            if not in_transform():
+                check_pathwise(self._program, self._root, run.values, self.graph._objective)
+            self._unseen.discard(in_transform())
         if not in_transform() and not math.isfinite(loss.item()):
             self._diagnose(run)
         return loss
+
+    def _is_first(self, run: Run) -> bool:
+        """Whether nobody has looked yet where the derivatives of such a pass lead."""
+        if in_transform() not in self._unseen or not torch.is_grad_enabled():
+            return False
+        wanted = tensors([run.inputs[name] for name in self.wrt])
+        return in_transform() or any(leaf.requires_grad for leaf in wanted)
 
     def _check_supports(self, run: Run) -> None:
         """Score once more with gradients where only a built distribution shows that its support moves."""
@@ -233,6 +266,7 @@ class Compiled:
             got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise SamplingError(
                 f"the objective {self.graph._objective.name!r} of {self.graph.name!r} must be a real scalar, got {got}"
+                + (f". {OF_A_BATCH}" if isinstance(value, Tensor) and value.dim() else "")
             )
         return value
 
@@ -301,11 +335,28 @@ def _given(graph: Graph, estimators: Any) -> dict[str, Any]:
                 f"an estimator is given for {name!r}, but {graph.name} has no such sample node; "
                 f"it has {', '.join(map(repr, known)) or 'none'}"
             )
-        if not isinstance(estimator, (Estimator, Pathwise)):
-            raise CompileError(
-                f"sample {name!r}: {estimator!r} is not an estimator; use sg.SF(), sg.LSF(), sg.PW() ..."
-            )
+        _check_kind(f"sample {name!r}", estimator)
+    if not isinstance(estimators, Mapping):  # it also says how updates without a sample are differentiated
+        _check_kind(graph.name, estimators)
     return given
+
+
+def _check_kind(where: str, estimator: Any) -> None:
+    if not isinstance(estimator, (Estimator, Pathwise)):
+        raise CompileError(f"{where}: {estimator!r} is not an estimator; use sg.SF(), sg.LSF(), sg.PW() ...")
+
+
+def _constant_updates(graph: Graph, estimators: Any, given: Mapping[str, Any]) -> set[nd.Update]:
+    """The updates whose direction is not differentiated: all of them, or those that a sample of the estimator feeds."""
+    updates = {node for node in graph._order if isinstance(node, nd.Update)}
+    stopping = {name for name, estimator in given.items() if _stops(estimator)}
+    if not isinstance(estimators, Mapping):
+        return updates if _stops(estimators) else set()
+    return {node for node in updates if not stopping.isdisjoint(data_of(node, graph._order))}
+
+
+def _stops(estimator: Any) -> bool:
+    return getattr(estimator, "curvature", None) == "stop"
 
 
 def _assign(graph: Graph, given: Mapping[str, Any], wrt: tuple[str, ...]) -> dict[str, Any]:

@@ -31,7 +31,6 @@ from ._program import schedule
 from ._reach import (
     Reach,
     averaging_plate,
-    data_of,
     descends_from,
     first_mixing,
     linear_operands,
@@ -46,7 +45,7 @@ from ._update import CompiledStep, Placeholder
 class Derivation:
     """Derives the surrogate of a graph, or of one update's inner objective.
 
-    `rules` has one entry per scored sample; updates that a sample in `constant` feeds have a constant direction. For an
+    `rules` has one entry per scored sample; the directions of updates in `constant` are not differentiated. For an
     inner objective, `update` is the update, `outer` the derivation around it, and `psi` stands for what the objective
     is a function of. `drawing` is the derivation whose draws and scores are used: for replays that of the surrogate.
     """
@@ -55,7 +54,7 @@ class Derivation:
         self,
         order: list[nd.Node],
         rules: Mapping[str, Rule],
-        constant: Set[str] = frozenset(),
+        constant: Set[nd.Update] = frozenset(),
         outer: "Derivation | None" = None,
         update: nd.Update | None = None,
         psi: nd.Node | None = None,
@@ -269,7 +268,7 @@ class Derivation:
 
     def _update(self, node: nd.Update, parts: list[nd.Node]) -> nd.Node:
         # Inside another update's inner gradient, an update is the function of its parameters that it is: no boxes.
-        rules, detach = self.rules, not self.constant.isdisjoint(data_of(node, self.order))
+        rules, detach = self.rules, node in self.constant
         if self.update is not None:
             rules = value_rules(self.rules)
         axes = union(parts[0].axes, node.variable.axes, node.objective.axes)

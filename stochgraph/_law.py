@@ -21,6 +21,7 @@ from . import _vectorize as vz
 from ._axes import Axes, describe, union, without
 from ._distributions import collect, moving_support, rebuild
 from ._errors import SamplingError
+from ._failures import raise_in_words
 from ._indexing import NOISE_IN_PLACE, in_transform
 from ._pieces import find_cut
 from ._sampler import Sampler
@@ -140,12 +141,12 @@ class DistributionLaw:
         """The distribution with batch shape `(*axes, *batch of one draw)`."""
         if axes:
             if node.event_dims is None:
-                return self._map(node.arguments, inputs, values, axes)
+                return self._map(node, inputs, values, axes)
             if len(values) > 1:  # a lone parameter has nothing to be in line with
                 values = _pad_batches(values, [parent.axes for parent in inputs], axes, node.event_dims)
         args, kwargs = node.arguments.fill(values)
         if not self.is_class:
-            with _validation(validate), run.placed():
+            with _validation(validate), run.placed(), _in_words(node, "its function", self.factory, values):
                 return self.factory(*args, **kwargs)
         # Numbers say nothing of dtype and device. With axes, at least one parameter is a tensor.
         if not axes and not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
@@ -155,20 +156,20 @@ class DistributionLaw:
             kwargs["validate_args"] = False
         return self.factory(*args, **kwargs)
 
-    def _map(self, arguments: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes) -> Distribution:
+    def _map(self, node: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes) -> Distribution:
         """Build one draw's distribution under vmap, and the plate's distribution from its mapped parameters."""
         template: list[Distribution] = []
         varies: list[bool] = []
 
         def parameters(*one: Any) -> list[Tensor]:
-            args, kwargs = arguments.fill(one)
+            args, kwargs = node.arguments.fill(one)
             template[:] = [self.factory(*args, **kwargs)]
             leaves = collect(template[0])
             varies[:] = [torch._C._functorch.is_batchedtensor(leaf) for leaf in leaves]
             return leaves
 
         aligned = _aligned(values, inputs, axes)
-        with _validation(False):
+        with _validation(False), _in_words(node, "its function", self.factory, aligned, len(axes)):
             mapped = vz.vectorize(parameters, len(axes))(*aligned)
         sizes = _sizes(aligned, len(axes))
         mapped = [leaf.expand(*sizes, *leaf.shape[len(axes) :]) for leaf in mapped]
@@ -237,11 +238,13 @@ class SamplerLaw:
 
         value, *parents = values
         log_prob = bound(self.sampler.log_prob)
-        if self.sampler.batched:
+        aligned = [vz.align_tree(parent, a, axes) for parent, a in zip(parents, own[1:], strict=True)]
+        word = f"{self.name}.log_prob"
+        with _in_words(node, word, self.sampler.log_prob, [value, *aligned], len(axes)):
+            if not self.sampler.batched:
+                return vz.vectorize(log_prob, len(axes))(value, *aligned)
             stacked = bound(self.sampler.log_prob_stacked)
             return vz.vectorize_shared(log_prob, stacked, value, parents, list(own[1:]), axes)
-        aligned = [vz.align_tree(parent, a, axes) for parent, a in zip(parents, own[1:], strict=True)]
-        return vz.vectorize(log_prob, len(axes))(value, *aligned)
 
     def outcomes(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Any, int]:
         axes = node.parent_axes
@@ -250,7 +253,9 @@ class SamplerLaw:
             args, kwargs = node.arguments.fill(parents)
             return self.sampler.enumerate(*args, **kwargs)
 
-        value = vz.vectorize(enumerate_one, len(axes))(*_aligned(values, node.inputs, axes))
+        aligned = _aligned(values, node.inputs, axes)
+        with _in_words(node, f"{self.name}.enumerate", self.sampler.enumerate, aligned, len(axes)):
+            value = vz.vectorize(enumerate_one, len(axes))(*aligned)
         return map_tensors(lambda leaf: leaf.movedim(len(axes), 0), value), 0
 
     def _check_path(self, node: Any, scored: Tensor, parents: Sequence[Any]) -> None:
@@ -333,6 +338,15 @@ def _refuse_temperatures(node: Any, built: Distribution) -> None:
             f"sample {node.name!r}: {type(built).__name__} takes one temperature for all draws; here it varies with a "
             "plate. Give it a temperature without plates"
         )
+
+
+@contextmanager
+def _in_words(node: Any, what: str, fn: Any, values: Sequence[Any], dims: int = 0) -> Iterator[None]:
+    """What a user's function raises, with the sample node, the user's line and what to write instead."""
+    try:
+        yield
+    except Exception as error:
+        raise_in_words(error, f"sample {node.name!r} (axes: {describe(node.axes)})", what, fn, values, dims)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import _node as nd
 from ._axes import Axis, describe
-from ._errors import SamplingError
+from ._errors import FunctionError, SamplingError
 from ._indexing import in_transform, transform_rules
 from ._law import DistributionLaw
 from ._program import execute
@@ -52,6 +52,7 @@ class Run:
         self.values: dict[nd.Node, Any] = {}
         self.found: dict[nd.Node, Tensor] = {}  # scores that updates hand over
         self.left_out: Any = None
+        self.watch: Any = None  # see `_first_pass.Watch`
 
     @cached_property
     def like(self) -> Tensor | None:
@@ -132,6 +133,9 @@ class Run:
             else:
                 value, built = node.law.draw(node, values, self)
                 self.built[node.name] = (node.inputs, built)
+        except FunctionError as error:
+            error.args = (f"{error}{self._origin()}",)
+            raise
         except (ValueError, RuntimeError) as error:
             if isinstance(error, SamplingError):
                 raise

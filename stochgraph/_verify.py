@@ -19,6 +19,7 @@ from ._compile import Compiled
 from ._data import data_sizes
 from ._derive import Derivation
 from ._errors import VerificationError
+from ._failures import shortened
 from ._program import schedule
 from ._rules import VALUE
 from ._run import Run
@@ -72,6 +73,7 @@ class Verification:
         )
 
 
+@shortened()
 def verify(
     compiled: Compiled,
     *inputs: Any,
