@@ -426,8 +426,8 @@ def _refuse_mixed_copies(word: str, start: nd.Node, goal: nd.Node) -> None:
         if isinstance(node, nd.Data):
             raise DeclarationError(
                 f"sg.{word} of {start.name!r}: the inner objective {goal.name!r} keeps the plate {plate.name!r}, whose "
-                f"entries are the rows of {start.name!r} itself: update the rows, {node.name!r}, or reduce the plate in "
-                "the objective"
+                f"entries are the rows of {start.name!r} itself: update the rows, {node.name!r}, or reduce the plate "
+                "in the objective"
             )
         raise DeclarationError(
             f"sg.{word} of {start.name!r}: the inner objective {goal.name!r} keeps the plate {plate.name!r}, "

@@ -279,6 +279,21 @@ def test_batches_that_were_made_in_inference_mode() -> None:
     same((value, gradient), expected)
 
 
+def test_a_batch_as_a_loader_gives_it() -> None:
+    """A list of tensors is one input."""
+
+    @sg.graph
+    def objective(theta: Any, batch: Any) -> Any:
+        rows = sg.data("row", batch)
+        return sg.mean((theta * rows[0].sum() - rows[1]) ** 2)
+
+    points, labels = batch(7)
+    found = []
+    for one in DataLoader(TensorDataset(points, labels), batch_size=4):
+        found.append(objective.compile({}).value_and_grad(torch.tensor(0.5, dtype=F64), one)[0] * len(one[0]))
+    torch.testing.assert_close(sum(found) / 7, ((0.5 * points.sum(1) - labels) ** 2).mean(), **EXACT)
+
+
 def test_training_and_test_rows_are_two_plates() -> None:
     @sg.graph
     def objective(theta: Any, train: Any, test: Any) -> Any:
