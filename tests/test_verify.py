@@ -298,6 +298,99 @@ def test_refuses_order_zero():
         sg.verify(problems.bandit().compile(sg.SF()), problems.BANDIT_THETA, order=0)
 
 
+WITHOUT_DRAWS = {
+    "values": lambda theta: (torch.sin(theta) ** 3).sum(),
+    "an update": lambda theta: (sg.ascend(theta, -(torch.sin(theta) ** 2).sum(), 0.3) ** 3).sum(),
+    "a solution": lambda theta: _solved(theta),
+}
+
+
+def _solved(theta):
+    psi = sg.unknown("psi", like=theta)
+    solver = sg.solvers.ClosedForm(lambda t: t / 2, theta)
+    return (sg.argmax(-((psi - theta / 2) ** 2).sum(), over=psi, solver=solver) ** 3).sum()
+
+
+@pytest.mark.parametrize("by_hand", [False, True], ids=["derived", "by hand"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("name", WITHOUT_DRAWS)
+def test_a_graph_without_draws_has_one_outcome(name, order, by_hand):
+    theta = torch.tensor([0.4, -1.1], dtype=F64)
+    compiled = sg.graph(WITHOUT_DRAWS[name]).compile({})
+    surrogate = (lambda t, _: compiled.surrogate(t, compiled.sample(t))) if by_hand else None
+    result = sg.verify(compiled, theta, order=order, surrogate=surrogate)
+    derivative = lambda t: compiled.surrogate(t, compiled.sample(t))  # noqa: E731
+    for _ in range(order):
+        derivative = torch.func.jacrev(derivative)
+    torch.testing.assert_close(result.truth, derivative(theta), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(result.expectation, result.truth, rtol=1e-12, atol=1e-12)
+    assert (result.outcomes, result.relative_bias, result.total_variance) == (1, 0.0, 0.0)
+
+
+def test_a_surrogate_by_hand_of_a_graph_without_draws_may_be_wrong():
+    compiled = sg.graph(WITHOUT_DRAWS["values"]).compile({})
+    theta = torch.tensor([0.4, -1.1], dtype=F64)
+    result = sg.verify(compiled, theta, surrogate=lambda t, _: 2 * (torch.sin(t) ** 3).sum())
+    assert result.relative_bias == pytest.approx(1.0, abs=1e-12)
+
+
+# Objectives whose expectation does not depend on the parameters, though every estimate does.
+NO_TRUTH = {
+    "a constant cost": lambda theta: sg.mean(
+        sg.apply(lambda a: 3.0 + 0.0 * a, sg.sample("x", Categorical, logits=theta, n=3))
+    ),
+    "centred draws": lambda theta: sg.mean(
+        sg.apply(lambda x, t: x - torch.sigmoid(t), sg.sample("x", Bernoulli, logits=theta[0], n=2), theta[0])
+    ),
+    "equal draws": lambda theta: (
+        sg.sample("x", Bernoulli, logits=theta[1]) - sg.mean(sg.sample("y", Bernoulli, logits=theta[1], n=2))
+    ),
+}
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("name", NO_TRUTH)
+def test_where_the_truth_is_zero_the_error_is_that_of_an_estimate(name, order):
+    """Rounding over rounding says nothing: 2.6 was printed for estimators that are exact."""
+    theta = torch.tensor([0.3, -0.7, 1.2], dtype=F64)
+    result = sg.verify(sg.graph(NO_TRUTH[name]).compile(sg.SF()), theta, order=order)
+    assert float(result.truth.norm()) < 1e-14
+    assert result.relative_to == "estimates"
+    assert result.relative_bias < EXACT
+    assert "relative bias" in str(result)
+    assert "of the mean size of an estimate, the truth being 0" in str(result)
+    assert "of the mean size of an estimate, the truth being 0" in result._repr_markdown_()
+
+
+def test_the_mean_size_of_an_estimate_by_hand():
+    """One draw, cost 3, an estimator that counts the path once too often: 3 score for a truth of 0, plus a bias."""
+    theta = torch.tensor(0.3, dtype=F64)
+    compiled = sg.graph(lambda t: sg.apply(lambda x: 3.0 + 0.0 * x, sg.sample("x", Bernoulli, logits=t))).compile(
+        sg.SF()
+    )
+    p = float(torch.sigmoid(theta))
+
+    def surrogate(t, trace):
+        return compiled.surrogate(t, trace) + 0.5 * t
+
+    result = sg.verify(compiled, theta, surrogate=surrogate)
+    size = p * abs(3 * (1 - p) + 0.5) + (1 - p) * abs(-3 * p + 0.5)
+    assert result.relative_to == "estimates"
+    assert result.relative_bias == pytest.approx(0.5 / size, abs=1e-12)
+
+
+def test_elsewhere_the_error_is_relative_to_the_truth():
+    result = sg.verify(problems.bandit().compile(sg.MAML()), problems.BANDIT_THETA)
+    assert result.relative_to == "truth"
+    assert result.relative_bias == pytest.approx(float(result.bias.norm() / result.truth.norm()), rel=1e-12)
+    assert "mean size of an estimate" not in str(result)
+
+
+def test_no_estimate_and_no_truth():
+    result = sg.verify(sg.graph(lambda t: (t * 0.0).sum()).compile({}), torch.ones(2, dtype=F64))
+    assert (result.relative_bias, result.relative_to) == (0.0, "truth")
+
+
 def test_prints_its_figures():
     result = sg.verify(problems.bandit().compile(sg.SF()), problems.BANDIT_THETA)
     assert "27 outcomes: relative bias" in str(result)
