@@ -1,12 +1,32 @@
-"""What torch distributions are made of: their tensors, distributions around other tensors, and moving supports."""
+"""What torch distributions are made of: their tensors, distributions around other tensors, and moving supports.
+
+NOTE [what is mended]
+Some of torch's log-probabilities are not what a surrogate needs. Discrete distributions that are given probabilities
+clamp them to an epsilon before they take logarithms, while their draws do not: below it the score is zero, where it
+should be large. And two of them (`Geometric`, `Multinomial`) pick elements by value, which cannot be mapped. A copy of
+such a distribution gets its own log-odds, or its own `log_prob`, equal to torch's wherever torch has the right one.
+"""
 
 import copy
-from collections.abc import Iterator
+import itertools
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Independent, TransformedDistribution, constraints
+from torch.distributions import (
+    Bernoulli,
+    Binomial,
+    Categorical,
+    Distribution,
+    Geometric,
+    Independent,
+    Multinomial,
+    NegativeBinomial,
+    TransformedDistribution,
+    constraints,
+)
 from torch.distributions.transforms import Transform, _InverseTransform
 
 from ._errors import DeclarationError
@@ -69,6 +89,131 @@ def _pad(value: Tensor, lead: int, rank: int) -> Tensor:
     """Insert dimensions of size 1 behind the `lead` plates until one draw's part has `rank` dimensions."""
     own = value.shape[lead:]
     return value.reshape(*value.shape[:lead], *[1] * max(rank - len(own), 0), *own)
+
+
+def parts_of(dist: Distribution) -> Iterator[Distribution]:
+    """The distribution, and those that its draws and log-probabilities are made of."""
+    yield dist
+    for _, part in _members(dist):
+        yield from parts_of(part)
+
+
+def _members(dist: Distribution) -> list[tuple[str, Distribution]]:
+    # torch's Multinomial keeps a binomial for its entropy alone.
+    parts = [(name, part) for name, part in vars(dist).items() if name != "_binomial"]
+    return [(name, part) for name, part in parts if isinstance(part, Distribution)]
+
+
+def mended(dist: Distribution, checks: bool = True) -> Distribution:
+    """The distribution, or a copy whose log-probabilities are right at the edge and can be mapped. See the note.
+
+    Without `checks`, draws that are scored are not looked at.
+    """
+    if checks and not any(isinstance(part, tuple(_MENDS)) for part in parts_of(dist)):
+        return dist
+    return copied(dist, _mend if checks else _mend_unchecked)
+
+
+def copied(dist: Distribution, change: Callable[[Any], None]) -> Any:
+    """A copy of the distribution, and of those that it is made of, each changed in place."""
+    made = copy.copy(dist)
+    for name, part in _members(dist):
+        made.__dict__[name] = copied(part, change)
+    change(made)
+    return made
+
+
+def _mend(dist: Distribution) -> None:
+    for family, members in _MENDS.items():
+        if isinstance(dist, family):
+            dist.__dict__.update(members(dist))
+
+
+def _mend_unchecked(dist: Distribution) -> None:
+    _mend(dist)
+    dist._validate_args = False
+
+
+def given_probabilities(dist: Distribution) -> list[Tensor]:
+    """The probabilities that discrete parts of a distribution were given, as opposed to log-odds."""
+    parts = [part for part in parts_of(dist) if isinstance(part, _BY_PROBABILITY)]
+    return [vars(part)["probs"] for part in parts if "probs" in vars(part) and "logits" not in vars(part)]
+
+
+def _log_odds(dist: Any) -> dict[str, Any]:
+    if not given_probabilities(dist):
+        return {}
+    return {"logits": _log(dist.probs) - (-dist.probs.clamp(max=1 - torch.finfo(dist.probs.dtype).eps / 2)).log1p()}
+
+
+def _log_probabilities(dist: Any) -> dict[str, Any]:
+    return {"logits": _log(dist.probs)} if given_probabilities(dist) else {}
+
+
+def _log(probs: Tensor) -> Tensor:
+    """The logarithm; of zero that of the smallest number that has a reciprocal."""
+    return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
+
+
+def _own_log_prob(family: Any, log_prob: Callable[[Any, Tensor], Tensor]) -> Callable[[Any], dict[str, Any]]:
+    """Puts `log_prob` in the place of the family's, unless a subclass has done so."""
+    return lambda dist: {"log_prob": partial(log_prob, dist)} if type(dist).log_prob is family.log_prob else {}
+
+
+def _geometric(dist: Geometric, value: Tensor) -> Tensor:
+    if dist._validate_args:
+        dist._validate_sample(value)
+    value, probs = torch.broadcast_tensors(value, dist.probs)
+    return value * (-probs.masked_fill((probs == 1) & (value == 0), 0)).log1p() + dist.probs.log()
+
+
+def _multinomial(dist: Multinomial, value: Tensor) -> Tensor:
+    if dist._validate_args:
+        dist._validate_sample(value)
+    logits, value = torch.broadcast_tensors(dist.logits, value)
+    ways = torch.lgamma(value.sum(-1) + 1) - torch.lgamma(value + 1).sum(-1)
+    return ways + (logits.masked_fill((value == 0) & (logits == -torch.inf), 0) * value).sum(-1)
+
+
+_BY_PROBABILITY = (Bernoulli, Binomial, Categorical, Geometric, NegativeBinomial)
+_MENDS: dict[type[Distribution], Callable[[Any], dict[str, Any]]] = {
+    Bernoulli: _log_odds,
+    Binomial: _log_odds,
+    Categorical: _log_probabilities,
+    Geometric: _own_log_prob(Geometric, _geometric),
+    Multinomial: _own_log_prob(Multinomial, _multinomial),
+    NegativeBinomial: _log_odds,
+}
+
+
+def most_trials(dist: Distribution) -> Tensor:
+    """The largest number of trials of the binomials in a distribution, on which the number of its outcomes depends."""
+    counts = [part.total_count.max() for part in parts_of(dist) if isinstance(part, Binomial)]
+    return torch.stack(counts).max() if counts else torch.zeros(())
+
+
+def finite_support(dist: Distribution, trials: int) -> tuple[Tensor, int]:
+    """All outcomes of every entry of a batch, `(outcomes, *batch, ...)`, and the number of dimensions of the batch.
+
+    Entries of `Independent` are listed apart: its batch is that of its base. Binomials have the outcomes of one with
+    this many `trials`, some of which may be impossible.
+    """
+    if isinstance(dist, Independent):
+        return finite_support(dist.base_dist, trials)
+    batch = len(dist.batch_shape)
+    if isinstance(dist, Binomial):
+        found = torch.arange(trials + 1, dtype=dist.total_count.dtype, device=dist.total_count.device)
+    elif isinstance(dist, Multinomial):
+        kinds = torch.arange(dist.event_shape[0], device=dist.probs.device)
+        picked = itertools.combinations_with_replacement(range(len(kinds)), dist.total_count)
+        picks = torch.tensor(list(picked), device=kinds.device)
+        found = (picks.unsqueeze(-1) == kinds).sum(1).to(dist.probs.dtype)
+    elif dist.has_enumerate_support:
+        return dist.enumerate_support(expand=True), batch
+    else:
+        raise NotImplementedError(f"{type(dist).__name__} has no finite support")
+    found = found.reshape(-1, *[1] * batch, *dist.event_shape)
+    return found.expand(-1, *dist.batch_shape, *dist.event_shape), batch
 
 
 def moving_support(dist: Distribution) -> bool:

@@ -14,12 +14,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Pareto, Uniform
+from torch.distributions import ContinuousBernoulli, Distribution, Pareto, Uniform
 from torch.overrides import TorchFunctionMode
 
 from . import _vectorize as vz
 from ._axes import Axes, describe, union
-from ._distributions import collect, moving_support, rebuild
+from ._distributions import collect, finite_support, mended, most_trials, moving_support, rebuild
 from ._errors import SamplingError
 from ._indexing import NOISE_IN_PLACE, in_transform
 from ._pieces import find_cut
@@ -27,6 +27,7 @@ from ._sampler import Sampler
 from ._trees import map_tensors, recordable, tensors
 
 MOVING_SUPPORT = (Uniform, Pareto)
+_LOOKS_ANYWAY = (ContinuousBernoulli,)  # torch's looks at its probabilities whenever `validate_args` is given
 
 
 class Law(Protocol):
@@ -46,7 +47,10 @@ class Law(Protocol):
     ) -> Tensor:
         """The log-probability of each draw, shape `(*axes of node and inputs)`; `inputs` are the parents' nodes."""
 
-    def outcomes(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Any, int]:
+    def trials(self, node: Any, values: Sequence[Any], run: Any) -> Tensor:
+        """The number of trials of a draw, where that of its outcomes follows from it: the most of all draws."""
+
+    def outcomes(self, node: Any, values: Sequence[Any], run: Any, trials: int) -> tuple[Any, int]:
         """All outcomes of every draw, `(outcomes, *parent_axes, *batch, ...)`, and the number of batch dimensions."""
 
 
@@ -131,11 +135,13 @@ class DistributionLaw:
             log_prob = log_prob.sum(tuple(range(-own, 0)))
         return log_prob.movedim(0, front) if front else log_prob
 
-    def outcomes(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Tensor, int]:
+    def trials(self, node: Any, values: Sequence[Any], run: Any) -> Tensor:
+        return most_trials(self.build(node, node.inputs, values, node.parent_axes, run, validate=False))
+
+    def outcomes(self, node: Any, values: Sequence[Any], run: Any, trials: int) -> tuple[Tensor, int]:
         built = self.build(node, node.inputs, values, node.parent_axes, run, validate=False)
-        if not built.has_enumerate_support:
-            raise NotImplementedError(f"{type(built).__name__} has no finite support")
-        return built.enumerate_support(expand=True), len(built.batch_shape) - len(node.parent_axes)
+        found, batch = finite_support(built, trials)
+        return found, batch - len(node.parent_axes)
 
     def build(
         self, node: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes, run: Any, validate: bool = True
@@ -143,20 +149,19 @@ class DistributionLaw:
         """The distribution with batch shape `(*axes, *batch of one draw)`."""
         if axes:
             if node.event_dims is None:
-                return self._map(node.arguments, inputs, values, axes)
+                return mended(self._map(node.arguments, inputs, values, axes), validate)
             if len(values) > 1:  # a lone parameter has nothing to be in line with
                 values = _pad_batches(values, [parent.axes for parent in inputs], axes, node.event_dims)
         args, kwargs = node.arguments.fill(values)
-        if not self.is_class:
-            with _validation(validate), run.placed():
-                return self.factory(*args, **kwargs)
         # Numbers say nothing of dtype and device. With axes, at least one parameter is a tensor.
-        if not axes and not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
+        if self.is_class and not axes and not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
             args = [run.number(v) for v in args]
             kwargs = {name: run.number(v) for name, v in kwargs.items()}
-        if not validate:
-            kwargs["validate_args"] = False
-        return self.factory(*args, **kwargs)
+        if self.is_class and (validate or not issubclass(self.factory, _LOOKS_ANYWAY)):  # type: ignore[arg-type]
+            kwargs = kwargs if validate else {**kwargs, "validate_args": False}
+            return mended(self.factory(*args, **kwargs))
+        with _validation(validate), run.placed():
+            return mended(self.factory(*args, **kwargs), validate)
 
     def _map(self, arguments: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes) -> Distribution:
         """Build one draw's distribution under vmap, and the plate's distribution from its mapped parameters."""
@@ -246,7 +251,10 @@ class SamplerLaw:
         aligned = [vz.align_tree(parent, a, axes) for parent, a in zip(parents, own[1:], strict=True)]
         return vz.vectorize(log_prob, len(axes))(value, *aligned)
 
-    def outcomes(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Any, int]:
+    def trials(self, node: Any, values: Sequence[Any], run: Any) -> Tensor:
+        return torch.zeros(())
+
+    def outcomes(self, node: Any, values: Sequence[Any], run: Any, trials: int) -> tuple[Any, int]:
         axes = node.parent_axes
 
         def enumerate_one(*parents: Any) -> Any:

@@ -37,8 +37,8 @@ class Verification:
         expectation: the exact mean of the estimator.
         bias: `expectation - truth`.
         variance: the exact variance of the estimator, coordinate by coordinate.
-        relative_bias: Euclidean norm of `bias` over that of `truth`; where that is zero, but for rounding, over the mean
-            norm of an estimate.
+        relative_bias: Euclidean norm of `bias` over that of `truth`; where that is zero, but for rounding, over the
+            mean norm of an estimate.
         relative_to: which of the two `relative_bias` is relative to, "truth" or "estimates".
         outcomes: how many joint outcomes of positive probability there are.
         order: the order of the derivative.
@@ -209,24 +209,33 @@ class _Outcomes:
 
     def _support(self, node: nd.Sample) -> tuple[Any, int]:
         own: list[int] = []
+        trials = int(self._at_parents(node, node.law.trials).max())
+
+        def outcomes(*place: Any) -> Any:
+            found, dims = node.law.outcomes(*place, trials)
+            own[:] = [dims]
+            return found
+
+        try:
+            support = self._at_parents(node, outcomes)
+        except NotImplementedError as error:
+            raise VerificationError(
+                f"sample {node.name!r} ({node.law.name}) cannot be enumerated exactly: {error}. "
+                "Use a distribution with finitely many outcomes, or measure with sg.profile"
+            ) from None
+        return support, own[0]
+
+    def _at_parents(self, node: nd.Sample, fn: Callable[..., Any]) -> Any:
+        """`fn(node, values of its parents, run)` for every outcome."""
         parents = self.scores[node.name].inputs[1:]
         program = schedule(parents)
 
         def one(draws: dict[str, Any]) -> Any:
             run = self._run(self.inputs, draws)
             values = run.execute(program)
-            found, dims = node.law.outcomes(node, [values[parent] for parent in parents], run)
-            own[:] = [dims]
-            return found
+            return fn(node, [values[parent] for parent in parents], run)
 
-        try:
-            support = self.map(one)
-        except NotImplementedError as error:
-            raise VerificationError(
-                f"sample {node.name!r} ({node.law.name}) cannot be enumerated exactly: {error}. "
-                "Use a discrete distribution, or measure with sg.profile"
-            ) from None
-        return support, own[0]
+        return self.map(one)
 
     def _drop_impossible(self, node: nd.Sample) -> None:
         score = self.scores[node.name]
