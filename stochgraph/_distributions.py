@@ -4,7 +4,7 @@ NOTE [what is mended]
 Some of torch's log-probabilities are not what a surrogate needs. Discrete distributions that are given probabilities
 clamp them to an epsilon before they take logarithms, while their draws do not: below it the score is zero, where it
 should be large. And two of them (`Geometric`, `Multinomial`) pick elements by value, which cannot be mapped. A copy of
-such a distribution gets its own log-odds, or its own `log_prob`, equal to torch's wherever torch has the right one.
+such a distribution gets its own logarithms, or its own `log_prob`, equal to torch's wherever torch has the right one.
 """
 
 import copy
@@ -134,20 +134,28 @@ def _mend_unchecked(dist: Distribution) -> None:
     dist._validate_args = False
 
 
-def given_probabilities(dist: Distribution) -> list[Tensor]:
-    """The probabilities that discrete parts of a distribution were given, as opposed to log-odds."""
-    parts = [part for part in parts_of(dist) if isinstance(part, _BY_PROBABILITY)]
-    return [vars(part)["probs"] for part in parts if "probs" in vars(part) and "logits" not in vars(part)]
+def margins(dist: Distribution) -> list[Tensor]:
+    """How far the probabilities that discrete parts were given are from the edge: 0 where an outcome is impossible."""
+    given = [(part, _given(part)) for part in parts_of(dist)]
+    return [p if isinstance(part, Categorical) else p * (1 - p) for part, p in given if p is not None]
+
+
+def _given(dist: Distribution) -> Tensor | None:
+    """The probabilities that a discrete distribution was given, as opposed to log-odds."""
+    known = vars(dist) if isinstance(dist, _BY_PROBABILITY) else {}
+    probs = known.get("probs")
+    # torch evaluates the other form when it checks arguments, and then tells by `_param` which one was given.
+    return probs if "logits" not in known or known.get("_param") is probs else None
 
 
 def _log_odds(dist: Any) -> dict[str, Any]:
-    if not given_probabilities(dist):
-        return {}
-    return {"logits": _log(dist.probs) - (-dist.probs.clamp(max=1 - torch.finfo(dist.probs.dtype).eps / 2)).log1p()}
+    probs = _given(dist)
+    return {} if probs is None else {"logits": _log(probs) - _log_complement(probs)}
 
 
 def _log_probabilities(dist: Any) -> dict[str, Any]:
-    return {"logits": _log(dist.probs)} if given_probabilities(dist) else {}
+    probs = _given(dist)
+    return {} if probs is None else {"logits": _log(probs)}
 
 
 def _log(probs: Tensor) -> Tensor:
@@ -155,21 +163,44 @@ def _log(probs: Tensor) -> Tensor:
     return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
 
 
-def _own_log_prob(family: Any, log_prob: Callable[[Any, Tensor], Tensor]) -> Callable[[Any], dict[str, Any]]:
+def _log_complement(probs: Tensor) -> Tensor:
+    """The logarithm of one minus the probabilities; for one that of the largest number below it."""
+    return (-probs.clamp(max=1 - torch.finfo(probs.dtype).eps / 2)).log1p()
+
+
+def _own_log_prob(
+    family: Any, log_prob: Callable[[Any, Tensor], Tensor], by_probability: bool = False
+) -> Callable[[Any], dict[str, Any]]:
     """Puts `log_prob` in the place of the family's, unless a subclass has done so."""
-    return lambda dist: {"log_prob": partial(log_prob, dist)} if type(dist).log_prob is family.log_prob else {}
+
+    def checked(dist: Any, value: Tensor) -> Tensor:
+        if dist._validate_args:
+            dist._validate_sample(value)
+        return log_prob(dist, value)
+
+    def members(dist: Any) -> dict[str, Any]:
+        other = type(dist).log_prob is not family.log_prob or (by_probability and _given(dist) is None)
+        return {} if other else {"log_prob": partial(checked, dist)}
+
+    return members
+
+
+def _bernoulli(dist: Bernoulli, value: Tensor) -> Tensor:
+    return value * _log(dist.probs) + (1 - value) * _log_complement(dist.probs)
+
+
+def _binomial(dist: Binomial, value: Tensor) -> Tensor:
+    failures = dist.total_count - value
+    ways = torch.lgamma(dist.total_count + 1) - torch.lgamma(value + 1) - torch.lgamma(failures + 1)
+    return ways + value * _log(dist.probs) + failures * _log_complement(dist.probs)
 
 
 def _geometric(dist: Geometric, value: Tensor) -> Tensor:
-    if dist._validate_args:
-        dist._validate_sample(value)
     value, probs = torch.broadcast_tensors(value, dist.probs)
     return value * (-probs.masked_fill((probs == 1) & (value == 0), 0)).log1p() + dist.probs.log()
 
 
 def _multinomial(dist: Multinomial, value: Tensor) -> Tensor:
-    if dist._validate_args:
-        dist._validate_sample(value)
     logits, value = torch.broadcast_tensors(dist.logits, value)
     ways = torch.lgamma(value.sum(-1) + 1) - torch.lgamma(value + 1).sum(-1)
     return ways + (logits.masked_fill((value == 0) & (logits == -torch.inf), 0) * value).sum(-1)
@@ -177,8 +208,8 @@ def _multinomial(dist: Multinomial, value: Tensor) -> Tensor:
 
 _BY_PROBABILITY = (Bernoulli, Binomial, Categorical, Geometric, NegativeBinomial)
 _MENDS: dict[type[Distribution], Callable[[Any], dict[str, Any]]] = {
-    Bernoulli: _log_odds,
-    Binomial: _log_odds,
+    Bernoulli: _own_log_prob(Bernoulli, _bernoulli, by_probability=True),
+    Binomial: _own_log_prob(Binomial, _binomial, by_probability=True),
     Categorical: _log_probabilities,
     Geometric: _own_log_prob(Geometric, _geometric),
     Multinomial: _own_log_prob(Multinomial, _multinomial),

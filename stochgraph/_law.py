@@ -8,7 +8,7 @@ rebuilt around the mapped parameters. Either way the draw itself is one batched 
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from torch.overrides import TorchFunctionMode
 
 from . import _vectorize as vz
 from ._axes import Axes, describe, union
-from ._distributions import collect, finite_support, mended, most_trials, moving_support, rebuild
+from ._distributions import collect, finite_support, margins, mended, most_trials, moving_support, rebuild
 from ._errors import SamplingError
 from ._indexing import NOISE_IN_PLACE, in_transform
 from ._pieces import find_cut
@@ -46,6 +46,9 @@ class Law(Protocol):
         self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, built: Any = None
     ) -> Tensor:
         """The log-probability of each draw, shape `(*axes of node and inputs)`; `inputs` are the parents' nodes."""
+
+    def margins(self, node: Any, values: Sequence[Any], run: Any) -> list[Tensor]:
+        """How far probabilities are from the edge: 0 where an outcome is impossible."""
 
     def trials(self, node: Any, values: Sequence[Any], run: Any) -> Tensor:
         """The number of trials of a draw, where that of its outcomes follows from it: the most of all draws."""
@@ -143,13 +146,24 @@ class DistributionLaw:
         found, batch = finite_support(built, trials)
         return found, batch - len(node.parent_axes)
 
+    def margins(self, node: Any, values: Sequence[Any], run: Any) -> list[Tensor]:
+        return margins(self._build(node, node.inputs, values, node.parent_axes, run, validate=False))
+
     def build(
         self, node: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes, run: Any, validate: bool = True
     ) -> Distribution:
-        """The distribution with batch shape `(*axes, *batch of one draw)`."""
+        """The distribution with batch shape `(*axes, *batch of one draw)`, ready to be scored."""
+        built = self._build(node, inputs, values, axes, run, validate)
+        run.note_margins(node, margins(built))
+        return mended(built, validate)
+
+    def _build(
+        self, node: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes, run: Any, validate: bool
+    ) -> Distribution:
+        """The distribution as torch makes it."""
         if axes:
             if node.event_dims is None:
-                return mended(self._map(node.arguments, inputs, values, axes), validate)
+                return self._map(node.arguments, inputs, values, axes)
             if len(values) > 1:  # a lone parameter has nothing to be in line with
                 values = _pad_batches(values, [parent.axes for parent in inputs], axes, node.event_dims)
         args, kwargs = node.arguments.fill(values)
@@ -159,9 +173,9 @@ class DistributionLaw:
             kwargs = {name: run.number(v) for name, v in kwargs.items()}
         if self.is_class and (validate or not issubclass(self.factory, _LOOKS_ANYWAY)):  # type: ignore[arg-type]
             kwargs = kwargs if validate else {**kwargs, "validate_args": False}
-            return mended(self.factory(*args, **kwargs))
+            return self.factory(*args, **kwargs)
         with _validation(validate), run.placed():
-            return mended(self.factory(*args, **kwargs), validate)
+            return self.factory(*args, **kwargs)
 
     def _map(self, arguments: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes) -> Distribution:
         """Build one draw's distribution under vmap, and the plate's distribution from its mapped parameters."""
@@ -251,6 +265,9 @@ class SamplerLaw:
         aligned = [vz.align_tree(parent, a, axes) for parent, a in zip(parents, own[1:], strict=True)]
         return vz.vectorize(log_prob, len(axes))(value, *aligned)
 
+    def margins(self, node: Any, values: Sequence[Any], run: Any) -> list[Tensor]:
+        return []
+
     def trials(self, node: Any, values: Sequence[Any], run: Any) -> Tensor:
         return torch.zeros(())
 
@@ -326,6 +343,20 @@ def moving_support_message(node: Any) -> str:
     return (
         f"sample {node.name!r} (axes: {describe(node.axes)}): the support of {node.law.name} moves with the "
         "parameters, so the score function is biased; use PW for this node, or a distribution with a fixed support"
+    )
+
+
+def at_edge(margins: Iterable[Tensor]) -> list[Tensor]:
+    """Those of the margins that have a zero."""
+    return [margin for margin in margins if bool((margin == 0).any())]
+
+
+def edge_message(node: Any) -> str:
+    return (
+        f"sample {node.name!r} (axes: {describe(node.axes)}): {node.law.name} has a probability of exactly 0 or 1, which "
+        "depends on a differentiated input. What is never drawn has no score, though its probability may grow. Give "
+        "logits=..., log-odds or log-probabilities, in place of probabilities; those of what is ruled out for good may "
+        "be -inf, or stopped: sg.stop(...)"
     )
 
 

@@ -16,9 +16,10 @@ from torch.utils import _pytree as pytree
 
 from . import _node as nd
 from ._axes import describe
-from ._compile import Compiled
+from ._compile import Compiled, watched
 from ._derive import Derivation
 from ._errors import VerificationError
+from ._law import at_edge, edge_message
 from ._program import schedule
 from ._rules import VALUE
 from ._run import Run
@@ -169,7 +170,8 @@ class _Outcomes:
 
     def __init__(self, compiled: Compiled, inputs: Any, sizes: Mapping[str, int], limit: int) -> None:
         self.names, self.inputs, self.limit = compiled.graph.inputs, inputs, limit
-        compiled._run(inputs, sizes)  # refuses wrong inputs and sizes
+        named = compiled._run(inputs, sizes).inputs  # refuses wrong inputs and sizes
+        self.watched, self.differentiated = list(watched(named, compiled.wrt).values()), set(compiled.rules)
         self.wanted = sizes
         order = compiled.graph._order
         self.samples = [node for node in order if isinstance(node, nd.Sample)]
@@ -182,6 +184,8 @@ class _Outcomes:
 
     def enumerate(self) -> None:
         for node in self.samples:
+            if node.name in self.differentiated:
+                self._refuse_edges(node)
             self._extend(node)
             self._drop_impossible(node)
 
@@ -207,6 +211,13 @@ class _Outcomes:
         self.draws[node.name] = pytree.tree_unflatten(grown, spec)
         self.count *= repeats
 
+    def _refuse_edges(self, node: nd.Sample) -> None:
+        """Refuse an impossible outcome whose probability moves: the sum over outcomes would not see it."""
+        with torch.enable_grad():
+            margins = self._at_parents(node, node.law.margins, self.watched)
+        if any(margin.requires_grad for margin in at_edge(margins)):
+            raise VerificationError(edge_message(node))
+
     def _support(self, node: nd.Sample) -> tuple[Any, int]:
         own: list[int] = []
         trials = int(self._at_parents(node, node.law.trials).max())
@@ -225,13 +236,13 @@ class _Outcomes:
             ) from None
         return support, own[0]
 
-    def _at_parents(self, node: nd.Sample, fn: Callable[..., Any]) -> Any:
+    def _at_parents(self, node: nd.Sample, fn: Callable[..., Any], inputs: Any = None) -> Any:
         """`fn(node, values of its parents, run)` for every outcome."""
         parents = self.scores[node.name].inputs[1:]
         program = schedule(parents)
 
         def one(draws: dict[str, Any]) -> Any:
-            run = self._run(self.inputs, draws)
+            run = self._run(self.inputs if inputs is None else inputs, draws)
             values = run.execute(program)
             return fn(node, [values[parent] for parent in parents], run)
 
