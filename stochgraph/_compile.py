@@ -118,6 +118,7 @@ class Compiled:
                 if not in_transform():
                     run.check_scores()
             self._check_supports(run)
+            self._check_edges(run)
             log_probs = {name: values[node].detach() for name, node in self._scores.items()}
             nodes = {name: map_tensors(Tensor.detach, values[node]) for name, node in self._named_nodes.items()}
             value = self._scalar(values[self._value_root], run)
@@ -233,6 +234,7 @@ class Compiled:
             if not in_transform():
                 check_pathwise(self._program, self._root, run.values, self.graph._objective)
             self._unseen.discard(in_transform())
+        run.check_edges()
         if not in_transform() and not math.isfinite(loss.item()):
             self._diagnose(run)
         return loss
@@ -248,9 +250,18 @@ class Compiled:
         """Score once more with gradients where only a built distribution shows that its support moves."""
         if not self._support_program or in_transform():
             return
-        watched = pytree.tree_map(lambda x: x.detach().requires_grad_() if _floats(x) else x, dict(run.inputs))
         with torch.enable_grad():
-            run.again(watched).execute(self._support_program)
+            run.again(watched(run.inputs, self.graph.inputs)).execute(self._support_program)
+
+    def _check_edges(self, run: Run) -> None:
+        """Score once more with gradients where probabilities are 0 or 1: do they move with what is differentiated?"""
+        scores = [self._scores[node.name] for node in run.edges if node.name in self._scores]
+        if not scores:
+            return
+        with torch.enable_grad():
+            again = run.again(watched(run.inputs, self.wrt))
+            again.execute(schedule(scores))
+        again.check_edges()
 
     def _diagnose(self, run: Run) -> None:
         """Find the draw behind a surrogate that is not finite. Scores inside updates are looked at too."""
@@ -304,6 +315,12 @@ def _baseline_of(estimator: Estimator) -> Control | None:
 
 def _floats(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def watched(inputs: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The inputs, with gradients for those of the names."""
+    leaf = lambda x: x.detach().requires_grad_() if _floats(x) else x  # noqa: E731
+    return {name: pytree.tree_map(leaf, value) if name in names else value for name, value in inputs.items()}
 
 
 def _as_input(tree: Any) -> Any:

@@ -8,18 +8,18 @@ rebuilt around the mapped parameters. Either way the draw itself is one batched 
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Pareto, Uniform
+from torch.distributions import ContinuousBernoulli, Distribution, Pareto, Uniform
 from torch.overrides import TorchFunctionMode
 
 from . import _vectorize as vz
 from ._axes import Axes, describe, union, without
-from ._distributions import collect, moving_support, rebuild
+from ._distributions import collect, finite_support, margins, mended, most_trials, moving_support, rebuild
 from ._errors import SamplingError
 from ._failures import raise_in_words
 from ._indexing import NOISE_IN_PLACE, in_transform
@@ -28,6 +28,7 @@ from ._sampler import Sampler
 from ._trees import map_tensors, recordable, tensors
 
 MOVING_SUPPORT = (Uniform, Pareto)
+_LOOKS_ANYWAY = (ContinuousBernoulli,)  # torch's looks at its probabilities whenever `validate_args` is given
 
 
 class Law(Protocol):
@@ -47,7 +48,13 @@ class Law(Protocol):
     ) -> Tensor:
         """The log-probability of each draw, shape `(*axes of node and inputs)`; `inputs` are the parents' nodes."""
 
-    def outcomes(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Any, int]:
+    def margins(self, node: Any, values: Sequence[Any], run: Any) -> list[Tensor]:
+        """How far probabilities are from the edge: 0 where an outcome is impossible."""
+
+    def trials(self, node: Any, values: Sequence[Any], run: Any) -> Tensor:
+        """The number of trials of a draw, where that of its outcomes follows from it: the most of all draws."""
+
+    def outcomes(self, node: Any, values: Sequence[Any], run: Any, trials: int) -> tuple[Any, int]:
         """All outcomes of every draw, `(outcomes, *parent_axes, *batch, ...)`, and the number of batch dimensions."""
 
 
@@ -129,16 +136,29 @@ class DistributionLaw:
             log_prob = log_prob.sum(tuple(range(-own, 0)))
         return _arrange(log_prob, drawn_axes, axes)
 
-    def outcomes(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Tensor, int]:
+    def trials(self, node: Any, values: Sequence[Any], run: Any) -> Tensor:
+        return most_trials(self.build(node, node.inputs, values, node.parent_axes, run, validate=False))
+
+    def outcomes(self, node: Any, values: Sequence[Any], run: Any, trials: int) -> tuple[Tensor, int]:
         built = self.build(node, node.inputs, values, node.parent_axes, run, validate=False)
-        if not built.has_enumerate_support:
-            raise NotImplementedError(f"{type(built).__name__} has no finite support")
-        return built.enumerate_support(expand=True), len(built.batch_shape) - len(node.parent_axes)
+        found, batch = finite_support(built, trials)
+        return found, batch - len(node.parent_axes)
+
+    def margins(self, node: Any, values: Sequence[Any], run: Any) -> list[Tensor]:
+        return margins(self._build(node, node.inputs, values, node.parent_axes, run, validate=False))
 
     def build(
         self, node: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes, run: Any, validate: bool = True
     ) -> Distribution:
-        """The distribution with batch shape `(*axes, *batch of one draw)`."""
+        """The distribution with batch shape `(*axes, *batch of one draw)`, ready to be scored."""
+        built = self._build(node, inputs, values, axes, run, validate)
+        run.note_margins(node, margins(built))
+        return mended(built, validate)
+
+    def _build(
+        self, node: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes, run: Any, validate: bool
+    ) -> Distribution:
+        """The distribution as torch makes it."""
         if axes:
             if node.event_dims is None:
                 return self._map(node, inputs, values, axes)
@@ -149,12 +169,14 @@ class DistributionLaw:
             with _validation(validate), run.placed(), _in_words(node, "its function", self.factory, values):
                 return self.factory(*args, **kwargs)
         # Numbers say nothing of dtype and device. With axes, at least one parameter is a tensor.
-        if not axes and not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
+        if self.is_class and not axes and not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
             args = [run.number(v) for v in args]
             kwargs = {name: run.number(v) for name, v in kwargs.items()}
-        if not validate:
-            kwargs["validate_args"] = False
-        return self.factory(*args, **kwargs)
+        if self.is_class and (validate or not issubclass(self.factory, _LOOKS_ANYWAY)):  # type: ignore[arg-type]
+            kwargs = kwargs if validate else {**kwargs, "validate_args": False}
+            return self.factory(*args, **kwargs)
+        with _validation(validate), run.placed():
+            return self.factory(*args, **kwargs)
 
     def _map(self, node: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes) -> Distribution:
         """Build one draw's distribution under vmap, and the plate's distribution from its mapped parameters."""
@@ -246,7 +268,13 @@ class SamplerLaw:
             stacked = bound(self.sampler.log_prob_stacked)
             return vz.vectorize_shared(log_prob, stacked, value, parents, list(own[1:]), axes)
 
-    def outcomes(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Any, int]:
+    def margins(self, node: Any, values: Sequence[Any], run: Any) -> list[Tensor]:
+        return []
+
+    def trials(self, node: Any, values: Sequence[Any], run: Any) -> Tensor:
+        return torch.zeros(())
+
+    def outcomes(self, node: Any, values: Sequence[Any], run: Any, trials: int) -> tuple[Any, int]:
         axes = node.parent_axes
 
         def enumerate_one(*parents: Any) -> Any:
@@ -320,6 +348,20 @@ def moving_support_message(node: Any) -> str:
     return (
         f"sample {node.name!r} (axes: {describe(node.axes)}): the support of {node.law.name} moves with the "
         "parameters, so the score function is biased; use PW for this node, or a distribution with a fixed support"
+    )
+
+
+def at_edge(margins: Iterable[Tensor]) -> list[Tensor]:
+    """Those of the margins that have a zero."""
+    return [margin for margin in margins if bool((margin == 0).any())]
+
+
+def edge_message(node: Any) -> str:
+    return (
+        f"sample {node.name!r} (axes: {describe(node.axes)}): {node.law.name} has a probability of exactly 0 or 1, which "
+        "depends on a differentiated input. What is never drawn has no score, though its probability may grow. Give "
+        "logits=..., log-odds or log-probabilities, in place of probabilities; those of what is ruled out for good may "
+        "be -inf, or stopped: sg.stop(...)"
     )
 
 

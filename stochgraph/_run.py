@@ -15,7 +15,7 @@ from . import _node as nd
 from ._axes import Axis, describe
 from ._errors import FunctionError, SamplingError
 from ._indexing import in_transform, transform_rules
-from ._law import DistributionLaw
+from ._law import DistributionLaw, at_edge, edge_message
 from ._program import execute
 from ._surrogate import Score
 from ._trace import Trace
@@ -51,6 +51,7 @@ class Run:
         self.built: dict[str, tuple[Sequence[nd.Node], Any]] = {}
         self.values: dict[nd.Node, Any] = {}
         self.found: dict[nd.Node, Tensor] = {}  # scores that updates hand over
+        self.edges: dict[nd.Sample, bool] = {}  # where probabilities are 0 or 1: whether they are differentiated
         self.left_out: Any = None
         self.watch: Any = None  # see `_first_pass.Watch`
 
@@ -172,6 +173,18 @@ class Run:
         drawn_with, built = self.built.get(node.name, ((), None))
         reusable = built if drawn_with == inputs else None
         return node.law.score(node, value, inputs, values, self, reusable)
+
+    def note_margins(self, node: nd.Sample, margins: Sequence[Tensor]) -> None:
+        """Note whether probabilities are at the edge. Inside transforms there is no telling."""
+        found = at_edge(margins) if margins and not in_transform() else []
+        if found:
+            self.edges[node] = self.edges.get(node, False) or any(margin.requires_grad for margin in found)
+
+    def check_edges(self) -> None:
+        """Refuse probabilities that are differentiated where an outcome is impossible."""
+        for node, differentiated in self.edges.items():
+            if differentiated:
+                raise SamplingError(edge_message(node))
 
     def check_scores(self) -> None:
         """Refuse log-probabilities that are not finite, with the draw that gave them."""
