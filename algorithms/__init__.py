@@ -7,7 +7,7 @@ What an algorithm is asked, and what it returns::
 
 Templates, functions of a `MetaProblem`::
 
-    from stochgraph.algorithms.bomrl import bomrl, practical_bomrl, tabular_bomrl
+    from stochgraph.algorithms.bomrl import bomrl, fixed_sample_bomrl, practical_bomrl, tabular_bomrl
     from stochgraph.algorithms.emaml import emaml, emaml_published
     from stochgraph.algorithms.loo import loo
     from stochgraph.algorithms.lsf import dice_maml, lsf

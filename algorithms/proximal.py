@@ -25,10 +25,13 @@ distance      :math:`D^2`, averaged over the steps of the batch where it depends
 Well-known steps are pairs of words: linear and D3 is the policy gradient, of rate :math:`1 / (2 \lambda)`; linear and
 quadratic the natural one, of rate :math:`1 / \lambda`; ratio and D1 the penalised form of proximal policy optimisation.
 All are one declared problem, differentiated by the implicit function theorem. The advantages and the draws are data;
-how their law depends on :math:`\phi` is the estimator's part.
+how their law depends on :math:`\phi` is the estimator's part. So :math:`\phi` stands in two places, the denominators of
+the ratios and the distance. With `recorded=True` the denominators are data as well, the probabilities that were
+recorded with the actions, and the distance alone is differentiated.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,7 +39,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import stochgraph as sg
-from stochgraph._checks import more_than, require, require_known
+from stochgraph._checks import FLAG, more_than, require, require_known
 
 from .advantages import Baseline
 from .policy_gradient import advantages, whole
@@ -57,6 +60,7 @@ def proximal_step(
     discount: float = 1.0,
     decay: float = 1.0,
     standardise: bool = False,
+    recorded: bool = False,
     solver: sg.solvers.Solver = _NEWTON,
     linear_solver: sg.solvers.LinearSolver = _CONJUGATE_GRADIENT,
 ) -> Any:
@@ -74,17 +78,21 @@ def proximal_step(
         discount: per time step.
         decay: of the advantages.
         standardise: of the advantages.
+        recorded: divide by the recorded probabilities, which are constants, in place of :math:`\pi_\phi`. Needs the
+            field `log_prob` of the data. Where the data were drawn from :math:`\phi` the solution is the same, and its
+            derivative lacks that of the denominators; elsewhere the ratios are those to the policy that drew.
         solver: how the problem is solved; see `sg.argmax`.
         linear_solver: how its Hessian is inverted; see `sg.argmax`.
 
     Raises:
-        ValueError: a word that is not known, or a number that is not positive as penalty.
+        ValueError: a word that is not known, a number that is not positive as penalty, or `recorded` with a gain that
+            has no ratio.
         SolverError: while running; see `sg.argmax`. Divergences curve a policy's outputs, not all of its parameters:
             between a network and its divergence there may be no strict maximum, and a damping is needed.
 
     References:
-        Xu and Zhu (2024), eq. 2 and proposition 2; eq. 8 and algorithm 2 for `gain="soft"`. Kakade (2001) for the
-        natural gradient; Schulman et al. (2017), eq. 8, for the penalised form.
+        Xu and Zhu (2024), eq. 2 and proposition 2; eq. 7 for `gain="soft"`, eq. 8 for `recorded`. Kakade (2001) for
+        the natural gradient; Schulman et al. (2017), eq. 8, for the penalised form.
 
     Example:
         >>> import torch, stochgraph as sg
@@ -101,13 +109,13 @@ def proximal_step(
         >>> objective.compile({"D": sg.MAML()}).sample(walks.policy.initial()).value.shape
         torch.Size([])
     """
-    _check(gain, distance, penalty)
+    _check(gain, distance, penalty, recorded)
     trajectories = whole(data, plate)
     advantage = advantages(
         trajectories, plate, baseline=baseline, discount=discount, decay=decay, standardise=standardise
     )
     psi = sg.unknown(None, like=parameters)
-    gained = sg.apply(_gained(policy, GAINS[gain]), psi, parameters, trajectories, advantage)
+    gained = sg.apply(_gained(policy, _climbed(gain, recorded)), psi, parameters, trajectories, advantage)
     steps = sg.mean(sg.apply(torch.sum, trajectories.mask), over=plate)
     if distance == "D3":
         moved = sg.apply(squared_distance, psi, parameters)
@@ -146,15 +154,16 @@ def practical_solvers(steps: int = 50, lr: float = 0.01, products: int = 10, dam
 # --- what is climbed: functions of (policy, psi, phi, trajectory), one value per step
 
 
-def ratio(policy: Any, psi: Any, phi: Any, trajectory: Any) -> Tensor:
-    """The ratio of the probabilities of each action."""
-    new, old = (policy.log_prob(p, trajectory.observation, trajectory.action) for p in (psi, phi))
+def ratio(policy: Any, psi: Any, phi: Any, trajectory: Any, recorded: bool = False) -> Tensor:
+    """The ratio of the probabilities of each action, to those of `phi` or to those that were recorded."""
+    new = policy.log_prob(psi, trajectory.observation, trajectory.action)
+    old = trajectory.log_prob if recorded else policy.log_prob(phi, trajectory.observation, trajectory.action)
     return torch.exp(torch.where(trajectory.mask > 0, new - old, 0.0))
 
 
-def soft_ratio(policy: Any, psi: Any, phi: Any, trajectory: Any) -> Tensor:
-    """The ratio, held between 0 and 2 (Xu and Zhu, eq. 8)."""
-    return 2 * torch.sigmoid(2 * (ratio(policy, psi, phi, trajectory) - 1))
+def soft_ratio(policy: Any, psi: Any, phi: Any, trajectory: Any, recorded: bool = False) -> Tensor:
+    """The ratio, held between 0 and 2 (Xu and Zhu, eq. 7)."""
+    return 2 * torch.sigmoid(2 * (ratio(policy, psi, phi, trajectory, recorded) - 1))
 
 
 def linear_ratio(policy: Any, psi: Any, phi: Any, trajectory: Any) -> Tensor:
@@ -167,6 +176,10 @@ def linear_ratio(policy: Any, psi: Any, phi: Any, trajectory: Any) -> Tensor:
 
 
 GAINS: dict[str, Callable[..., Tensor]] = {"ratio": ratio, "soft": soft_ratio, "linear": linear_ratio}
+
+
+def _climbed(gain: str, recorded: bool) -> Callable[..., Tensor]:
+    return partial(GAINS[gain], recorded=True) if recorded else GAINS[gain]
 
 
 def _gained(policy: Any, gain: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -231,8 +244,14 @@ def _dot(one: Any, other: Any) -> Tensor:
     return torch.stack([(a * b).sum() for a, b in pairs]).sum()
 
 
-def _check(gain: str, distance: str, penalty: Any) -> None:
+def _check(gain: str, distance: str, penalty: Any, recorded: bool) -> None:
     require_known(GAINS, gain=gain)
+    require(FLAG, recorded=recorded)
+    if recorded and gain == "linear":
+        raise ValueError(
+            "recorded=True: these are the denominators of ratios, and gain='linear' has no ratio; choose 'ratio' or "
+            "'soft', or leave recorded out"
+        )
     require_known(DISTANCES, distance=distance)
     if penalty is None or isinstance(penalty, int | float | str):  # and not a node or a tensor
         require(more_than(0), penalty=penalty)

@@ -19,7 +19,7 @@ import stochgraph as sg
 
 from .. import environments
 from ..advantages import LinearBaseline
-from ..bomrl import bomrl, practical_bomrl, tabular_bomrl
+from ..bomrl import bomrl, fixed_sample_bomrl, practical_bomrl, tabular_bomrl
 from ..emaml import emaml, emaml_published
 from ..environments import Environment, Navigation
 from ..loo import loo
@@ -67,6 +67,7 @@ ALGORITHMS: dict[str, Callable[..., Template]] = {
     "meta-sgd": meta_sgd,
     "bomrl": bomrl,
     "bomrl-practical": practical_bomrl,
+    "bomrl-fixed-sample": fixed_sample_bomrl,
     "bomrl-tabular": tabular_bomrl,
 }
 # Algorithms that learn more than the policy's parameters: what puts that in, from the policy and the inner rate.
