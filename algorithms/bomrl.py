@@ -131,7 +131,8 @@ def bomrl(
     """Eq. 2: how the law of the data depends on the policy is kept, and counted once: unbiased.
 
     The default distance is the one whose curvature bounds the problem in every direction. With divergences give a
-    damping; few data do not determine all parameters of a network.
+    damping; few data do not determine all parameters of a network. Where there is no strict maximum the linear solver
+    refuses; `practical_bomrl` stops there and says so.
 
     Args:
         problem: what is asked; needs a policy, and has no inner rate.
@@ -167,7 +168,7 @@ def practical_bomrl(
     adam_steps: int = 50,
     adam_rate: float = 0.01,
     products: int = 10,
-    damping: float = 0.0,
+    damping: float | None = None,
 ) -> Template:
     r"""Eqs. 7 and 8: a soft ratio, fifty steps of Adam; of the inner problem the distance alone is differentiated.
 
@@ -186,7 +187,7 @@ def practical_bomrl(
         adam_steps: of the inner problem.
         adam_rate: their size.
         products: Hessian-vector products of the linear solve.
-        damping: see `bomrl`.
+        damping: of the linear solve; none: what the distance needs, see `practical_solvers`.
 
     References:
         Xu and Zhu (2024), eqs. 7 and 8 and algorithm 2.
@@ -203,7 +204,7 @@ def practical_bomrl(
         >>> {row.counted for row in practical_bomrl(problem).compile().explain().ledger if row.sample == "D1"}
         {'dropped'}
     """
-    solvers = practical_solvers(steps=adam_steps, lr=adam_rate, products=products, damping=damping)
+    solvers = practical_solvers(distance, adam_steps, adam_rate, products, damping)
     return _proximal(problem, penalty, distance, "soft", solvers, recorded=True).template(sg.MAML())
 
 
@@ -215,7 +216,7 @@ def fixed_sample_bomrl(
     adam_steps: int = 50,
     adam_rate: float = 0.01,
     products: int = 10,
-    damping: float = 0.0,
+    damping: float | None = None,
 ) -> Template:
     """The practical algorithm with the whole derivative at fixed samples: the ratios' denominators move as well.
 
@@ -243,7 +244,7 @@ def fixed_sample_bomrl(
         >>> {row.counted for row in fixed_sample_bomrl(problem).compile().explain().ledger if row.sample == "D1"}
         {'dropped'}
     """
-    solvers = practical_solvers(steps=adam_steps, lr=adam_rate, products=products, damping=damping)
+    solvers = practical_solvers(distance, adam_steps, adam_rate, products, damping)
     return _proximal(problem, penalty, distance, "soft", solvers).template(sg.MAML())
 
 

@@ -30,7 +30,9 @@ the ratios and the distance. With `recorded=True` the denominators are data as w
 recorded with the actions, and the distance alone is differentiated.
 """
 
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -39,12 +41,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import stochgraph as sg
-from stochgraph._checks import FLAG, more_than, require, require_known
+from stochgraph._checks import FLAG, at_least, integer, more_than, require, require_known
+from stochgraph.solvers._linear import conjugate_gradient
 
 from .advantages import Baseline
 from .policy_gradient import advantages, whole
 
 _NEWTON, _CONJUGATE_GRADIENT = sg.solvers.Newton(), sg.solvers.ConjugateGradient()
+_DAMPING = 0.1
 
 
 def proximal_step(
@@ -126,29 +130,84 @@ def proximal_step(
     return sg.argmax(inner, over=psi, solver=solver, linear_solver=linear_solver)
 
 
-def practical_solvers(steps: int = 50, lr: float = 0.01, products: int = 10, damping: float = 0.0) -> dict[str, Any]:
+def practical_solvers(
+    distance: str, steps: int = 50, lr: float = 0.01, products: int = 10, damping: float | None = None
+) -> dict[str, Any]:
     """A fixed budget of work: Adam's steps, then conjugate gradients, as far as they get.
 
     The derivative is that of a maximum which the steps only approximate.
 
     Args:
+        distance: of the inner problem, a word.
         steps: of Adam.
         lr: its step size.
         products: Hessian-vector products of the linear solve.
-        damping: added to the curvature in every direction.
+        damping: added to the curvature in every direction; default: what the distance needs, none for `"D3"` and 0.1
+            for the others, which do not curve in all directions.
 
     References:
-        Xu and Zhu (2024), algorithm 2; fifty steps in their experiments.
+        Xu and Zhu (2024), algorithm 2; fifty steps in their experiments, which state neither products nor damping.
 
     Example:
         >>> from stochgraph.algorithms.proximal import practical_solvers
-        >>> practical_solvers()["solver"].steps
-        50
+        >>> practical_solvers("D1")["linear_solver"]
+        TruncatedConjugateGradient(steps=10, damping=0.1)
     """
+    require_known(DISTANCES, distance=distance)
+    needed = 0.0 if distance == "D3" else _DAMPING
     return {
         "solver": sg.solvers.Adam(steps=steps, lr=lr, tolerance=float("inf")),
-        "linear_solver": sg.solvers.ConjugateGradient(steps=products, tolerance=float("inf"), damping=damping),
+        "linear_solver": TruncatedConjugateGradient(products, needed if damping is None else damping),
     }
+
+
+class NegativeCurvature(UserWarning):
+    """A linear solve stopped where the objective curves upwards: it is at no maximum. See the class below."""
+
+
+@dataclass(frozen=True)
+class TruncatedConjugateGradient(sg.solvers.LinearSolver):
+    r"""Conjugate gradients on :math:`(-H + \text{damping} \, I) \, u = v`, up to the first direction of no curvature.
+
+    A network, few data and a budget of steps leave the inner problem short of a strict maximum. Each copy keeps what it
+    has solved along the directions before; where the very first one does not curve that is zero. A warning tells in how
+    many copies that was. Nothing else is an error: the steps are a budget.
+
+    Args:
+        steps: the largest number of steps, each one Hessian-vector product.
+        damping: added to the curvature in every direction. It biases the derivative.
+
+    References:
+        Steihaug (1983), The conjugate gradient method and trust regions in large scale optimization; Nocedal and Wright
+        (2006), algorithm 7.1.
+
+    Example:
+        >>> import torch
+        >>> from stochgraph.algorithms.proximal import TruncatedConjugateGradient
+        >>> curvature = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+        >>> TruncatedConjugateGradient().solve(lambda v: v @ curvature, torch.tensor([3.0, 4.0]))
+        tensor([1., 1.])
+    """
+
+    steps: int = 10
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(integer(0), steps=self.steps)
+        require(at_least(0), damping=self.damping)
+
+    def solve(self, product: Callable[[Tensor], Tensor], rhs: Tensor) -> Tensor:
+        found = conjugate_gradient(lambda v: product(v) + self.damping * v, rhs, self.steps, 0.0)
+        stopped = found.curvature < -found.zero
+        if bool(stopped.any()):
+            warnings.warn(
+                f"conjugate gradients met negative curvature and stopped there in {int(stopped.sum())} of "
+                f"{stopped.numel()} solutions, damping {self.damping:g}: the derivative is that of the directions "
+                "before. A larger damping, a larger penalty or more steps of the solver leave less out",
+                NegativeCurvature,
+                stacklevel=2,
+            )
+        return found.solution
 
 
 # --- what is climbed: functions of (policy, psi, phi, trajectory), one value per step
