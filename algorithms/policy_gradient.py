@@ -137,7 +137,8 @@ def ascend_returns(
     .. math:: \theta' = \theta + \eta \nabla \frac1N \sum_i \sum_t G_{it} \log \pi_\theta(a_{it} \mid o_{it}), \qquad
               G_{it} = \sum_{u \ge t} \gamma^u r_{iu}
 
-    It is the step that `adapted_return` takes by itself, on data as they are: for graphs on recorded trajectories.
+    It is the step that `adapted_return` takes by itself, on data as they are: for graphs on recorded trajectories, and
+    for estimators that score an inner trajectory as a whole.
 
     Args:
         parameters: see `ascend_advantages`, as for the others.
@@ -162,9 +163,9 @@ def ascend_returns(
         >>> objective.compile(sg.SF()).sample(walks.policy.initial()).value.shape
         torch.Size([])
     """
-    trajectories = whole(data, plate)
-    gain = sg.apply(_gain(policy, ratio), parameters, trajectories, sg.apply(_discounted(discount), trajectories))
-    return sg.ascend(parameters, sg.mean(gain, over=plate), rate)
+    trajectories, copy = whole(data, plate), sg.apply(_copy, parameters)
+    gain = sg.apply(_gain(policy, ratio), copy, trajectories, sg.apply(_discounted(discount), trajectories))
+    return sg.ascend(copy, sg.mean(gain, over=plate), rate)
 
 
 def _discounted(discount: float) -> Callable[[Any], Tensor]:

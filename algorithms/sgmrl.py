@@ -18,6 +18,7 @@ References:
 from typing import Any
 
 import stochgraph as sg
+from stochgraph._checks import FLAG, require
 
 from .meta_policy_gradient import MetaProblem
 from .template import Template
@@ -52,14 +53,28 @@ def sgmrl(problem: MetaProblem, *, credit_baseline: Any = None) -> Template:
     return problem.template(sg.SF(baseline=credit_baseline))
 
 
-def sgmrl_published(problem: MetaProblem) -> Template:
+def sgmrl_published(problem: MetaProblem, *, whole: bool = False) -> Template:
     r"""SG-MRL as printed: the path of the inner batches is counted twice. Bias O(1).
 
-    .. math:: \big(I + \eta (\nabla^2 \nu + \nabla \nu \nabla \log q^\top)\big) \nabla V(\theta')
+    .. math:: \big(I + \eta (\nabla^2 \nu + \nabla \log q \, \nabla \nu^\top)\big) \nabla V(\theta')
               + V(\theta') \textstyle\sum_i \nabla \log p(\tau_i)
+
+    By default a reward meets the scores of the steps before it only, in the slope of :math:`\nu` and in the outer
+    product. Eq. 8 has rewards to go in the slope and the score of the whole trajectory beside it: that is `whole=True`,
+    for one inner step, to the letter but for a transposition, which the chain rule asks for. Trajectories of
+    `Rollouts(stepwise=False)` have returns and scores of whole trajectories in both places, eq. 44 with
+    :math:`\nu = R \log q`, for any number of steps. The Hessian estimates have the same expectation.
 
     Args:
         problem: what is asked.
+        whole: the outer product has rewards to go and scores of whole trajectories. For one inner step on plain
+            returns, with a policy and without a reference.
+
+    Raises:
+        ValueError: `whole` for another problem.
+
+    References:
+        Fallah et al. (2021), eqs. 8, 9 and 13; Fallah et al. (2020), eqs. 11, 13 and 18, and eq. 44 for several steps.
 
     Example:
         >>> from stochgraph.algorithms.environments import Navigation
@@ -74,7 +89,22 @@ def sgmrl_published(problem: MetaProblem) -> Template:
         >>> {row.counted for row in ledger.ledger if row.sample == "D1"}, ledger.bias
         ({'twice'}, 'O(1)')
     """
-    return problem.template(sg.SGMRLPublished())
+    require(FLAG, whole=whole)
+    return (_on_whole_trajectories(problem) if whole else problem).template(sg.SGMRLPublished())
+
+
+def _on_whole_trajectories(problem: MetaProblem) -> MetaProblem:
+    """The problem with an inner step that takes a recorded trajectory as one value, which has one score."""
+    if problem.steps != 1 or problem.on_advantages or problem.adapt is not None:
+        raise ValueError(
+            f"whole=True: for one inner step on plain returns, got steps={problem.steps} or other steps than those; "
+            "Rollouts(stepwise=False) has scores of whole trajectories for any number of steps"
+        )
+    if problem.policy is None:
+        raise ValueError("whole=True: an inner step on recorded trajectories scores actions: give the problem a policy")
+    if problem.reference is not None:
+        raise ValueError("whole=True: the inner step climbs rewards as they were recorded: give no reference")
+    return problem.replace(adapt=problem.step())
 
 
 def sgmrl_first_order(problem: MetaProblem) -> Template:
