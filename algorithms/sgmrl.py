@@ -6,6 +6,9 @@ inner step at fixed samples, and the credit of the inner draws for the later ret
 As printed, the derivative of the inner step is the unbiased estimate of a Hessian, whose outer product of scores counts
 the same path a second time. The published experiments drop the derivative of the inner step: first-order.
 
+What the paper prints beside it as MAML, the Hessian estimate without the credit, counts the path once, linearised: it
+is `lsf`. The difference between the two printed algorithms is the second count, and not what `maml` leaves out.
+
 The public code multiplies the credit with the mean of standardised advantages of a task. Those have the mean zero, so
 the term vanishes, and the gradient is that of MAML. Here later returns are credited, never normalised ones, however the
 inner advantages are normalised.

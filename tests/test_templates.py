@@ -93,6 +93,11 @@ The classes say how a bias falls with N: `0` is exact, `O(1/sqrt(N))` vanishes, 
 the distribution of the inner samples. The derivative of an implicit inner step (`bomrl`) is the implicit function
 theorem's in the truth as well; `tests/test_bomrl.py` holds it against finite differences. `bomrl-practical` also holds
 constant what stands under its ratios, probabilities that the policy made; its truth is that of `bomrl-fixed-sample`.
+
+Names are not always those of a paper. What Fallah et al. print as MAML (2020, algorithm 2; 2021, eq. 16) has the full
+estimate of the Hessian, outer products of scores included: its row is `lsf`, and `maml` is what Finn et al.
+implemented.
+<!-- tests/test_whole_trajectories.py::test_what_they_print_as_maml_is_lsf -->
 """
 
 
