@@ -8,8 +8,8 @@ Code that writes the inner loss with DiCE's operator computes this, whatever it 
 Fallah et al. print as MAML, whose Hessian estimate has the outer products of scores.
 
 References:
-    Tang (2022), Biased gradient estimate with drastic variance reduction for meta reinforcement learning, eq. 11 and
-    algorithm 1; Foerster et al. (2018), DiCE, eq. 4; Rothfuss et al. (2019), section 4 (DiCE-MAML).
+    Tang (2022), Biased gradient estimate with drastic variance reduction for meta reinforcement learning, eqs. 9 to 11
+    and algorithm 1; Foerster et al. (2018), DiCE, eq. 4; Rothfuss et al. (2019), section 4 (DiCE-MAML).
 """
 
 import stochgraph as sg
