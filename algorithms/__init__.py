@@ -28,7 +28,7 @@ Inner steps and baselines, for objectives of one's own::
 What trajectories are drawn with::
 
     from stochgraph.algorithms.environments import Environment, FrozenLake, GymnasiumEnvironment, Navigation, RandomMDP
-    from stochgraph.algorithms.policies import CategoricalMLP, GaussianMLP, TabularSoftmax
+    from stochgraph.algorithms.policies import CategoricalMLP, GaussianMLP, HeteroscedasticMLP, TabularSoftmax
     from stochgraph.algorithms.rollouts import Rollouts
 
 Runs, as on the command line::

@@ -27,7 +27,7 @@ from ..lsf import dice_maml, lsf
 from ..maml import first_order_maml, maml
 from ..meta_policy_gradient import MetaProblem
 from ..meta_sgd import LearnedRates, meta_sgd
-from ..policies import CategoricalMLP, GaussianMLP, Policy, TabularSoftmax
+from ..policies import CategoricalMLP, GaussianMLP, HeteroscedasticMLP, Policy, TabularSoftmax
 from ..promp import promp
 from ..rollouts import Rollouts
 from ..sgmrl import sgmrl, sgmrl_first_order, sgmrl_published
@@ -49,6 +49,7 @@ ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
 }
 POLICIES: dict[str, Callable[[Environment], Callable[..., Policy]]] = {
     "network": lambda environment: CategoricalMLP if environment.discrete else GaussianMLP,
+    "network-with-variances": lambda _: HeteroscedasticMLP,
     "table": lambda _: TabularSoftmax,
 }
 ALGORITHMS: dict[str, Callable[..., Template]] = {
