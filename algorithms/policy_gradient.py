@@ -186,13 +186,20 @@ def _gain(policy: Any, ratio: bool) -> Callable[..., Tensor]:
     """What one trajectory adds to the inner objective."""
 
     def gain(parameters: Any, trajectory: Any, advantage: Tensor) -> Tensor:
-        weight = policy.log_prob(parameters, trajectory.observation, trajectory.action)
         if ratio:
-            # After the end there is nothing to compare with: a ratio there could overflow, and its derivative with it.
-            weight = torch.exp(torch.where(trajectory.mask > 0, weight - trajectory.log_prob, 0.0))
+            weight = step_ratios(policy, parameters, trajectory)
+        else:
+            weight = policy.log_prob(parameters, trajectory.observation, trajectory.action)
         return torch.where(trajectory.mask > 0, weight * advantage, 0.0).sum()
 
     return gain
+
+
+def step_ratios(policy: Any, parameters: Any, trajectory: Any) -> Tensor:
+    """The probabilities of the actions of one trajectory, over those that were recorded with them: `(time,)`."""
+    log_prob = policy.log_prob(parameters, trajectory.observation, trajectory.action)
+    # After the end there is nothing to compare with: a ratio there could overflow, and its derivative with it.
+    return torch.exp(torch.where(trajectory.mask > 0, log_prob - trajectory.log_prob, 0.0))
 
 
 def _value(baseline: Baseline, observation: Any, mask: Any, target: Any, plate: str) -> Any:

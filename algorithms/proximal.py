@@ -45,7 +45,7 @@ from stochgraph._checks import FLAG, at_least, integer, more_than, require, requ
 from stochgraph.solvers._linear import conjugate_gradient
 
 from .advantages import Baseline
-from .policy_gradient import advantages, whole
+from .policy_gradient import advantages, step_ratios, whole
 
 _NEWTON, _CONJUGATE_GRADIENT = sg.solvers.Newton(), sg.solvers.ConjugateGradient()
 _DAMPING = 0.1
@@ -215,8 +215,9 @@ class TruncatedConjugateGradient(sg.solvers.LinearSolver):
 
 def ratio(policy: Any, psi: Any, phi: Any, trajectory: Any, recorded: bool = False) -> Tensor:
     """The ratio of the probabilities of each action, to those of `phi` or to those that were recorded."""
-    new = policy.log_prob(psi, trajectory.observation, trajectory.action)
-    old = trajectory.log_prob if recorded else policy.log_prob(phi, trajectory.observation, trajectory.action)
+    if recorded:
+        return step_ratios(policy, psi, trajectory)
+    new, old = (policy.log_prob(p, trajectory.observation, trajectory.action) for p in (psi, phi))
     return torch.exp(torch.where(trajectory.mask > 0, new - old, 0.0))
 
 
