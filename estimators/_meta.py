@@ -35,8 +35,8 @@ def SGMRLPublished() -> Estimator:
     """SG-MRL as printed: the path is counted twice, by the Hessian estimate and by the added score term. Bias O(1).
 
     References:
-        Fallah et al. (2021), eqs. 13 and 44 with the Hessian estimate of eqs. 8 and 9. The estimator that their
-        Theorem 1 is about is `SF`.
+        Fallah et al. (2021), eq. 13 with the Hessian estimate of eqs. 8 and 9; (2020), eq. 44 for several steps. The
+        estimator that their theorem 1 is about is `SF`.
 
     Example:
         >>> import stochgraph as sg
