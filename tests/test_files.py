@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import torch
 
 from stochgraph.algorithms.training.checkpoints import CheckpointError, Checkpoints, read_checkpoint
 from stochgraph.algorithms.training.files import Lines, only_writer, remove_temporaries, replacing
+from tests.training_cases import FORKS
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -30,16 +32,43 @@ def test_an_error_while_writing_leaves_what_was_there(tmp_path, error, there):
     assert not there or path.read_text() == "old"
 
 
+def left_behind(path):
+    """The temporary file of a writer in another process, which was killed and is gone."""
+    process = FORKS.Process(target=write_and_die, args=(path,))
+    process.start()
+    process.join()
+    return f".temporary-{process.pid}-{path.name}"
+
+
+def write_and_die(path):
+    with replacing(path) as temporary:
+        temporary.write_text("half")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_what_killed_writers_leave_is_removed(tmp_path):
-    (tmp_path / "new").mkdir()
-    names = []
-    with contextlib.suppress(KeyError), replacing(tmp_path / "new" / "file") as temporary:
-        names.append(temporary.name)
-        raise KeyError
-    (tmp_path / "new" / names[0]).write_text("half")
+    name = left_behind(tmp_path / "new" / "file")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == [name]
     (tmp_path / "new" / "file").write_text("whole")
-    remove_temporaries(tmp_path)
+    (tmp_path / "new" / f".temporary-{os.getpid()}-file").touch()  # of a process with this number, before a restart
+    remove_temporaries(tmp_path / "new", "file")
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["file"]
+    remove_temporaries(tmp_path / "nowhere", "file")
+
+
+def test_only_ones_own_temporaries_are_removed(tmp_path):
+    """Not those in folders within, not those of other files, nor of processes that live, nor folders."""
+    (tmp_path / "within").mkdir()
+    gone = left_behind(tmp_path / "within" / "file")
+    kept = {f".temporary-{os.getppid()}-file", ".temporary-1-file", ".temporary-file", ".temporary-mine-file"}
+    kept |= {gone.replace("file", "notes"), f"x{gone}", f"{gone}.bak", ".temporary-0-file"}
+    kept |= {f".temporary-{10**30}-file", ".temporary--1-file", ".temporary-²-file"}
+    for name in kept:
+        (tmp_path / name).touch()
+    (tmp_path / gone).mkdir()
+    remove_temporaries(tmp_path, "file")
+    assert {path.name for path in tmp_path.iterdir()} == kept | {"within", gone}
+    assert (tmp_path / "within" / gone).exists()
 
 
 def test_one_writer(tmp_path):

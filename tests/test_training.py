@@ -28,7 +28,7 @@ from stochgraph.algorithms.training import (
 from stochgraph.algorithms.training.curves import save_learning_curve
 from stochgraph.algorithms.training.files import _synchronise
 from stochgraph.algorithms.training.reports import ProgressBar, TensorBoard
-from tests.training_cases import FORKS, SMALL, Hook, newest, same, same_runs, train_quietly
+from tests.training_cases import FORKS, SMALL, Hook, newest, same, same_runs, train_quietly, wait_for
 
 
 @pytest.fixture
@@ -279,6 +279,34 @@ def test_twenty_kills_do_not_change_a_bit(tmp_path):
         assert train(run.replace(iterations=total), reporters=[]).finished
     assert same_runs(killed.output, alone.output)
     assert not [path for path in Path(killed.output).rglob("*") if "temporary" in path.name or "unread" in path.name]
+
+
+@pytest.mark.parametrize("starts", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_starts_in_a_folder_above_do_not_disturb_a_run(tmp_path, starts):
+    """A run in `results/b` writes checkpoints all the time while runs in `results` start; a file of ours lies about."""
+    above = tmp_path / "results"
+    mine = [above / ".temporary-notes", above / "b" / ".temporary-1-00000001.pt", above / "b" / "checkpoints"]
+    small = SMALL.replace(output=str(above), iterations=1)
+    train(small, reporters=[])
+    within = SMALL.replace(output=str(above / "b"), iterations=10**7, checkpoint_every=1)
+    process = FORKS.Process(target=train_quietly, args=(within,))
+    process.start()
+    wait_for(lambda: RunFolder(within.output).checkpoints.paths())
+    for path in mine[:2]:
+        path.touch()
+    for _ in range(starts):
+        with RunFolder(above).opened(small):
+            pass
+    assert process.is_alive(), "the run in the folder within has ended"
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 0
+    assert all(path.exists() for path in mine)
+    total = newest(within.output)["iteration"]
+    assert total > 1
+    alone = train(within.replace(output=str(tmp_path / "alone"), iterations=total), reporters=[])
+    train(within.replace(iterations=total), reporters=[])
+    assert same_runs(within.output, alone.folder)
 
 
 # --- what goes wrong

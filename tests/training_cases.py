@@ -7,6 +7,8 @@ import os
 import random
 import socket
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +82,14 @@ def timeless(folder: Path | str) -> list[dict[str, Any]]:
     """The metrics without times."""
     lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
     return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it has not come about"
+        time.sleep(0.01)
 
 
 def train_quietly(configuration: Configuration) -> None:

@@ -11,6 +11,7 @@ import torch
 from .files import replacing
 
 State = dict[str, Any]
+FILES = r"[0-9]{8,}\.pt"  # the names of checkpoints
 
 
 class CheckpointError(RuntimeError):

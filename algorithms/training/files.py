@@ -5,6 +5,7 @@ import errno
 import json
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,10 +51,42 @@ def _synchronise(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what writers that were killed have left behind."""
-    for path in folder.rglob(f"{_MARK}*"):
-        path.unlink(missing_ok=True)
+def remove_temporaries(folder: Path, names: str) -> None:
+    """Remove what writers that were killed have left directly in a folder: nobody else's files, and no writer's that lives.
+
+    Args:
+        folder: where they are; it need not be there.
+        names: of the files that were to be written, a regular expression.
+    """
+    for path in files_in(folder, rf"{re.escape(_MARK)}[0-9]{{1,9}}-({names})"):
+        writer = int(path.name.removeprefix(_MARK).partition("-")[0])
+        if writer == os.getpid() or not _runs(writer):  # this process has not begun to write there
+            path.unlink(missing_ok=True)
+
+
+def files_in(folder: Path, names: str) -> list[Path]:
+    """The files directly in a folder whose whole names match; none if there is no folder. Other errors are raised.
+
+    `Path.glob` takes a folder that cannot be listed for an empty one.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return [folder / each.name for each in entries if re.fullmatch(names, each.name) and not each.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
+def _runs(process: int) -> bool:
+    """Whether there is a process of this number on this machine; where that cannot be asked, there is."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 @contextmanager

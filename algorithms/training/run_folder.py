@@ -1,11 +1,12 @@
 """The folder of a run: what is where, and that two runs are not mixed in it."""
 
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import Checkpoints, State
+from .checkpoints import FILES, Checkpoints, State
 from .configuration import Configuration, ConfigurationError
 from .files import Lines, only_writer, remove_temporaries
 
@@ -44,6 +45,11 @@ class RunFolder:
         """Where the metrics are, one JSON object a line."""
         return self.path / "metrics.jsonl"
 
+    @property
+    def curve_path(self) -> Path:
+        """Where the learning curve is."""
+        return self.path / "learning_curve.png"
+
     def check(self, configuration: Configuration) -> None:
         """Refuse a configuration that is not the one of the run in the folder, continued."""
         if not self.configuration_path.exists():
@@ -68,7 +74,7 @@ class RunFolder:
         self.check(configuration)
         self.path.mkdir(parents=True, exist_ok=True)
         with only_writer(self.path):
-            remove_temporaries(self.path)
+            self._tidy()
             configuration.save(self.configuration_path)
             try:
                 yield
@@ -98,6 +104,12 @@ class RunFolder:
     def metrics(self, kind: str) -> list[dict[str, Any]]:
         """The lines of one kind, "iteration" or "evaluation"."""
         return [record for record in Lines.read(self.metrics_path) if record["kind"] == kind]
+
+    def _tidy(self) -> None:
+        """Remove what a run of this folder that was killed has left half-written."""
+        own = (self.configuration_path, self.metrics_path, self.curve_path)
+        remove_temporaries(self.path, "|".join(re.escape(path.name) for path in own))
+        remove_temporaries(self.checkpoints.folder, FILES)
 
     def _open_metrics(self, size: int | None) -> Lines:
         if self._lines is not None:

@@ -175,7 +175,7 @@ class Trainer:
 
     def _draw(self) -> None:
         if self.ranks.first:
-            save_learning_curve([self.folder.path], self.folder.path / "learning_curve.png", self._say)
+            save_learning_curve([self.folder.path], self.folder.curve_path, self._say)
 
     def _check(self) -> None:
         """What would fail later."""
