@@ -28,7 +28,7 @@ from stochgraph.algorithms.training import (
 from stochgraph.algorithms.training.curves import save_learning_curve
 from stochgraph.algorithms.training.files import _synchronise
 from stochgraph.algorithms.training.reports import ProgressBar, TensorBoard
-from tests.training_cases import FORKS, SMALL, Hook, newest, same, same_runs, train_quietly, wait_for
+from tests.training_cases import FORKS, SMALL, Hook, contents, failing, newest, same, same_runs, train_quietly, wait_for
 
 
 @pytest.fixture
@@ -210,6 +210,21 @@ def test_a_finished_run_is_left_as_it_is(alone):
     assert same(outcome.theta, before["parameters"])
 
 
+@pytest.mark.parametrize("changes", [{"iterations": 3}, {"seed": 1}, {"learning_rate": 0.1, "iterations": 8}])
+def test_a_refused_command_changes_nothing(alone, changes):
+    """Not the configuration, not the metrics; not even a damaged checkpoint, or half a file."""
+    (alone / "checkpoints" / "00000006.pt").write_bytes(b"damaged")
+    (alone / ".temporary-999999999-run.json").touch()
+    before = contents(alone)
+    with pytest.raises(ConfigurationError, match=f"{next(iter(changes))}="):
+        train(SMALL.replace(output=str(alone), **changes), reporters=[])
+    assert contents(alone) == before
+    train(SMALL.replace(output=str(alone)), reporters=[])
+    assert contents(alone).keys() == (before.keys() | {"checkpoints/00000006.pt.unreadable"}) - {
+        ".temporary-999999999-run.json"
+    }
+
+
 def test_another_run_is_not_mixed_with_the_one_in_the_folder(alone):
     with pytest.raises(ConfigurationError, match=r"holds a run with seed=0 not 1, tasks=3 not 4|tasks=3 not 4, seed=0"):
         train(SMALL.replace(output=str(alone), seed=1, tasks=4), reporters=[])
@@ -312,6 +327,83 @@ def test_starts_in_a_folder_above_do_not_disturb_a_run(tmp_path, starts):
 # --- what goes wrong
 
 
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE], ids=errno.errorcode.get)
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/00000006.pt", "metrics.jsonl", "run.json"])
+def test_what_cannot_be_read_is_said_and_left_as_it_is(alone, tmp_path, name, number):
+    """A disk that answers with an error, for a while, is not an empty folder, and a file on it is not damaged."""
+    before = contents(alone)
+    with (
+        failing(alone / name, number),
+        pytest.raises((TrainingError, ConfigurationError), match=f"{name}.*{os.strerror(number)}|{number}.*{name}"),
+    ):
+        train(SMALL.replace(output=str(alone), iterations=8), reporters=[])
+    assert contents(alone) == before
+    train(SMALL.replace(output=str(alone), iterations=8), reporters=[])
+    whole = train(SMALL.replace(output=str(tmp_path / "whole"), iterations=8), reporters=[])
+    assert same_runs(alone, whole.folder)
+
+
+@pytest.mark.parametrize("left", ["a file", "a link to nowhere", "nothing", "an empty folder"])
+def test_metrics_without_checkpoints_are_not_written_over(alone, left):
+    """The checkpoints were moved away, or the disk that they are on is not there."""
+    (alone / "checkpoints").rename(alone.parent / "moved")
+    if left == "a file":
+        (alone / "checkpoints").touch()
+    elif left == "a link to nowhere":
+        (alone / "checkpoints").symlink_to(alone.parent / "not there")
+    elif left == "an empty folder":
+        (alone / "checkpoints").mkdir()
+    before = contents(alone)
+    with pytest.raises(TrainingError, match=r"checkpoints" if left == "a file" else r"no checkpoint.*put .*--restart"):
+        train(SMALL.replace(output=str(alone)), reporters=[])
+    assert contents(alone) == before
+
+
+def test_a_run_has_a_checkpoint_before_it_has_metrics(small):
+    """So that metrics without a checkpoint are never those of a run that has just begun."""
+    seen = []
+
+    class Watching(Hook):
+        def begin(self, done, total):
+            seen.append(RunFolder(small.output).checkpoints.paths()[0].name)
+            seen.append((Path(small.output) / "metrics.jsonl").read_text())
+
+    train(small, reporters=[Watching()])
+    assert seen == ["00000000.pt", ""]
+
+
+def test_a_run_is_started_over_where_that_is_asked_for(alone, tmp_path):
+    """What the folder held is not lost: it is a run of its own within it. Nothing of another run is in the way."""
+    again = SMALL.replace(output=str(alone), seed=3)
+    (alone / "notes.txt").write_text("mine")
+    before = contents(alone)
+    hook = Hook()
+    train(again, reporters=[hook], restart=True)
+    assert any("earlier-1" in text for text in hook.said)
+    assert contents(alone / "earlier-1") == {name: content for name, content in before.items() if name != "notes.txt"}
+    whole = train(again.replace(output=str(tmp_path / "whole")), reporters=[])
+    assert same_runs(alone, whole.folder)
+    assert load_result(alone / "earlier-1").iteration == 6
+    train(again, reporters=[], restart=True)
+    assert same_runs(alone, whole.folder)
+    assert same_runs(alone / "earlier-2", whole.folder)
+    assert (alone / "notes.txt").exists()
+
+
+def test_starting_over_where_nothing_is(small, alone):
+    train(small, reporters=[], restart=True)
+    assert same_runs(small.output, alone)
+    assert contents(small.output).keys() == contents(alone).keys()
+
+
+def test_a_rank_that_is_started_again_goes_on_with_what_was_started_over(alone, monkeypatch):
+    """torchrun repeats the command, with its --restart, when a process has died."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    hook = Hook()
+    train(SMALL.replace(output=str(alone)), reporters=[hook], restart=True)
+    assert "continuing after 6 iterations" in hook.said
+
+
 def no_space(*_, **__):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "there")
 
@@ -328,7 +420,7 @@ def test_a_full_disk_while_a_checkpoint_is_written(small, alone, monkeypatch):
             TrainingError, match=r"^iteration 4: .*No space left.*last good checkpoint is .*00000002.pt"
         ):
             train(small, reporters=[])
-    assert [path.name for path in RunFolder(small.output).checkpoints.paths()] == ["00000002.pt"]
+    assert [path.name for path in RunFolder(small.output).checkpoints.paths()] == ["00000000.pt", "00000002.pt"]
     train(small, reporters=[])
     assert same_runs(small.output, alone)
 
@@ -375,7 +467,9 @@ def test_a_damaged_checkpoint_is_passed_over(alone, tmp_path, damage):
 def test_no_readable_checkpoint_is_an_error_that_names_them_all(alone):
     for path in (alone / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(TrainingError, match=r"00000006.*00000004.*00000002.*remove .*checkpoints to start anew"):
+    with pytest.raises(
+        TrainingError, match=r"00000006.*00000004.*00000002.*No checkpoint is left.*anew with --restart"
+    ):
         train(SMALL.replace(output=str(alone)), reporters=[])
 
 
@@ -441,7 +535,9 @@ def test_a_gradient_that_is_not_finite_changes_nothing(small, monkeypatch):
 
     monkeypatch.setattr(Batch, "value_and_grad", value_and_grad)
     trainer = Trainer(small, reporters=[])
-    with pytest.raises(TrainingError, match=r"iteration 0: the meta-gradient of .* is not finite.*no checkpoint yet"):
+    with pytest.raises(
+        TrainingError, match=r"iteration 0: the meta-gradient of .* is not finite.*last good .*00000000.pt"
+    ):
         trainer.run()
     assert same(trainer.theta, Problem(small).initial())
 

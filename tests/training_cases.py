@@ -1,6 +1,7 @@
 """Runs that take a second, and processes that train: what the tests of the trainer share."""
 
 import contextlib
+import io
 import json
 import multiprocessing
 import os
@@ -8,10 +9,11 @@ import random
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -56,7 +58,7 @@ class Hook(Reporter):
 
 def newest(folder: Path | str) -> dict[str, Any]:
     """The state in the newest checkpoint."""
-    state = RunFolder(folder).checkpoints.newest(set_aside=False)
+    state = RunFolder(folder).checkpoints.newest()
     assert state is not None
     return state
 
@@ -70,6 +72,31 @@ def same(one: Any, other: Any) -> bool:
     if isinstance(one, (list, tuple)):
         return len(one) == len(other) and all(map(same, one, other))
     return bool(one == other)
+
+
+def contents(folder: Path | str) -> dict[str, bytes]:
+    """All files in a folder but the lock, with what is in them."""
+    files = [path for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@contextlib.contextmanager
+def failing(place: Path, number: int) -> Iterator[None]:
+    """Every look at one place fails, as on a disk that is not well: for all users, the superuser too."""
+
+    def guarded(call: Any) -> Any:
+        def guard(target: Any, *arguments: Any, **named: Any) -> Any:
+            if isinstance(target, (str, os.PathLike)) and Path(target) == place:
+                raise OSError(number, os.strerror(number), str(target))
+            return call(target, *arguments, **named)
+
+        return guard
+
+    with pytest.MonkeyPatch.context() as patched:
+        for module, name in ((os, "scandir"), (os, "stat"), (os, "lstat"), (os, "open"), (io, "open")):
+            patched.setattr(module, name, guarded(getattr(module, name)))
+        patched.setattr("builtins.open", io.open)
+        yield
 
 
 def same_runs(one: Path | str, other: Path | str) -> bool:

@@ -8,14 +8,18 @@ from typing import Any
 
 import torch
 
-from .files import replacing
+from .files import files_in, replacing, set_aside
 
 State = dict[str, Any]
 FILES = r"[0-9]{8,}\.pt"  # the names of checkpoints
 
 
 class CheckpointError(RuntimeError):
-    """No checkpoint can be read. The message names the files and what is wrong with them."""
+    """A run cannot be continued from its checkpoints. The message names the files and what is wrong with them."""
+
+
+class DamagedCheckpoint(CheckpointError):
+    """A checkpoint that does not hold what was written, and never will."""
 
 
 class Checkpoints:
@@ -46,7 +50,7 @@ class Checkpoints:
 
     def paths(self) -> list[Path]:
         """The checkpoints that there are, oldest first."""
-        return sorted(path for path in self.folder.glob("*.pt") if path.stem.isdigit())
+        return sorted(files_in(self.folder, FILES), key=lambda path: int(path.stem))
 
     def save(self, iteration: int, state: State) -> None:
         """Write one, and then remove the oldest."""
@@ -57,48 +61,63 @@ class Checkpoints:
         for path in self.paths()[: -self.kept]:
             path.unlink(missing_ok=True)
 
-    def newest(self, say: Callable[[str], None] = print, set_aside: bool = True) -> State | None:
-        """The newest one that can be read, its tensors on the CPU, or `None` if there are none.
+    def newest(self, say: Callable[[str], None] = print) -> State | None:
+        """The newest one that is not damaged, its tensors on the CPU, or `None` if there are none.
 
         Args:
-            say: is told of those that cannot be read.
-            set_aside: rename those, so that they do not count as checkpoints any more.
+            say: is told of those that are damaged.
 
         Raises:
-            CheckpointError: there are some, and none can be read.
+            DamagedCheckpoint: there are some, and all are damaged.
+            CheckpointError: one cannot be read at present.
         """
-        failures: dict[Path, str] = {}
+        failures: list[str] = []
         for path in reversed(self.paths()):
             try:
                 state = read_checkpoint(path)
-            except CheckpointError as error:
-                failures[path] = str(error)
+            except DamagedCheckpoint as error:
+                failures.append(str(error))
                 continue
-            for broken, why in failures.items():
+            for why in failures:
                 say(f"{why}; going back to {path.name}")
-                if set_aside:
-                    broken.rename(broken.with_suffix(".pt.unreadable"))
             return state
         if failures:
-            why = "; ".join(failures.values())
-            raise CheckpointError(f"{why}. No checkpoint is left to go back to: remove {self.folder} to start anew")
+            raise DamagedCheckpoint(f"{'; '.join(failures)}. No checkpoint is left to go back to")
         return None
+
+    def set_aside(self, iteration: int) -> None:
+        """Rename those after an iteration, which were damaged, so that they do not count as checkpoints any more."""
+        for path in self.paths():
+            if int(path.stem) > iteration:
+                set_aside(path, "unreadable")
 
 
 def read_checkpoint(path: Path) -> State:
     """What is in a checkpoint, its checksums compared.
 
     Raises:
-        CheckpointError: the file cannot be read, is cut short, or is not what was written.
+        DamagedCheckpoint: the file is cut short, or is not what was written.
+        CheckpointError: the file cannot be read at present; what is in it nobody knows.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-        if damaged is not None:
-            raise ValueError(f"the checksum of {damaged} is wrong")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        written = path.read_bytes()
+    except (OSError, MemoryError) as error:
+        raise CheckpointError(
+            f"checkpoint {path} cannot be read ({type(error).__name__}: {error}): try again once the cause is gone, or "
+            "move it away to go back to the one before"
+        ) from error
+    try:
+        state = _loaded(written)
     except Exception as error:  # a broken file breaks torch.load in many ways
-        raise CheckpointError(f"checkpoint {path} cannot be read ({type(error).__name__}: {error})") from error
+        raise DamagedCheckpoint(f"checkpoint {path} cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(state, dict):
-        raise CheckpointError(f"checkpoint {path} holds {type(state).__name__}, and not the state of a run")
+        raise DamagedCheckpoint(f"checkpoint {path} holds {type(state).__name__}, and not the state of a run")
     return state
+
+
+def _loaded(written: bytes) -> Any:
+    with zipfile.ZipFile(io.BytesIO(written)) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise ValueError(f"the checksum of {damaged} is wrong")
+    return torch.load(io.BytesIO(written), map_location="cpu", weights_only=True)

@@ -6,6 +6,7 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -52,7 +53,7 @@ def _synchronise(path: Path) -> None:
 
 
 def remove_temporaries(folder: Path, names: str) -> None:
-    """Remove what writers that were killed have left directly in a folder: nobody else's files, and no writer's that lives.
+    """Remove what writers that were killed have left directly in a folder. Files of others are not touched.
 
     Args:
         folder: where they are; it need not be there.
@@ -74,6 +75,34 @@ def files_in(folder: Path, names: str) -> list[Path]:
             return [folder / each.name for each in entries if re.fullmatch(names, each.name) and not each.is_dir()]
     except FileNotFoundError:
         return []
+
+
+def set_aside(path: Path, why: str) -> Path:
+    """Rename what is in the way and must not be lost: `name.why`, or `name.why-2`, ... where there is one already."""
+    names = (f"{path.name}.{why}", *(f"{path.name}.{why}-{i}" for i in range(2, 10**6)))
+    free = next(path.with_name(name) for name in names if not is_there(path.with_name(name)))
+    path.rename(free)
+    return free
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file, a folder or a link of this name; an error where that cannot be told.
+
+    `Path.exists` takes what cannot be looked at, and links to a disk that is away, for nothing.
+    """
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def content(path: Path) -> bytes:
+    """What is in a file, nothing if there is none; an error where that cannot be told. Devices hold nothing."""
+    try:
+        return path.read_bytes() if stat.S_ISREG(os.stat(path).st_mode) else b""
+    except FileNotFoundError:
+        return b""
 
 
 def _runs(process: int) -> bool:
@@ -151,18 +180,18 @@ class Lines:
         os.close(self._descriptor)
 
     def _cut(self) -> None:
-        if self.path.is_file():  # a device cannot be cut
+        if stat.S_ISREG(os.fstat(self._descriptor).st_mode):  # a device cannot be cut
             os.ftruncate(self._descriptor, self.size)
 
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:
         """The objects in a file; none if there is no file."""
-        whole = path.read_bytes()[: _whole_lines(path)] if path.is_file() else b""
+        whole = content(path)[: _whole_lines(path)]
         return [json.loads(line) for line in whole.splitlines()]
 
 
 def _whole_lines(path: Path) -> int:
-    return path.read_bytes().rfind(b"\n") + 1 if path.is_file() else 0
+    return content(path).rfind(b"\n") + 1
 
 
 def _plain(value: Any) -> Any:

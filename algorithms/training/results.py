@@ -45,7 +45,7 @@ def load_result(
     """
     kept = RunFolder(folder)
     problem = Problem(_runnable(configuration or Configuration.load(kept.configuration_path), say))
-    state = kept.checkpoints.newest(say, set_aside=False)
+    state = kept.checkpoints.newest(say)
     if state is None:
         raise CheckpointError(f"{folder} holds no checkpoint yet")
     theta = {name: leaf.to(problem.device) for name, leaf in state["parameters"].items()}

@@ -3,12 +3,15 @@
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import FILES, Checkpoints, State
+from .checkpoints import FILES, CheckpointError, Checkpoints, DamagedCheckpoint, State
 from .configuration import Configuration, ConfigurationError
-from .files import Lines, only_writer, remove_temporaries
+from .files import Lines, content, is_there, only_writer, remove_temporaries
+
+_ANEW = "start anew with --restart (restart=True), which keeps what is there"
 
 
 class RunFolder:
@@ -22,8 +25,9 @@ class RunFolder:
         >>> import tempfile
         >>> from stochgraph.algorithms.training import Configuration
         >>> from stochgraph.algorithms.training.run_folder import RunFolder
-        >>> folder = RunFolder(tempfile.mkdtemp())
-        >>> with folder.opened(Configuration()):
+        >>> folder, run = RunFolder(tempfile.mkdtemp()), Configuration()
+        >>> with folder.opened(run):
+        ...     folder.begin(run, folder.restored())
         ...     folder.log({"kind": "iteration", "iteration": 0})
         ...     folder.save(1, {"theta": [0.5]})
         >>> folder.metrics("iteration"), folder.restored()["theta"]
@@ -52,7 +56,7 @@ class RunFolder:
 
     def check(self, configuration: Configuration) -> None:
         """Refuse a configuration that is not the one of the run in the folder, continued."""
-        if not self.configuration_path.exists():
+        if not is_there(self.configuration_path):
             if self.checkpoints.paths():
                 raise ConfigurationError(
                     f"{self.path} holds checkpoints, and no {self.configuration_path.name} that says of which run: put "
@@ -69,13 +73,25 @@ class RunFolder:
             )
 
     @contextmanager
-    def opened(self, configuration: Configuration) -> Iterator[None]:
-        """Hold the folder for writing; another process that holds it is an error."""
-        self.check(configuration)
+    def opened(
+        self, configuration: Configuration, restart: bool = False, say: Callable[[str], None] = print
+    ) -> Iterator[None]:
+        """Hold the folder, so that what is read from it is what will be continued. Nothing is written to it yet.
+
+        Args:
+            configuration: of the run that is to be continued, or begun.
+            restart: begin anew, with what the folder holds of a run in a folder of its own.
+            say: is told which.
+
+        Raises:
+            ConfigurationError: the folder holds another run.
+            OSError: another process holds the folder, or it cannot be read.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
         with only_writer(self.path):
-            self._tidy()
-            configuration.save(self.configuration_path)
+            if restart:
+                self._set_aside(say)
+            self.check(configuration)
             try:
                 yield
             finally:
@@ -84,10 +100,35 @@ class RunFolder:
                     self._lines = None
 
     def restored(self, say: Callable[[str], None] = print) -> State | None:
-        """The newest checkpoint that can be read, with the metrics cut to it; `None`, and no metrics, without one."""
-        state = self.checkpoints.newest(say)
-        self._open_metrics(0 if state is None else state["metrics_size"])
+        """The newest checkpoint that is not damaged; `None` if there is no run yet.
+
+        Raises:
+            CheckpointError: there is a run, and no checkpoint of it that can be read.
+        """
+        try:
+            state = self.checkpoints.newest(say)
+        except DamagedCheckpoint as error:
+            raise CheckpointError(f"{error}: {_ANEW}") from error
+        if state is None and content(self.metrics_path).strip():
+            raise CheckpointError(
+                f"{self.metrics_path} holds the metrics of a run, and there is no checkpoint in "
+                f"{self.checkpoints.folder} to continue it from: put the checkpoints back, or {_ANEW}"
+            )
         return state
+
+    def begin(self, configuration: Configuration, state: State | None) -> None:
+        """Write what the run is, and take away what it has not got to: metrics, checkpoints and halves of files.
+
+        Args:
+            configuration: of the run.
+            state: what was restored.
+        """
+        size = min(state["metrics_size"] if state else 0, len(content(self.metrics_path)))
+        self._tidy()
+        configuration.save(self.configuration_path)
+        if state is not None:
+            self.checkpoints.set_aside(state["iteration"])
+        self._open_metrics(size)
 
     def log(self, record: dict[str, Any]) -> None:
         """Add a line to the metrics."""
@@ -104,6 +145,17 @@ class RunFolder:
     def metrics(self, kind: str) -> list[dict[str, Any]]:
         """The lines of one kind, "iteration" or "evaluation"."""
         return [record for record in Lines.read(self.metrics_path) if record["kind"] == kind]
+
+    def _set_aside(self, say: Callable[[str], None]) -> None:
+        """Move the run that the folder holds to a folder within, its configuration last: it can be read there."""
+        own = (self.checkpoints.folder, self.metrics_path, self.curve_path, self.configuration_path)
+        there = [path for path in own if is_there(path)]
+        if there:
+            earlier = next(each for i in count(1) if not is_there(each := self.path / f"earlier-{i}"))
+            earlier.mkdir()
+            for path in there:
+                path.rename(earlier / path.name)
+            say(f"starting anew; the run that was there is in {earlier}")
 
     def _tidy(self) -> None:
         """Remove what a run of this folder that was killed has left half-written."""

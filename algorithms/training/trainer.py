@@ -5,6 +5,7 @@ run that is broken off and continued ends with the same bits as one left alone. 
 signals are heard between iterations, so what is saved is always the state after a whole number of them.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -48,13 +49,19 @@ class Outcome:
     folder: Path
 
 
-def train(configuration: Configuration, ranks: Ranks = ALONE, reporters: Sequence[Reporter] | None = None) -> Outcome:
+def train(
+    configuration: Configuration,
+    ranks: Ranks = ALONE,
+    reporters: Sequence[Reporter] | None = None,
+    restart: bool = False,
+) -> Outcome:
     """Run a configuration, from the newest checkpoint in its output folder on if there is one.
 
     Args:
         configuration: the run.
         ranks: the processes that share it; default: this one alone. See `joined_ranks`.
         reporters: who is told how it goes; default: a progress bar, and TensorBoard if it is installed.
+        restart: begin anew; a run that is in the output folder is kept in a folder within, `earlier-1`, `earlier-2`, ...
 
     Returns:
         The parameters. A first Ctrl-C ends the run after the iteration under way, and saves it.
@@ -72,16 +79,21 @@ def train(configuration: Configuration, ranks: Ranks = ALONE, reporters: Sequenc
         >>> outcome.iteration, outcome.finished
         (2, True)
     """
-    return Trainer(configuration, ranks, reporters).run()
+    return Trainer(configuration, ranks, reporters, restart).run()
 
 
 class Trainer:
     """One run. `train` is the way in; the pieces are here for those who want a loop of their own."""
 
     def __init__(
-        self, configuration: Configuration, ranks: Ranks = ALONE, reporters: Sequence[Reporter] | None = None
+        self,
+        configuration: Configuration,
+        ranks: Ranks = ALONE,
+        reporters: Sequence[Reporter] | None = None,
+        restart: bool = False,
     ) -> None:
         self.configuration = configuration
+        self.restart = restart and not started_again()
         self.ranks = ranks
         self.folder = RunFolder(configuration.output, configuration.checkpoints_kept)
         self.problem = Problem(configuration)
@@ -110,7 +122,7 @@ class Trainer:
             if stopped or self.iteration % run.checkpoint_every == 0 or self.iteration == run.iterations:
                 self._save()
             if stopped and self.iteration < run.iterations:
-                self._say(f"interrupted, and saved after {self.iteration} iterations; the same command continues it")
+                self._say(f"interrupted, and saved after {self.iteration} iterations; {self._command} continues it")
                 return False
         self._evaluate()
         return True
@@ -158,11 +170,20 @@ class Trainer:
         state = self.ranks.from_first(self.folder.restored(self._say) if self.ranks.first else None)
         if state is not None:
             self._load(state)
-            self._say(f"continuing after {self.iteration} iterations")
         if self.iteration > self.configuration.iterations:
             raise ConfigurationError(
                 f"iterations={self.configuration.iterations}: {self.folder.path} has seen {self.iteration} already"
             )
+        if self.ranks.first:
+            self._begin(state)
+
+    def _begin(self, state: State | None) -> None:
+        """The first that is written, once nothing is left to refuse; metrics have a checkpoint from their start on."""
+        self.folder.begin(self.configuration, state)
+        if state is None:
+            self._save()
+        else:
+            self._say(f"continuing after {self.iteration} iterations")
 
     def _load(self, state: State) -> None:
         try:
@@ -185,8 +206,6 @@ class Trainer:
                 f"shards={run.shards}: {self.ranks.count} ranks need at least as many shards to share out; set shards "
                 f"to a multiple of {self.ranks.count}. The result depends on the shards, not on the ranks"
             )
-        if self.ranks.first:
-            self.folder.check(run)
 
     def _audience(self, reporters: Sequence[Reporter] | None) -> Sequence[Reporter]:
         if not self.ranks.first:
@@ -205,7 +224,7 @@ class Trainer:
         """The folder held, the threads set, the reporters let go at the end."""
         with ExitStack() as stack:
             if self.ranks.first:
-                stack.enter_context(self.folder.opened(self.configuration))
+                stack.enter_context(self.folder.opened(self.configuration, self.restart, self._say))
             stack.enter_context(torch_threads(self.configuration.threads))
             for reporter in self.reporters:
                 stack.callback(reporter.end)
@@ -222,7 +241,19 @@ class Trainer:
             raise TrainingError(f"iteration {self.iteration}: {error}. {self._left()}") from error
 
     def _left(self) -> str:
-        paths = self.folder.checkpoints.paths()
-        if not paths:
-            return "There is no checkpoint yet"
-        return f"The last good checkpoint is {paths[-1]}; once the cause is gone, the same command continues from there"
+        again = f"once the cause is gone, {self._command} continues"
+        try:
+            paths = self.folder.checkpoints.paths()
+        except OSError:
+            return f"Whether there is a checkpoint cannot be told now; {again}"
+        return f"The last good checkpoint is {paths[-1]}; {again} from there" if paths else "There is no checkpoint yet"
+
+    @property
+    def _command(self) -> str:
+        """What continues this run, in words."""
+        return "the same command without --restart" if self.restart else "the same command"
+
+
+def started_again() -> bool:
+    """Whether torchrun repeats the command, with all that was asked in it, because a process has died."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
