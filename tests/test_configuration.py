@@ -80,3 +80,16 @@ def test_what_may_differ_when_a_run_is_continued():
     run = Configuration()
     assert run.conflicts(run.replace(iterations=9, output="x", threads=2, checkpoint_every=1, device="cuda")) == []
     assert run.conflicts(run.replace(iterations=9, seed=1, hidden=(3,))) == ["hidden", "seed"]
+
+
+def test_a_fingerprint_has_what_is_computed_and_is_not_the_default():
+    """So that neither more iterations nor a field of a later version makes another run of it."""
+    run = Configuration()
+    free = {"iterations": 9, "output": "x", "threads": 2, "chunk": 3, "device": "cuda", "checkpoints_kept": 1}
+    free |= {"checkpoint_every": 1, "evaluate_every": 1}
+    assert run.fingerprint() == run.replace(**free).fingerprint() == {}
+    changed = run.replace(seed=3, gradient_clip=None, hidden=(8,), optimizer_options={"betas": (0.8, 0.9)})
+    assert changed.fingerprint() == {
+        "seed": 3, "gradient_clip": None, "hidden": [8], "optimizer_options": {"betas": [0.8, 0.9]}
+    }  # fmt: skip
+    assert set(run.conflicts(changed)) == set(changed.fingerprint())

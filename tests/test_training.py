@@ -4,11 +4,13 @@ import errno
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +18,7 @@ import torch
 from stochgraph.algorithms.rollouts import Rollouts
 from stochgraph.algorithms.training import (
     Batch,
+    CheckpointError,
     Configuration,
     ConfigurationError,
     Problem,
@@ -23,11 +26,14 @@ from stochgraph.algorithms.training import (
     Trainer,
     TrainingError,
     load_result,
+    run_folder,
     train,
 )
+from stochgraph.algorithms.training.checkpoints import read_checkpoint
 from stochgraph.algorithms.training.curves import save_learning_curve
 from stochgraph.algorithms.training.files import _synchronise
 from stochgraph.algorithms.training.reports import ProgressBar, TensorBoard
+from stochgraph.algorithms.training.settings import _ascends
 from tests.training_cases import FORKS, SMALL, Hook, contents, failing, newest, same, same_runs, train_quietly, wait_for
 
 
@@ -190,7 +196,10 @@ def test_meta_training_raises_the_return_on_held_out_tasks(small):
 # --- continuing
 
 
-@pytest.mark.parametrize("optimizer", ["Adam", "SGD", "RMSprop"])
+OPTIMIZERS = sorted(name for name, kind in vars(torch.optim).items() if _ascends(kind) and name != "Muon")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_run_in_two_halves_is_the_run_in_one(small, tmp_path, optimizer):
     whole = small.replace(output=str(tmp_path / "whole"), optimizer=optimizer)
     train(whole, reporters=[])
@@ -467,9 +476,7 @@ def test_a_damaged_checkpoint_is_passed_over(alone, tmp_path, damage):
 def test_no_readable_checkpoint_is_an_error_that_names_them_all(alone):
     for path in (alone / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(
-        TrainingError, match=r"00000006.*00000004.*00000002.*No checkpoint is left.*anew with --restart"
-    ):
+    with pytest.raises(TrainingError, match=r"00000006.*00000004.*00000002.*No checkpoint is left.*--restart"):
         train(SMALL.replace(output=str(alone)), reporters=[])
 
 
@@ -477,8 +484,123 @@ def test_a_checkpoint_of_something_else(alone):
     state = newest(alone)
     state["parameters"] = {"weight": torch.zeros(3)}
     RunFolder(alone).checkpoints.save(6, state)
-    with pytest.raises(TrainingError, match=r"is not one of this run \(KeyError.*give another output"):
+    with pytest.raises(TrainingError, match=r"00000006.pt is not one of this run: .*weight.*give another output"):
         train(SMALL.replace(output=str(alone)), reporters=[])
+
+
+def with_moments(change):
+    """A change of all first moments that Adam remembers."""
+
+    def changed(state):
+        memory = state["learner"]["state"]
+        for each in memory.values():
+            each["exp_avg"] = change(each["exp_avg"])
+
+    return changed
+
+
+def with_parameters(change):
+    """A change of all parameters."""
+
+    def changed(state):
+        state["parameters"] = {name: change(leaf) for name, leaf in state["parameters"].items()}
+
+    return changed
+
+
+FORMS: dict[str, tuple[Any, str]] = {
+    "a scalar for every parameter": (with_parameters(lambda _: torch.tensor(1.0)), r"'0.weight' is float32 .*\(\)"),
+    "another shape": (with_parameters(lambda leaf: leaf.unsqueeze(0)), r"'0.weight' is .*\(1, 3, 2\), .*\(3, 2\)"),
+    "complex": (with_parameters(lambda leaf: leaf + 0j), "'0.weight' is complex64"),
+    "integers": (with_parameters(torch.Tensor.long), "'0.weight' is int64"),
+    "lists": (with_parameters(torch.Tensor.tolist), "'0.weight' is list"),
+    "sparse": (with_parameters(torch.Tensor.to_sparse), "'0.weight' is sparse float32"),
+    "no mapping": (lambda state: state.update(parameters=[1, 2]), "parameters are list"),
+    "one too many": (lambda state: state["parameters"].update(bias=torch.zeros(2)), "parameters .*, bias, and not"),
+    "one too few": (lambda state: state["parameters"].pop("log_std"), "2.bias, and not .*, log_std"),
+    "no parameters": (lambda state: state.pop("parameters"), "parameters are NoneType"),
+    "a negative iteration": (lambda state: state.update(iteration=-3), "iteration -3, and not that of its name"),
+    "another iteration": (lambda state: state.update(iteration=4), "iteration 4, and not that of its name"),
+    "half an iteration": (lambda state: state.update(iteration=6.0), "iteration 6.0, and not"),
+    "no iteration": (lambda state: state.pop("iteration"), "iteration None, and not"),
+    "no learner": (lambda state: state.pop("learner"), "the optimiser"),
+    "another learner": (lambda state: state.update(learner={}), "the optimiser"),
+    "a learner that is none": (lambda state: state.update(learner={"state": 3, "param_groups": []}), "the optimiser"),
+    "scalar moments": (with_moments(torch.Tensor.mean), "the optimiser"),
+    "other moments": (with_moments(lambda leaf: leaf.unsqueeze(-1)), "the optimiser"),
+    "complex moments": (with_moments(lambda leaf: leaf + 0j), "the optimiser"),
+    "no moments": (with_moments(lambda leaf: None), "the optimiser"),
+    "no such run": (lambda state: state.update(run=7), "run 7"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_checkpoint_of_another_form_is_refused(alone, form):
+    change, words = FORMS[form]
+    state = newest(alone)
+    change(state)
+    RunFolder(alone).checkpoints.save(6, state)
+    before = contents(alone)
+    with pytest.raises(TrainingError, match=rf"^checkpoint .*00000006.pt is not one of this run: .*{words}"):
+        train(SMALL.replace(output=str(alone), iterations=8), reporters=[])
+    assert contents(alone) == before
+    if "learner" in form or "moments" in form or "run" in form:
+        assert load_result(alone).iteration == 6
+    else:
+        with pytest.raises(CheckpointError, match=rf"00000006.pt .*{words}"):
+            load_result(alone)
+
+
+BETAS = {"betas": [0.5, 0.9]}
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"gradient_clip": None}, {"optimizer_options": BETAS}])
+def test_a_checkpoint_knows_its_run(small, alone, changes):
+    """Checkpoints of another run with parameters of the same shapes, copied here by mistake, are not continued."""
+    other = train(small.replace(**changes, iterations=8), reporters=[]).folder
+    shutil.copytree(other / "checkpoints", alone / "checkpoints", dirs_exist_ok=True)
+    before = contents(alone)
+    ((name, value),) = changes.items()
+    words = f"00000008.pt is not one of this run: it is of a run with {name}={value!r} not its default. Remove it"
+    with pytest.raises(TrainingError, match=re.escape(words)):
+        train(SMALL.replace(output=str(alone), iterations=10), reporters=[])
+    assert contents(alone) == before
+
+
+def test_a_checkpoint_from_before_checkpoints_knew_their_run(alone, tmp_path):
+    """Only their shapes can be compared."""
+    for path in RunFolder(alone).checkpoints.paths():
+        state = read_checkpoint(path)
+        del state["run"]
+        torch.save(state, path)
+    train(SMALL.replace(output=str(alone), iterations=8), reporters=[])
+    whole = train(SMALL.replace(output=str(tmp_path / "whole"), iterations=8), reporters=[])
+    assert same_runs(alone, whole.folder)
+
+
+def test_a_folder_is_compared_once_it_is_held(small, monkeypatch):
+    """Another run begins, and ends, in the moment before this one gets hold of the folder."""
+    hold, other = run_folder.only_writer, small.replace(seed=1)
+
+    def late(folder):
+        monkeypatch.undo()
+        train(other, reporters=[])
+        return hold(folder)
+
+    monkeypatch.setattr(run_folder, "only_writer", late)
+    with pytest.raises(ConfigurationError, match="holds a run with seed=1 not 0"):
+        train(small.replace(iterations=8), reporters=[])
+    assert Configuration.load(Path(small.output) / "run.json") == other
+
+
+def test_the_step_size_is_that_of_the_run(alone, tmp_path):
+    """What a checkpoint says of the optimiser's options is not asked: they are the run's."""
+    state = newest(alone)
+    state["learner"]["param_groups"][0].update(lr="much", betas=None)
+    RunFolder(alone).checkpoints.save(6, state)
+    train(SMALL.replace(output=str(alone), iterations=8), reporters=[])
+    whole = train(SMALL.replace(output=str(tmp_path / "whole"), iterations=8), reporters=[])
+    assert same_runs(alone, whole.folder)
 
 
 def test_metrics_that_were_cut_by_hand_are_no_hindrance(alone):

@@ -2,11 +2,12 @@
 
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .files import files_in, replacing, set_aside
 
@@ -52,17 +53,26 @@ class Checkpoints:
         """The checkpoints that there are, oldest first."""
         return sorted(files_in(self.folder, FILES), key=lambda path: int(path.stem))
 
+    def path(self, iteration: int) -> Path:
+        """Where the one after so many iterations is."""
+        return self.folder / f"{iteration:08}.pt"
+
     def save(self, iteration: int, state: State) -> None:
         """Write one, and then remove the oldest."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        with replacing(self.folder / f"{iteration:08}.pt") as temporary:
+        with replacing(self.path(iteration)) as temporary:
             temporary.write_bytes(buffer.getbuffer())
         for path in self.paths()[: -self.kept]:
             path.unlink(missing_ok=True)
 
     def newest(self, say: Callable[[str], None] = print) -> State | None:
-        """The newest one that is not damaged, its tensors on the CPU, or `None` if there are none.
+        """The newest one that is not damaged, its tensors on the CPU, or `None` if there are none."""
+        found = self.newest_file(say)
+        return None if found is None else found[1]
+
+    def newest_file(self, say: Callable[[str], None] = print) -> tuple[Path, State] | None:
+        """The newest one that is not damaged, with the file that it is in.
 
         Args:
             say: is told of those that are damaged.
@@ -80,7 +90,7 @@ class Checkpoints:
                 continue
             for why in failures:
                 say(f"{why}; going back to {path.name}")
-            return state
+            return path, state
         if failures:
             raise DamagedCheckpoint(f"{'; '.join(failures)}. No checkpoint is left to go back to")
         return None
@@ -121,3 +131,65 @@ def _loaded(written: bytes) -> Any:
     if damaged is not None:
         raise ValueError(f"the checksum of {damaged} is wrong")
     return torch.load(io.BytesIO(written), map_location="cpu", weights_only=True)
+
+
+def check_state(path: Path, state: State, run: Mapping[str, Any] | None = None) -> None:
+    """Refuse a checkpoint of other iterations than its name has, or of another run.
+
+    Args:
+        path: where it is.
+        state: what is in it.
+        run: the fingerprint of the run; `None` for any. Checkpoints of earlier versions have none.
+
+    Raises:
+        CheckpointError: it is another one.
+    """
+    iteration, origin = state.get("iteration"), state.get("run", run)
+    if type(iteration) is not int or iteration != int(path.stem):
+        raise foreign(path, f"it holds iteration {iteration!r}, and not that of its name")
+    if run is not None and not isinstance(origin, dict):
+        raise foreign(path, f"it is of a run {origin!r}")
+    if run is not None and origin != run:
+        raise foreign(path, f"it is of a run with {_differences(origin, run)}")
+
+
+def check_parameters(found: Any, like: Mapping[str, Tensor]) -> None:
+    """Refuse parameters of other names, shapes or kinds of numbers.
+
+    Raises:
+        ValueError: they are not like those.
+    """
+    if not isinstance(found, dict):
+        raise ValueError(f"its parameters are {type(found).__name__}")
+    if found.keys() != like.keys():
+        raise ValueError(f"its parameters are {', '.join(map(str, found))}, and not {', '.join(like)}")
+    for name, leaf in like.items():
+        if not fits(found[name], leaf):
+            raise ValueError(f"its parameter {name!r} is {_described(found[name])}, and not {_described(leaf)}")
+
+
+def fits(found: Any, like: Tensor) -> bool:
+    """Whether this is a tensor that can take the place of another one: its shape, and real numbers."""
+    dense = isinstance(found, Tensor) and found.layout == torch.strided and not found.is_quantized
+    return dense and found.shape == like.shape and found.is_floating_point() == like.is_floating_point()
+
+
+def foreign(path: Path, why: str) -> CheckpointError:
+    """The error of a checkpoint that belongs to something else."""
+    return CheckpointError(
+        f"checkpoint {path} is not one of this run: {why}. Remove it if it has got here by mistake; if it is of "
+        "another version of the package, give another output"
+    )
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
+    names = sorted(name for name in {*one, *other} if name not in one or name not in other or one[name] != other[name])
+    values = [[repr(each[name]) if name in each else "its default" for each in (one, other)] for name in names]
+    return ", ".join(f"{name}={theirs} not {ours}" for name, (theirs, ours) in zip(names, values, strict=True))
+
+
+def _described(value: Any) -> str:
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    layout = "" if value.layout == torch.strided else "sparse "
+    return f"{layout}{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"

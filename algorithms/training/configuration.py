@@ -16,6 +16,8 @@ from .files import replacing
 # What may differ when a run is continued: how far it goes and how it is kept, not what it computes.
 _FREE = {"output", "iterations", "evaluate_every", "checkpoint_every", "checkpoints_kept", "chunk", "threads", "device"}
 
+_DEFAULT = object()
+
 
 class ConfigurationError(ValueError):
     """A configuration that no run can be made of. The message names the field, and what it may be."""
@@ -144,7 +146,21 @@ class Configuration:
 
     def conflicts(self, other: "Configuration") -> list[str]:
         """The fields in which `other` would be another run, and not this one continued."""
-        return [name for name in _hints() if name not in _FREE and getattr(self, name) != getattr(other, name)]
+        one, another = self.fingerprint(), other.fingerprint()
+        return [name for name in _hints() if one.get(name, _DEFAULT) != another.get(name, _DEFAULT)]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What is computed: the fields that decide it and are not as by default, as they are saved.
+
+        Neither how far a run goes nor how it is kept is in it, and no field that later versions add as it was before.
+
+        Example:
+            >>> from stochgraph.algorithms.training import Configuration
+            >>> Configuration(seed=3, iterations=7, hidden=(8,)).fingerprint()
+            {'hidden': [8], 'seed': 3}
+        """
+        saved, plain = _saved(self), _saved(Configuration())
+        return {name: value for name, value in saved.items() if name not in _FREE and value != plain[name]}
 
 
 def describe() -> dict[str, tuple[Any, Any, str]]:
@@ -159,6 +175,11 @@ def unknown(name: str, what: str, known: Iterable[str]) -> str:
     known = list(known)
     near = difflib.get_close_matches(name, known, n=1)
     return f"{name!r} is not {what}; " + (f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}")
+
+
+def _saved(configuration: Configuration) -> dict[str, Any]:
+    """The fields as they come back from a file: lists where there were tuples."""
+    return json.loads(configuration.to_json())
 
 
 @cache

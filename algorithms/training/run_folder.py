@@ -7,7 +7,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from .checkpoints import FILES, CheckpointError, Checkpoints, DamagedCheckpoint, State
+from .checkpoints import FILES, CheckpointError, Checkpoints, DamagedCheckpoint, State, check_state
 from .configuration import Configuration, ConfigurationError
 from .files import Lines, content, is_there, only_writer, remove_temporaries
 
@@ -27,10 +27,10 @@ class RunFolder:
         >>> from stochgraph.algorithms.training.run_folder import RunFolder
         >>> folder, run = RunFolder(tempfile.mkdtemp()), Configuration()
         >>> with folder.opened(run):
-        ...     folder.begin(run, folder.restored())
+        ...     folder.begin(run, folder.restored(run))
         ...     folder.log({"kind": "iteration", "iteration": 0})
-        ...     folder.save(1, {"theta": [0.5]})
-        >>> folder.metrics("iteration"), folder.restored()["theta"]
+        ...     folder.save(run, 1, {"theta": [0.5]})
+        >>> folder.metrics("iteration"), folder.restored(run)["theta"]
         ([{'kind': 'iteration', 'iteration': 0}], [0.5])
     """
 
@@ -99,22 +99,30 @@ class RunFolder:
                     self._lines.close()
                     self._lines = None
 
-    def restored(self, say: Callable[[str], None] = print) -> State | None:
+    def restored(self, configuration: Configuration, say: Callable[[str], None] = print) -> State | None:
         """The newest checkpoint that is not damaged; `None` if there is no run yet.
 
+        Args:
+            configuration: of the run.
+            say: is told of checkpoints that are damaged.
+
         Raises:
-            CheckpointError: there is a run, and no checkpoint of it that can be read.
+            CheckpointError: there is a run, and no checkpoint of it that can be read, or one of another run.
         """
         try:
-            state = self.checkpoints.newest(say)
+            found = self.checkpoints.newest_file(say)
         except DamagedCheckpoint as error:
             raise CheckpointError(f"{error}: {_ANEW}") from error
-        if state is None and content(self.metrics_path).strip():
+        if found is not None:
+            path, state = found
+            check_state(path, state, configuration.fingerprint())
+            return state
+        if content(self.metrics_path).strip():
             raise CheckpointError(
                 f"{self.metrics_path} holds the metrics of a run, and there is no checkpoint in "
                 f"{self.checkpoints.folder} to continue it from: put the checkpoints back, or {_ANEW}"
             )
-        return state
+        return None
 
     def begin(self, configuration: Configuration, state: State | None) -> None:
         """Write what the run is, and take away what it has not got to: metrics, checkpoints and halves of files.
@@ -136,11 +144,12 @@ class RunFolder:
             self._lines = self._open_metrics(None)
         self._lines.append(record)
 
-    def save(self, iteration: int, state: State) -> None:
-        """Write a checkpoint that remembers how long the metrics are."""
+    def save(self, configuration: Configuration, iteration: int, state: State) -> None:
+        """Write a checkpoint that knows its run, and how long the metrics are."""
         lines = self._lines or self._open_metrics(None)
         lines.synchronise()
-        self.checkpoints.save(iteration, {**state, "metrics_size": lines.size})
+        known = {"iteration": iteration, "run": configuration.fingerprint(), "metrics_size": lines.size}
+        self.checkpoints.save(iteration, {**state, **known})
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
         """The lines of one kind, "iteration" or "evaluation"."""

@@ -17,7 +17,7 @@ import stochgraph as sg
 
 from .._threads import torch_threads
 from ..policies import Parameters
-from .checkpoints import CheckpointError, State
+from .checkpoints import CheckpointError, State, check_parameters, foreign
 from .configuration import Configuration, ConfigurationError
 from .curves import save_learning_curve
 from .interrupts import Interrupts
@@ -61,7 +61,7 @@ def train(
         configuration: the run.
         ranks: the processes that share it; default: this one alone. See `joined_ranks`.
         reporters: who is told how it goes; default: a progress bar, and TensorBoard if it is installed.
-        restart: begin anew; a run that is in the output folder is kept in a folder within, `earlier-1`, `earlier-2`, ...
+        restart: begin anew; the run in the output folder is kept in a folder within, `earlier-1`, `earlier-2`, ...
 
     Returns:
         The parameters. A first Ctrl-C ends the run after the iteration under way, and saves it.
@@ -152,22 +152,27 @@ class Trainer:
 
     def _save(self) -> None:
         if self.ranks.first:
-            self.folder.save(self.iteration, self.state_dict())
+            self.folder.save(self.configuration, self.iteration, self.state_dict())
 
     def state_dict(self) -> State:
         """All that the next iteration depends on."""
         return {"iteration": self.iteration, "parameters": self.theta, "learner": self.learner.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
-        """Continue from there."""
-        self.iteration = state["iteration"]
+        """Continue from there.
+
+        Raises:
+            ValueError: the state is not one of these parameters, or of this optimiser.
+        """
+        check_parameters(state.get("parameters"), self.theta)
+        self.learner.load_state_dict(state.get("learner", {}))
         for name, leaf in self.theta.items():
             leaf.copy_(state["parameters"][name])
-        self.learner.load_state_dict(state["learner"])
+        self.iteration = state["iteration"]
 
     def _restore(self) -> None:
         """The first rank reads; the folder need not be there for the others."""
-        state = self.ranks.from_first(self.folder.restored(self._say) if self.ranks.first else None)
+        state = self.ranks.from_first(self.folder.restored(self.configuration, self._say) if self.ranks.first else None)
         if state is not None:
             self._load(state)
         if self.iteration > self.configuration.iterations:
@@ -188,11 +193,8 @@ class Trainer:
     def _load(self, state: State) -> None:
         try:
             self.load_state_dict(state)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"the checkpoint in {self.folder.path} is not one of this run ({error!r}), perhaps of another version "
-                "of the package: give another output"
-            ) from error
+        except ValueError as error:
+            raise foreign(self.folder.checkpoints.path(state["iteration"]), str(error)) from error
 
     def _draw(self) -> None:
         if self.ranks.first:
