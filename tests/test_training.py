@@ -211,6 +211,14 @@ def test_a_run_in_two_halves_is_the_run_in_one(small, tmp_path, optimizer):
     assert same_runs(small.output, whole.output)
 
 
+def test_a_run_with_tuples_in_its_options_is_continued(small, tmp_path):
+    run = small.replace(optimizer_options={"betas": (0.8, 0.9)})
+    for iterations in (2, 6):
+        train(run.replace(iterations=iterations), reporters=[])
+    whole = train(run.replace(output=str(tmp_path / "whole")), reporters=[])
+    assert same_runs(small.output, whole.folder)
+
+
 def test_a_finished_run_is_left_as_it_is(alone):
     before = newest(alone)
     outcome = train(SMALL.replace(output=str(alone)), reporters=[])

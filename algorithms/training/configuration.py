@@ -133,7 +133,7 @@ class Configuration:
 
     def to_json(self) -> str:
         """All fields, as a JSON object."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json.dumps({name: getattr(self, name) for name in _hints()}, indent=2) + "\n"
 
     def save(self, path: Path) -> None:
         """Write the configuration to a file, whole or not at all."""
@@ -196,6 +196,8 @@ def _fitting(name: str, hint: Any, value: Any) -> Any:
         value = tuple(value)
     if type(value) not in allowed:
         raise ConfigurationError(f"{name}={value!r}: expected {type_words(hint)}, got {type(value).__name__}")
+    if isinstance(value, dict):
+        _check_saved(name, value)
     bounds = Configuration.__dataclass_fields__[name].metadata
     least, most = bounds["least"], bounds["most"]
     numbers = value if isinstance(value, tuple) else (value,) if isinstance(value, (int, float)) else ()
@@ -204,6 +206,20 @@ def _fitting(name: str, hint: Any, value: Any) -> Any:
     if most is not None and any(number > most for number in numbers):
         raise ConfigurationError(f"{name}={value!r}: must be at most {most}")
     return value
+
+
+def _check_saved(field: str, options: dict[Any, Any]) -> None:
+    """Refuse options that could not be read back: a run is continued with what was saved."""
+    for name, value in options.items():
+        if not isinstance(name, str):
+            raise ConfigurationError(f"{field}: the name {name!r} is no string")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigurationError(
+                f"{field}: {name!r} cannot be saved as JSON ({error}): give strings, finite numbers, true or false, "
+                "none, and lists and mappings of them"
+            ) from error
 
 
 def allowed_types(hint: Any) -> tuple[Any, ...]:
