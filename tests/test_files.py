@@ -10,7 +10,14 @@ import pytest
 import torch
 
 from stochgraph.algorithms.training.checkpoints import CheckpointError, Checkpoints, read_checkpoint
-from stochgraph.algorithms.training.files import Lines, only_writer, remove_temporaries, replacing
+from stochgraph.algorithms.training.files import (
+    Lines,
+    json_lines,
+    only_writer,
+    remove_temporaries,
+    replacing,
+    write_lines,
+)
 from tests.training_cases import FORKS
 
 
@@ -91,7 +98,6 @@ def test_a_full_device():
         pytest.raises(OSError, match=r"No space left.*/dev/full"),
     ):
         lines.append({"iteration": 0})
-    assert lines.size == 0
 
 
 def test_a_line_that_is_cut_short_is_taken_back(tmp_path, monkeypatch):
@@ -108,16 +114,51 @@ def test_a_line_that_is_cut_short_is_taken_back(tmp_path, monkeypatch):
     assert Lines.read(tmp_path / "lines") == [{"iteration": 0}, {"iteration": 1}]
 
 
-@pytest.mark.parametrize(("size", "left"), [(None, 2), (0, 0), (17, 1), (1000, 2)])
-def test_lines_are_cut_to_a_size(tmp_path, size, left):
+def test_a_line_that_is_taken_back_leaves_no_hole(tmp_path, monkeypatch):
+    """The file was emptied meanwhile: it is cut to where the line began, and not to where it ended before that."""
+    path, write = tmp_path / "lines", os.write
+    with contextlib.closing(Lines(path)) as lines:
+        lines.append({"iteration": 0})
+        os.truncate(path, 0)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", lambda descriptor, data: write(descriptor, data[:5]))
+            with pytest.raises(OSError, match="No space left"):
+                lines.append({"iteration": 1})
+        assert path.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("written", "found"),
+    [
+        (b"", []),
+        (b'{"a": 1}\n[2]\n', [{"a": 1}, [2]]),
+        (b'{"a": 1}\r\n\n  \n3', [{"a": 1}, 3]),
+        (b'{"a": 1}\nx\n{"a"', [{"a": 1}, None]),
+        (b"\xef\xbb\xbf1\n\xff\n", [1, None]),
+        (b"\0\0\n", [None]),
+    ],
+)
+def test_lines_and_what_is_in_them(written, found):
+    """A last line without an end counts if it is whole. Blank ones do not."""
+    assert [value for _, value in json_lines(written)] == found
+    assert all(line.strip() in written for line, _ in json_lines(written))
+
+
+def test_files_are_cut_where_that_is_enough(tmp_path):
+    """So that there need be no room for a copy on the disk, and whoever follows the file goes on following it."""
     path = tmp_path / "lines"
-    path.write_text('{"iteration": 0}\n{"iteration": 1}\n{"itera')
-    assert len(Lines.read(path)) == 2
-    with contextlib.closing(Lines(path, size)) as lines:
-        assert len(Lines.read(path)) == left
-        lines.append({"returns": [1.0, float("inf")]})
-    assert Lines.read(path)[-1] == {"returns": [1.0, None]}
-    assert len(Lines.read(path)) == left + 1
+    path.write_bytes(b"1\n2\n3")
+    number = path.stat().st_ino
+    write_lines(path, [b"1", b"2"])
+    assert (path.read_bytes(), path.stat().st_ino) == (b"1\n2\n", number)
+    write_lines(path, [b"2"])
+    assert path.read_bytes() == b"2\n"
+    link = tmp_path / "link"
+    link.symlink_to(path)
+    write_lines(link, [b"3"])
+    assert (path.read_bytes(), link.is_symlink()) == (b"3\n", True)
+    write_lines(tmp_path / "none", [])
+    assert not (tmp_path / "none").exists()
 
 
 def test_checkpoints_are_read_without_running_code(tmp_path):

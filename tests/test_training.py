@@ -34,7 +34,20 @@ from stochgraph.algorithms.training.curves import save_learning_curve
 from stochgraph.algorithms.training.files import _synchronise
 from stochgraph.algorithms.training.reports import ProgressBar, TensorBoard
 from stochgraph.algorithms.training.settings import _ascends
-from tests.training_cases import FORKS, SMALL, Hook, contents, failing, newest, same, same_runs, train_quietly, wait_for
+from tests.training_cases import (
+    FORKS,
+    SMALL,
+    Hook,
+    contents,
+    failing,
+    newest,
+    same,
+    same_runs,
+    timeless,
+    train_quietly,
+    wait_for,
+    without_times,
+)
 
 
 @pytest.fixture
@@ -42,10 +55,22 @@ def small(tmp_path):
     return SMALL.replace(output=str(tmp_path / "run"))
 
 
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """The folder of the small run left alone, for all to compare with."""
+    return train(SMALL.replace(output=str(tmp_path_factory.mktemp("left") / "alone")), reporters=[]).folder
+
+
+@pytest.fixture(scope="module")
+def longer(left_alone):
+    """The folder of the small run after eight iterations."""
+    return train(SMALL.replace(output=str(left_alone.parent / "longer"), iterations=8), reporters=[]).folder
+
+
 @pytest.fixture
-def alone(tmp_path):
-    """The folder of the small run left alone."""
-    return train(SMALL.replace(output=str(tmp_path / "alone")), reporters=[]).folder
+def alone(tmp_path, left_alone):
+    """A copy of the folder of the small run, to do with what one likes."""
+    return Path(shutil.copytree(left_alone, tmp_path / "alone"))
 
 
 # --- what a run does
@@ -293,13 +318,22 @@ def test_a_folder_has_one_writer(small):
         train(small, reporters=[Hook(again)])
 
 
+def last_written(folder):
+    """When the metrics were written to for the last time."""
+    metrics = Path(folder) / "metrics.jsonl"
+    return metrics.stat().st_mtime_ns if metrics.exists() else 0
+
+
 def test_twenty_kills_do_not_change_a_bit(tmp_path):
     """SIGKILL at random moments, in draws, metrics and checkpoints: the end is that of a run left alone."""
     alone, killed = (SMALL.replace(output=str(tmp_path / name)) for name in ("alone", "killed"))
     moments, reached = random.Random(0), []
-    for _ in range(20):
+    for i in range(20):
+        before = last_written(killed.output)
         process = FORKS.Process(target=train_quietly, args=(killed.replace(iterations=10**6),))
         process.start()
+        if i % 4:  # or else in what comes before the first iteration
+            wait_for(lambda before=before: last_written(killed.output) > before)
         process.join(moments.uniform(0.0, 0.3))
         process.kill()
         process.join()
@@ -346,7 +380,7 @@ def test_starts_in_a_folder_above_do_not_disturb_a_run(tmp_path, starts):
 
 @pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE], ids=errno.errorcode.get)
 @pytest.mark.parametrize("name", ["checkpoints", "checkpoints/00000006.pt", "metrics.jsonl", "run.json"])
-def test_what_cannot_be_read_is_said_and_left_as_it_is(alone, tmp_path, name, number):
+def test_what_cannot_be_read_is_said_and_left_as_it_is(alone, longer, name, number):
     """A disk that answers with an error, for a while, is not an empty folder, and a file on it is not damaged."""
     before = contents(alone)
     with (
@@ -356,8 +390,7 @@ def test_what_cannot_be_read_is_said_and_left_as_it_is(alone, tmp_path, name, nu
         train(SMALL.replace(output=str(alone), iterations=8), reporters=[])
     assert contents(alone) == before
     train(SMALL.replace(output=str(alone), iterations=8), reporters=[])
-    whole = train(SMALL.replace(output=str(tmp_path / "whole"), iterations=8), reporters=[])
-    assert same_runs(alone, whole.folder)
+    assert same_runs(alone, longer)
 
 
 @pytest.mark.parametrize("left", ["a file", "a link to nowhere", "nothing", "an empty folder"])
@@ -465,7 +498,7 @@ def test_a_disk_that_takes_a_part_of_a_file(small, alone, room):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "a flipped bit", "something else"])
-def test_a_damaged_checkpoint_is_passed_over(alone, tmp_path, damage):
+def test_a_damaged_checkpoint_is_passed_over(alone, left_alone, damage):
     path = alone / "checkpoints" / "00000006.pt"
     whole = path.read_bytes()
     middle = whole.index(b"parameters") if damage == "a flipped bit" else len(whole) // 2
@@ -477,8 +510,7 @@ def test_a_damaged_checkpoint_is_passed_over(alone, tmp_path, damage):
     assert train(again, reporters=[hook]).iteration == 6
     assert any("00000006.pt cannot be read" in text and "going back to 00000004.pt" in text for text in hook.said)
     assert (alone / "checkpoints" / "00000006.pt.unreadable").exists()
-    whole_run = train(SMALL.replace(output=str(tmp_path / "whole")), reporters=[]).folder
-    assert same_runs(alone, whole_run)
+    assert same_runs(alone, left_alone)
 
 
 def test_no_readable_checkpoint_is_an_error_that_names_them_all(alone):
@@ -575,15 +607,14 @@ def test_a_checkpoint_knows_its_run(small, alone, changes):
     assert contents(alone) == before
 
 
-def test_a_checkpoint_from_before_checkpoints_knew_their_run(alone, tmp_path):
+def test_a_checkpoint_from_before_checkpoints_knew_their_run(alone, longer):
     """Only their shapes can be compared."""
     for path in RunFolder(alone).checkpoints.paths():
         state = read_checkpoint(path)
         del state["run"]
         torch.save(state, path)
     train(SMALL.replace(output=str(alone), iterations=8), reporters=[])
-    whole = train(SMALL.replace(output=str(tmp_path / "whole"), iterations=8), reporters=[])
-    assert same_runs(alone, whole.folder)
+    assert same_runs(alone, longer)
 
 
 def test_a_folder_is_compared_once_it_is_held(small, monkeypatch):
@@ -601,21 +632,117 @@ def test_a_folder_is_compared_once_it_is_held(small, monkeypatch):
     assert Configuration.load(Path(small.output) / "run.json") == other
 
 
-def test_the_step_size_is_that_of_the_run(alone, tmp_path):
+def test_the_step_size_is_that_of_the_run(alone, longer):
     """What a checkpoint says of the optimiser's options is not asked: they are the run's."""
     state = newest(alone)
     state["learner"]["param_groups"][0].update(lr="much", betas=None)
     RunFolder(alone).checkpoints.save(6, state)
     train(SMALL.replace(output=str(alone), iterations=8), reporters=[])
-    whole = train(SMALL.replace(output=str(tmp_path / "whole"), iterations=8), reporters=[])
-    assert same_runs(alone, whole.folder)
+    assert same_runs(alone, longer)
 
 
-def test_metrics_that_were_cut_by_hand_are_no_hindrance(alone):
+def after_line(number, added):
+    """Put bytes after a line of the metrics."""
+
+    def changed(written):
+        lines = written.splitlines(keepends=True)
+        return b"".join([*lines[:number], added, *lines[number:]])
+
+    return changed
+
+
+GARBAGE = {
+    "words": b"hello\n",
+    "zeros": bytes(4096) + b"\n",
+    "no UTF-8": b"\xff\xfe{\n",
+    "half a line": b'{"kind": "iteration", "itera\n',
+    "two on a line": b'{"kind": "iteration", "iteration": 1}{"kind": "iteration", "iteration": 2}\n',
+    "another object": b'{"note": "hello"}\n',
+    "no object": b"[1, 2]\n",
+    "no kind": b'{"iteration": 3}\n',
+    "a negative iteration": b'{"kind": "iteration", "iteration": -3}\n',
+    "no number of an iteration": b'{"kind": "iteration", "iteration": "3"}\n',
+    "a nest": b"[" * 100_000 + b"\n",
+    "a number of 5000 digits": b"1" * 5000 + b"\n",
+}
+
+
+@pytest.mark.parametrize("line", [0, 3])
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_a_line_that_is_no_record_is_set_aside(alone, left_alone, garbage, line):
+    """Nine lines: evaluations before the iterations 0, 3 and after 5. The run goes back to iteration 4."""
+    change_metrics(alone, after_line(line, GARBAGE[garbage]))
+    go_back(alone)
+    hook = Hook()
+    train(SMALL.replace(output=str(alone)), reporters=[hook])
+    assert same_runs(alone, left_alone)
+    assert (alone / "metrics.jsonl.unreadable").read_bytes() == GARBAGE[garbage]
+    assert any("metrics.jsonl has 1 line" in text and "metrics.jsonl.unreadable" in text for text in hook.said)
+    change_metrics(alone, after_line(2, b"more\n"))
+    train(SMALL.replace(output=str(alone), iterations=8), reporters=[])
+    assert (alone / "metrics.jsonl.unreadable").read_bytes() == GARBAGE[garbage] + b"more\n"
+
+
+HARMLESS = {
+    "carriage returns": lambda written: written.replace(b"\n", b"\r\n"),
+    "blank lines": lambda written: written.replace(b"\n", b"\n\n \n"),
+    "a mark of the encoding": lambda written: b"\xef\xbb\xbf" + written,
+    "no newline at the end": lambda written: written.rstrip(b"\n"),
+    "a line cut short at the end": lambda written: written + b'{"kind": "iter',
+    "every line twice": lambda written: written.replace(b"\n", b"\n" + written + b"\n", 1),
+    "spaces": lambda written: written.replace(b"{", b"  { ").replace(b"\n", b"  \n"),
+}
+
+
+@pytest.mark.parametrize("change", HARMLESS)
+def test_metrics_that_were_written_otherwise(alone, left_alone, change):
+    """By an editor, on another system, by a version that lost count: lines count by their iterations."""
+    change_metrics(alone, HARMLESS[change])
+    assert RunFolder(alone).metrics("evaluation")[-1]["iteration"] == 6
+    go_back(alone)
+    hook = Hook()
+    train(SMALL.replace(output=str(alone)), reporters=[hook])
+    for name in ("iteration", "evaluation"):
+        assert without_times(RunFolder(alone).metrics(name)) == without_times(RunFolder(left_alone).metrics(name))
+    assert not any("unreadable" in text for text in [*hook.said, *contents(alone)])
+
+
+@pytest.mark.parametrize("left", [0, 250, 600, None])
+def test_metrics_that_were_cut_by_hand_are_no_hindrance(alone, left):
+    """Emptied, cut within a line, removed."""
     metrics = alone / "metrics.jsonl"
-    metrics.write_bytes(metrics.read_bytes()[:250])
+    before = RunFolder(alone).metrics("iteration")
+    metrics.unlink() if left is None else metrics.write_bytes(metrics.read_bytes()[:left])
+    whole = metrics.read_bytes().count(b'"iteration", "iteration"') if left else 0
+    kept = [record for record in RunFolder(alone).metrics("iteration") if record in before]
+    assert whole - 1 <= len(kept) <= whole
     assert train(SMALL.replace(output=str(alone), iterations=8), reporters=[]).iteration == 8
-    assert [record["iteration"] for record in RunFolder(alone).metrics("iteration")][-2:] == [6, 7]
+    found = RunFolder(alone).metrics("iteration")
+    assert found[:-2] == kept
+    assert [record["iteration"] for record in found][-2:] == [6, 7]
+
+
+def test_metrics_that_are_emptied_while_a_run_writes_them(small, alone):
+    """Iterations do not stand twice, and a write that fails does not leave a hole where the lines were."""
+
+    def empty(record):
+        if record["iteration"] == 2:
+            os.truncate(Path(small.output) / "metrics.jsonl", 0)
+
+    train(small, reporters=[Hook(empty)])
+    go_back(small.output)
+    train(small, reporters=[])
+    assert timeless(small.output) == timeless(alone)[4:]  # an evaluation and three iterations were there
+
+
+def change_metrics(folder, change):
+    metrics = Path(folder) / "metrics.jsonl"
+    metrics.write_bytes(change(metrics.read_bytes()))
+
+
+def go_back(folder):
+    """Take the newest checkpoint away, as if the run had been killed before it was written."""
+    RunFolder(folder).checkpoints.paths()[-1].unlink()
 
 
 def fail(monkeypatch, when, failure):
@@ -794,6 +921,16 @@ def test_the_learning_curve_of_several_runs(alone, tmp_path):
     pytest.importorskip("matplotlib")
     save_learning_curve([alone, alone], tmp_path / "curves.pdf", say=lambda _: None)
     assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_learning_curve_with_returns_that_are_no_numbers(alone, tmp_path):
+    """They are null in JSON; and what has the name of an evaluation, and no returns, is none."""
+    pytest.importorskip("matplotlib")
+    with (alone / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "evaluation", "iteration": 7, "returns": [-1.0, null], "errors": [null, 0.1]}\n')
+        file.write('{"kind": "evaluation", "iteration": 8}\n')
+    save_learning_curve([alone], tmp_path / "curves.png", say=lambda _: None)
+    assert (tmp_path / "curves.png").exists()
 
 
 @pytest.mark.parametrize(("horizon", "chunk"), [(100, 4), (400, 1), (2000, 1), (10, 40)])

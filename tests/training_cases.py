@@ -107,8 +107,12 @@ def same_runs(one: Path | str, other: Path | str) -> bool:
 
 def timeless(folder: Path | str) -> list[dict[str, Any]]:
     """The metrics without times."""
-    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
+    return without_times([json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()])
+
+
+def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is the same in every run."""
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
 
 
 def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:

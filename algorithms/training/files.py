@@ -7,7 +7,7 @@ import math
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -140,8 +140,7 @@ class Lines:
     """A file of JSON objects, one a line, that is appended to. A line is in it whole or not at all.
 
     Args:
-        path: the file.
-        size: where it ends; what is after it is cut off. Default: after the last whole line.
+        path: the file. It ends with a line's end: see `write_lines`.
 
     Example:
         >>> import pathlib, tempfile
@@ -153,23 +152,21 @@ class Lines:
         [{'iteration': 0, 'value': None}]
     """
 
-    def __init__(self, path: Path, size: int | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.size = _whole_lines(path) if size is None else min(size, _whole_lines(path))
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        self._cut()
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a line."""
         line = (json.dumps({name: _plain(value) for name, value in record.items()}) + "\n").encode()
+        before = os.fstat(self._descriptor).st_size
         try:
             if os.write(self._descriptor, line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._cut()
+                os.ftruncate(self._descriptor, before)
             raise OSError(error.errno, error.strerror, str(self.path)) from error
-        self.size += len(line)
 
     def synchronise(self) -> None:
         """Wait until all lines are on the disk."""
@@ -179,19 +176,42 @@ class Lines:
         """Close the file."""
         os.close(self._descriptor)
 
-    def _cut(self) -> None:
-        if stat.S_ISREG(os.fstat(self._descriptor).st_mode):  # a device cannot be cut
-            os.ftruncate(self._descriptor, self.size)
-
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:
         """The objects in a file; none if there is no file."""
-        whole = content(path)[: _whole_lines(path)]
-        return [json.loads(line) for line in whole.splitlines()]
+        return [value for _, value in json_lines(content(path)) if isinstance(value, dict)]
 
 
-def _whole_lines(path: Path) -> int:
-    return content(path).rfind(b"\n") + 1
+def json_lines(written: bytes) -> list[tuple[bytes, Any]]:
+    r"""The lines of a file, each with the JSON value in it, or `None` where there is something else.
+
+    Blank lines do not count, nor does a last one that was cut short.
+
+    Example:
+        >>> from stochgraph.algorithms.training.files import json_lines
+        >>> json_lines(b'{"iteration": 0}\nhello\n\n{"itera')
+        [(b'{"iteration": 0}', {'iteration': 0}), (b'hello', None)]
+    """
+    *lines, last = [(line, _value(line)) for line in written.split(b"\n")]
+    whole = lines if last[1] is None else [*lines, last]
+    return [(line, value) for line, value in whole if line.strip()]
+
+
+def _value(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Let a file have these lines; where they are its first ones it is cut, and otherwise written anew as a whole."""
+    before, after = content(path), b"".join(line + b"\n" for line in lines)
+    if before != after and before.startswith(after):
+        os.truncate(path, len(after))
+    elif before != after:
+        with replacing(path.resolve()) as temporary:
+            temporary.write_bytes(after)
 
 
 def _plain(value: Any) -> Any:

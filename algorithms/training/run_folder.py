@@ -9,7 +9,7 @@ from typing import Any
 
 from .checkpoints import FILES, CheckpointError, Checkpoints, DamagedCheckpoint, State, check_state
 from .configuration import Configuration, ConfigurationError
-from .files import Lines, content, is_there, only_writer, remove_temporaries
+from .files import Lines, content, is_there, json_lines, only_writer, remove_temporaries, write_lines
 
 _ANEW = "start anew with --restart (restart=True), which keeps what is there"
 
@@ -124,36 +124,54 @@ class RunFolder:
             )
         return None
 
-    def begin(self, configuration: Configuration, state: State | None) -> None:
+    def begin(self, configuration: Configuration, state: State | None, say: Callable[[str], None] = print) -> None:
         """Write what the run is, and take away what it has not got to: metrics, checkpoints and halves of files.
 
         Args:
             configuration: of the run.
             state: what was restored.
+            say: is told of lines among the metrics that are none.
         """
-        size = min(state["metrics_size"] if state else 0, len(content(self.metrics_path)))
+        iteration = 0 if state is None else state["iteration"]
+        lines = json_lines(content(self.metrics_path))
         self._tidy()
         configuration.save(self.configuration_path)
-        if state is not None:
-            self.checkpoints.set_aside(state["iteration"])
-        self._open_metrics(size)
+        self.checkpoints.set_aside(iteration)
+        self._cut(lines, iteration, say)
+        self._lines = Lines(self.metrics_path)
 
     def log(self, record: dict[str, Any]) -> None:
         """Add a line to the metrics."""
-        if self._lines is None:
-            self._lines = self._open_metrics(None)
-        self._lines.append(record)
+        self._writing.append(record)
 
     def save(self, configuration: Configuration, iteration: int, state: State) -> None:
-        """Write a checkpoint that knows its run, and how long the metrics are."""
-        lines = self._lines or self._open_metrics(None)
-        lines.synchronise()
-        known = {"iteration": iteration, "run": configuration.fingerprint(), "metrics_size": lines.size}
-        self.checkpoints.save(iteration, {**state, **known})
+        """Write a checkpoint that knows its run, once all metrics before it are on the disk."""
+        self._writing.synchronise()
+        self.checkpoints.save(iteration, {**state, "iteration": iteration, "run": configuration.fingerprint()})
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
         """The lines of one kind, "iteration" or "evaluation"."""
-        return [record for record in Lines.read(self.metrics_path) if record["kind"] == kind]
+        found = json_lines(content(self.metrics_path))
+        return [record for _, record in found if _is_record(record) and record["kind"] == kind]
+
+    @property
+    def _writing(self) -> Lines:
+        if self._lines is None:
+            raise RuntimeError(f"{self.path} is not open for a run: see RunFolder.begin")
+        return self._lines
+
+    def _cut(self, lines: list[tuple[bytes, Any]], iteration: int, say: Callable[[str], None]) -> None:
+        """Keep what was measured before an iteration, each of it once. What is no record goes to a file of its own."""
+        strange = [line for line, value in lines if not _is_record(value)]
+        records = [(line, value) for line, value in lines if _is_record(value)]
+        if strange:
+            aside = self.metrics_path.with_name(f"{self.metrics_path.name}.unreadable")
+            with aside.open("ab") as file:
+                file.write(b"".join(line + b"\n" for line in strange))
+            what = "1 line that is no record" if len(strange) == 1 else f"{len(strange)} lines that are no records"
+            say(f"{self.metrics_path} has {what} of a run: moved to {aside}")
+        kept = {(value["kind"], value["iteration"]): line for line, value in records if value["iteration"] < iteration}
+        write_lines(self.metrics_path, kept.values())
 
     def _set_aside(self, say: Callable[[str], None]) -> None:
         """Move the run that the folder holds to a folder within, its configuration last: it can be read there."""
@@ -172,8 +190,9 @@ class RunFolder:
         remove_temporaries(self.path, "|".join(re.escape(path.name) for path in own))
         remove_temporaries(self.checkpoints.folder, FILES)
 
-    def _open_metrics(self, size: int | None) -> Lines:
-        if self._lines is not None:
-            self._lines.close()
-        self._lines = Lines(self.metrics_path, size)
-        return self._lines
+
+def _is_record(value: Any) -> bool:
+    """Whether this is a line of metrics as a run writes it."""
+    if not isinstance(value, dict) or type(value.get("iteration")) is not int:
+        return False
+    return isinstance(value.get("kind"), str) and value["iteration"] >= 0

@@ -184,7 +184,7 @@ class Trainer:
 
     def _begin(self, state: State | None) -> None:
         """The first that is written, once nothing is left to refuse; metrics have a checkpoint from their start on."""
-        self.folder.begin(self.configuration, state)
+        self.folder.begin(self.configuration, state, self._say)
         if state is None:
             self._save()
         else:
