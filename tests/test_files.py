@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from stochgraph.algorithms.training.files import (
     replacing,
     write_lines,
 )
-from tests.training_cases import FORKS
+from tests.training_cases import FORKS, same
 
 
 @pytest.mark.parametrize("there", [False, True])
@@ -175,6 +176,25 @@ def test_checkpoints_that_are_not_the_state_of_a_run(tmp_path):
     torch.save(torch.zeros(3), tmp_path / "00000001.pt")
     with pytest.raises(CheckpointError, match="holds Tensor, and not the state of a run"):
         read_checkpoint(tmp_path / "00000001.pt")
+
+
+@pytest.mark.parametrize("value", [float("inf"), -float("inf"), float("nan"), complex(0, float("inf"))])
+@pytest.mark.parametrize("wrap", [lambda x: {"a": x}, lambda x: {"a": {0: [1, x]}}, lambda x: {"a": {"b": ("c", x)}}])
+def test_checkpoints_are_finite(tmp_path, wrap, value):
+    """What is not is not written. What was, by another version, is passed over."""
+    checkpoints, where = Checkpoints(tmp_path), r"a(\.0\.1|\.b\.1|) is not finite"
+    checkpoints.save(1, wrap(torch.ones(3)))
+    broken = wrap(torch.tensor([0.0, value]))
+    with pytest.raises(CheckpointError, match=rf"00000002\.pt is not written: {where}"):
+        checkpoints.save(2, broken)
+    assert [path.name for path in tmp_path.iterdir()] == ["00000001.pt"]
+    torch.save(broken, tmp_path / "00000002.pt")
+    said: list[str] = []
+    assert same(checkpoints.newest(said.append), wrap(torch.ones(3)))
+    assert re.search(rf"00000002\.pt .*{where}; going back to 00000001\.pt", said[0])
+    (tmp_path / "00000001.pt").unlink()
+    with pytest.raises(CheckpointError, match="No checkpoint is left"):
+        checkpoints.newest()
 
 
 def test_other_files_among_the_checkpoints_do_not_count(tmp_path):

@@ -32,6 +32,7 @@ from stochgraph.algorithms.training import (
 from stochgraph.algorithms.training.checkpoints import read_checkpoint
 from stochgraph.algorithms.training.curves import save_learning_curve
 from stochgraph.algorithms.training.files import _synchronise
+from stochgraph.algorithms.training.learners import Ascent
 from stochgraph.algorithms.training.reports import ProgressBar, TensorBoard
 from stochgraph.algorithms.training.settings import _ascends
 from tests.training_cases import (
@@ -555,6 +556,8 @@ FORMS: dict[str, tuple[Any, str]] = {
     "integers": (with_parameters(torch.Tensor.long), "'0.weight' is int64"),
     "lists": (with_parameters(torch.Tensor.tolist), "'0.weight' is list"),
     "sparse": (with_parameters(torch.Tensor.to_sparse), "'0.weight' is sparse float32"),
+    "eight bits": (with_parameters(lambda leaf: leaf.to(torch.float8_e4m3fn)), "'0.weight' is float8"),
+    "no numbers": (with_parameters(lambda leaf: leaf.to("meta")), "'0.weight' is without numbers"),
     "no mapping": (lambda state: state.update(parameters=[1, 2]), "parameters are list"),
     "one too many": (lambda state: state["parameters"].update(bias=torch.zeros(2)), "parameters .*, bias, and not"),
     "one too few": (lambda state: state["parameters"].pop("log_std"), "2.bias, and not .*, log_std"),
@@ -797,6 +800,57 @@ def test_a_gradient_that_is_not_finite_changes_nothing(small, monkeypatch):
     ):
         trainer.run()
     assert same(trainer.theta, Problem(small).initial())
+
+
+def overflowing(monkeypatch, when, change):
+    """Let a step of the optimiser leave something that is not finite, where the gradient was finite."""
+    original, steps = Ascent.ascend, []
+
+    def ascend(self, theta, gradient):
+        norm = original(self, theta, gradient)
+        steps.append(norm)
+        if len(steps) == when:
+            change(self, theta)
+        return norm
+
+    monkeypatch.setattr(Ascent, "ascend", ascend)
+
+
+def overflow_of_a_parameter(learner, theta):
+    theta["log_std"][1] = float("inf")
+
+
+def overflow_of_a_moment(learner, theta):
+    learner.optimizer.state_dict()["state"][0]["exp_avg_sq"][0] = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(overflow_of_a_parameter, "parameters.log_std"), (overflow_of_a_moment, "learner.state.0.exp_avg_sq")],
+)
+@pytest.mark.parametrize("when", [4, 5])  # one before a checkpoint, and one that would have been saved by now
+def test_parameters_that_are_not_finite_are_not_saved(small, left_alone, monkeypatch, change, words, when):
+    with monkeypatch.context() as patched:
+        overflowing(patched, when, change)
+        kept = f"0000000{2 if when == 4 else 4}.pt"
+        message = rf"^iteration {when - 1}: {words} is not finite after this step.*learning_rate.*last good.*{kept}"
+        with pytest.raises(TrainingError, match=message):
+            train(small, reporters=[])
+    assert [record["iteration"] for record in RunFolder(small.output).metrics("iteration")] == list(range(when - 1))
+    train(small, reporters=[])
+    assert same_runs(small.output, left_alone)
+
+
+def test_a_checkpoint_that_is_not_finite_is_passed_over(alone, left_alone):
+    """Earlier versions have written such ones."""
+    path = alone / "checkpoints" / "00000006.pt"
+    state = read_checkpoint(path)
+    state["parameters"]["2.bias"][0] = float("nan")
+    torch.save(state, path)
+    hook = Hook()
+    train(SMALL.replace(output=str(alone)), reporters=[hook])
+    assert any("parameters.2.bias is not finite; going back to 00000004.pt" in text for text in hook.said)
+    assert same_runs(alone, left_alone)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ from .files import files_in, replacing, set_aside
 
 State = dict[str, Any]
 FILES = r"[0-9]{8,}\.pt"  # the names of checkpoints
+_REAL = {torch.float64, torch.float32, torch.float16, torch.bfloat16}
+_FINITE = _REAL | {torch.complex128, torch.complex64}  # what may have infinities, and can be asked
 
 
 class CheckpointError(RuntimeError):
@@ -58,7 +60,13 @@ class Checkpoints:
         return self.folder / f"{iteration:08}.pt"
 
     def save(self, iteration: int, state: State) -> None:
-        """Write one, and then remove the oldest."""
+        """Write one, and then remove the oldest.
+
+        Raises:
+            CheckpointError: something in it is not finite.
+        """
+        if broken := not_finite(state):
+            raise CheckpointError(f"checkpoint {self.path(iteration)} is not written: {broken} is not finite")
         buffer = io.BytesIO()
         torch.save(state, buffer)
         with replacing(self.path(iteration)) as temporary:
@@ -106,7 +114,7 @@ def read_checkpoint(path: Path) -> State:
     """What is in a checkpoint, its checksums compared.
 
     Raises:
-        DamagedCheckpoint: the file is cut short, or is not what was written.
+        DamagedCheckpoint: the file is cut short, or is not what was written, or has what is not finite.
         CheckpointError: the file cannot be read at present; what is in it nobody knows.
     """
     try:
@@ -122,6 +130,8 @@ def read_checkpoint(path: Path) -> State:
         raise DamagedCheckpoint(f"checkpoint {path} cannot be read ({type(error).__name__}: {error})") from error
     if not isinstance(state, dict):
         raise DamagedCheckpoint(f"checkpoint {path} holds {type(state).__name__}, and not the state of a run")
+    if broken := not_finite(state):
+        raise DamagedCheckpoint(f"checkpoint {path} is of no use: {broken} is not finite")
     return state
 
 
@@ -131,6 +141,24 @@ def _loaded(written: bytes) -> Any:
     if damaged is not None:
         raise ValueError(f"the checksum of {damaged} is wrong")
     return torch.load(io.BytesIO(written), map_location="cpu", weights_only=True)
+
+
+def not_finite(state: Any) -> str:
+    """Where the first tensor is that has infinities, or what is no number; nothing if there is none.
+
+    Example:
+        >>> import torch
+        >>> from stochgraph.algorithms.training.checkpoints import not_finite
+        >>> not_finite({"learner": {}, "parameters": {"log_std": torch.tensor([0.0, float("inf")])}})
+        'parameters.log_std'
+    """
+    if isinstance(state, Tensor):
+        return "" if state.dtype not in _FINITE or not _dense(state) or bool(state.isfinite().all()) else "."
+    entries = state.items() if isinstance(state, dict) else enumerate(state) if isinstance(state, (list, tuple)) else ()
+    for name, each in entries:
+        if found := not_finite(each):
+            return f"{name}.{found}".rstrip(".")
+    return ""
 
 
 def check_state(path: Path, state: State, run: Mapping[str, Any] | None = None) -> None:
@@ -169,9 +197,15 @@ def check_parameters(found: Any, like: Mapping[str, Tensor]) -> None:
 
 
 def fits(found: Any, like: Tensor) -> bool:
-    """Whether this is a tensor that can take the place of another one: its shape, and real numbers."""
-    dense = isinstance(found, Tensor) and found.layout == torch.strided and not found.is_quantized
-    return dense and found.shape == like.shape and found.is_floating_point() == like.is_floating_point()
+    """Whether this is a tensor that can take the place of another one: of its shape, and real numbers as it is."""
+    if not isinstance(found, Tensor) or not _dense(found) or found.shape != like.shape:
+        return False
+    return found.dtype in _REAL if like.is_floating_point() else found.dtype == like.dtype
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether its numbers are there, one after the other."""
+    return tensor.layout == torch.strided and tensor.device.type != "meta"
 
 
 def foreign(path: Path, why: str) -> CheckpointError:
@@ -191,5 +225,5 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
 def _described(value: Any) -> str:
     if not isinstance(value, Tensor):
         return type(value).__name__
-    layout = "" if value.layout == torch.strided else "sparse "
-    return f"{layout}{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"
+    kind = "" if _dense(value) else "without numbers, " if value.device.type == "meta" else "sparse "
+    return f"{kind}{str(value.dtype).removeprefix('torch.')} of shape {tuple(value.shape)}"

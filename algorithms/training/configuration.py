@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,9 @@ def _fitting(name: str, hint: Any, value: Any) -> Any:
     numbers = value if isinstance(value, tuple) else (value,) if isinstance(value, (int, float)) else ()
     if any(number != number or (least is not None and number < least) for number in numbers):
         raise ConfigurationError(f"{name}={value!r}: must be at least {least}")
+    if any(number in (inf, -inf) for number in numbers):
+        otherwise = ", or none" if type(None) in allowed else ""
+        raise ConfigurationError(f"{name}={value!r}: must be a finite number{otherwise}")
     if most is not None and any(number > most for number in numbers):
         raise ConfigurationError(f"{name}={value!r}: must be at most {most}")
     return value

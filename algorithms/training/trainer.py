@@ -17,7 +17,7 @@ import stochgraph as sg
 
 from .._threads import torch_threads
 from ..policies import Parameters
-from .checkpoints import CheckpointError, State, check_parameters, foreign
+from .checkpoints import CheckpointError, State, check_parameters, foreign, not_finite
 from .configuration import Configuration, ConfigurationError
 from .curves import save_learning_curve
 from .interrupts import Interrupts
@@ -133,9 +133,18 @@ class Trainer:
         means = batch.average(lambda trace: (trace.value, task_returns(trace).mean(0)))
         with default_generator_for(self.configuration.seed, "learner", self.iteration):
             found = self.learner.step(self.theta, batch)
+        self._check_finite()
         figures = {"value": float(means[0]), "returns": means[1].tolist(), **found}
         self._log("iteration", **figures, seconds=time.perf_counter() - start)
         self.iteration += 1
+
+    def _check_finite(self) -> None:
+        """What is not finite never becomes so again: it is neither written down nor saved."""
+        if broken := not_finite(self.state_dict()):
+            raise TrainingError(
+                f"iteration {self.iteration}: {broken} is not finite after this step; a smaller learning_rate or "
+                f"gradient_clip may help. {self._left()}"
+            )
 
     def _evaluate(self) -> None:
         returns = self.problem.evaluate(self.theta, self.ranks)
