@@ -1,5 +1,6 @@
 """A run: the same bits however it was broken off, and clear words for whatever breaks it."""
 
+import contextlib
 import errno
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import resource
 import shutil
 import signal
+import tempfile
 import threading
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from stochgraph.algorithms.training import (
     RunFolder,
     Trainer,
     TrainingError,
+    checkpoints,
     load_result,
     run_folder,
     train,
@@ -529,6 +532,120 @@ def test_a_checkpoint_of_something_else(alone):
         train(SMALL.replace(output=str(alone)), reporters=[])
 
 
+def once(iteration, action):
+    """A reporter that does something after an iteration."""
+    return Hook(lambda record: action() if record["iteration"] == iteration else None)
+
+
+def remove(folder):
+    shutil.rmtree(folder)
+
+
+def remove_with_all_around(folder):
+    shutil.rmtree(folder.parent)
+
+
+def rename(folder):
+    folder.rename(folder.with_name("renamed"))
+
+
+def put_a_file_there(folder):
+    shutil.rmtree(folder)
+    folder.touch()
+
+
+def let_another_run_in(folder):
+    shutil.rmtree(folder)
+    train(SMALL.replace(output=str(folder), seed=1), reporters=[])
+
+
+@pytest.mark.parametrize("when", [0, 2, 3, 5])
+@pytest.mark.parametrize(
+    "loss", [remove, remove_with_all_around, rename, put_a_file_there, let_another_run_in], ids=lambda f: f.__name__
+)
+def test_a_run_whose_folder_is_taken_away_says_where_it_is_saved(tmp_path, left_alone, loss, when):
+    """It has not finished, nor does it write where it is not at home; what it holds is a run that can be continued."""
+    folder = tmp_path / "results" / "run"
+    run = SMALL.replace(output=str(folder))
+    with pytest.raises(TrainingError, match=rf"^iteration {when + 1}: {folder} is not the folder .*") as caught:
+        train(run, reporters=[once(when, lambda: loss(folder))])
+    (place,) = re.findall(r"saved to (\S+), a run", str(caught.value))
+    assert place == f"{folder}-rescued"
+    assert load_result(place).iteration == when + 1
+    assert Configuration.load(Path(place) / "run.json") == run.replace(output=place)
+    if loss is let_another_run_in:
+        assert load_result(folder).problem.configuration.seed == 1
+        assert RunFolder(folder).metrics("iteration")[-1]["iteration"] == 5
+    else:
+        assert folder.is_file() if loss is put_a_file_there else not folder.exists()
+    train(run.replace(output=place), reporters=[])
+    assert same_runs(place, left_alone)
+
+
+def test_a_folder_that_is_taken_away_at_the_end(small, monkeypatch):
+    """While the learning curve is drawn, into a folder that is then made anew: the run has not finished there."""
+    monkeypatch.setattr(f"{Trainer.__module__}.save_learning_curve", lambda folders, *_: remove(folders[0]))
+    with pytest.raises(TrainingError, match=r"^iteration 6: .*run-rescued, a run"):
+        train(small, reporters=[])
+    assert load_result(f"{small.output}-rescued").iteration == 6
+
+
+def test_what_is_saved_elsewhere_finds_a_place(small, tmp_path, monkeypatch):
+    """A name that is free; or, where nothing can be written beside the folder, the folder for temporary files."""
+    (tmp_path / "run-rescued").mkdir()
+    with pytest.raises(TrainingError, match=r"run-rescued-2, a run"):
+        train(small, reporters=[once(2, lambda: remove(small.output))])
+    inner = tmp_path / "results" / "run"
+
+    def bar():
+        shutil.rmtree(inner.parent)
+        inner.parent.touch()
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with pytest.raises(TrainingError, match=r"and nothing could be saved: .*"):
+        train(small.replace(output=str(inner)), reporters=[once(2, bar)])
+    (tmp_path / "temporary").mkdir()
+    inner.parent.unlink()
+    with pytest.raises(TrainingError, match=rf"saved to {tmp_path}/temporary/\S+, a run") as caught:
+        train(small.replace(output=str(inner)), reporters=[once(2, bar)])
+    (place,) = re.findall(r"saved to (\S+), a run", str(caught.value))
+    assert load_result(place).iteration == 3
+
+
+def test_a_folder_that_cannot_be_looked_at_is_not_taken_for_another(small, left_alone):
+    """An error of the disk ends the run in its words, and nothing is saved elsewhere."""
+    faults = contextlib.ExitStack()
+    with faults, pytest.raises(TrainingError, match=r"Input/output error"):
+        train(small, reporters=[once(3, lambda: faults.enter_context(failing(Path(small.output), errno.EIO)))])
+    assert [path.name for path in Path(small.output).parent.iterdir()] == ["run"]
+    train(small, reporters=[])
+    assert same_runs(small.output, left_alone)
+
+
+def test_a_run_goes_on_where_the_working_folder_changes(tmp_path, left_alone, monkeypatch):
+    """A simulator may go to another one; the output is where it was."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    outcome = train(SMALL.replace(output="here/run"), reporters=[once(2, lambda: os.chdir("elsewhere"))])
+    assert outcome.folder == tmp_path / "here" / "run"
+    assert same_runs(outcome.folder, left_alone)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_metrics_that_are_taken_away_go_on_in_a_file_of_the_name(small, left_alone):
+    """Removed, or written anew as editors do, without the end of the last line: no line is written to nowhere."""
+    metrics = Path(small.output) / "metrics.jsonl"
+    train(small, reporters=[once(2, metrics.unlink)])
+    assert timeless(small.output) == timeless(left_alone)[4:]
+
+    def edit():
+        metrics.with_suffix(".new").write_bytes(metrics.read_bytes().rstrip())
+        metrics.with_suffix(".new").rename(metrics)
+
+    train(small, reporters=[once(2, edit)], restart=True)
+    assert timeless(small.output) == timeless(left_alone)
+
+
 def with_moments(change):
     """A change of all first moments that Adam remembers."""
 
@@ -964,6 +1081,51 @@ def test_results_are_read_back_without_touching_the_folder(alone):
     assert result.iteration == 4
     assert len(said) == 1
     assert (alone / "checkpoints" / "00000006.pt").read_bytes() == b""
+
+
+def test_results_of_a_run_that_goes_on_are_read(alone, monkeypatch):
+    """Its only checkpoint is replaced by the next one after it was seen and before it is read."""
+    read, kept = checkpoints.read_checkpoint, RunFolder(alone, kept=1).checkpoints
+    state = newest(alone)
+
+    def late(path):
+        if (done := int(path.stem)) < 9:
+            kept.save(done + 1, {**state, "iteration": done + 1})
+        return read(path)
+
+    monkeypatch.setattr(checkpoints, "read_checkpoint", late)
+    assert load_result(alone).iteration == 9
+
+
+def test_a_run_is_read_all_the_time_while_it_is_written(small):
+    live = small.replace(iterations=10**6, checkpoint_every=1, checkpoints_kept=1, evaluate_every=10**6)
+    process = FORKS.Process(target=train_quietly, args=(live,))
+    process.start()
+    wait_for(lambda: RunFolder(live.output).checkpoints.paths())
+    found = [load_result(live.output, live).iteration for _ in range(30)]
+    process.kill()
+    process.join()
+    assert found == sorted(found)
+    assert found[-1] > found[0]
+
+
+def test_a_checkpoint_that_is_a_link_to_nowhere(alone):
+    """It is seen, and is not there: no reason to look for it for ever."""
+    path = alone / "checkpoints" / "00000006.pt"
+    path.rename(alone / "moved")
+    path.symlink_to(alone / "nowhere")
+    with pytest.raises(CheckpointError, match=r"00000006.pt cannot be read \(FileNotFoundError"):
+        load_result(alone)
+    with pytest.raises(TrainingError, match=r"00000006.pt cannot be read \(FileNotFoundError"):
+        train(SMALL.replace(output=str(alone)), reporters=[])
+
+
+def test_nobody_who_reads_is_told_to_remove_anything(alone):
+    for path in (alone / "checkpoints").iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="No checkpoint is left") as caught:
+        load_result(alone)
+    assert not re.search("remove|restart", str(caught.value), re.IGNORECASE)
 
 
 def test_a_folder_without_a_run(tmp_path):

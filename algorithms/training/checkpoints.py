@@ -2,7 +2,7 @@
 
 import io
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,25 +89,36 @@ class Checkpoints:
             DamagedCheckpoint: there are some, and all are damaged.
             CheckpointError: one cannot be read at present.
         """
-        failures: list[str] = []
-        for path in reversed(self.paths()):
+        paths = self.paths()
+        while True:
             try:
-                state = read_checkpoint(path)
-            except DamagedCheckpoint as error:
-                failures.append(str(error))
-                continue
-            for why in failures:
-                say(f"{why}; going back to {path.name}")
-            return path, state
-        if failures:
-            raise DamagedCheckpoint(f"{'; '.join(failures)}. No checkpoint is left to go back to")
-        return None
+                return _newest_of(paths, say)
+            except CheckpointError as error:
+                seen, paths = paths, self.paths()
+                if paths == seen or not isinstance(error.__cause__, FileNotFoundError):
+                    raise  # or else a run that goes on has removed what was seen, and written a newer one
 
     def set_aside(self, iteration: int) -> None:
         """Rename those after an iteration, which were damaged, so that they do not count as checkpoints any more."""
         for path in self.paths():
             if int(path.stem) > iteration:
                 set_aside(path, "unreadable")
+
+
+def _newest_of(paths: Sequence[Path], say: Callable[[str], None]) -> tuple[Path, State] | None:
+    failures: list[str] = []
+    for path in reversed(paths):
+        try:
+            state = read_checkpoint(path)
+        except DamagedCheckpoint as error:
+            failures.append(str(error))
+            continue
+        for why in failures:
+            say(f"{why}; going back to {path.name}")
+        return path, state
+    if failures:
+        raise DamagedCheckpoint(f"{'; '.join(failures)}. No checkpoint is left to go back to")
+    return None
 
 
 def read_checkpoint(path: Path) -> State:

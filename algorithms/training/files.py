@@ -136,6 +136,35 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
 
 
+class Folder:
+    """A folder as it is now, whatever is done to its name.
+
+    Args:
+        path: where it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = None if os.name == "nt" else os.open(path, os.O_RDONLY)  # there nobody can rename it
+
+    def is_there(self) -> bool:
+        """Whether it is still the one of its name; an error where that cannot be told."""
+        return self._descriptor is None or _is_file(self._descriptor, self.path)
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    """Whether an open file, or folder, is the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 class Lines:
     """A file of JSON objects, one a line, that is appended to. A line is in it whole or not at all.
 
@@ -154,7 +183,23 @@ class Lines:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        self._descriptor = self._opened()
+
+    def is_there(self) -> bool:
+        """Whether the file is still the one of its name."""
+        return _is_file(self._descriptor, self.path)
+
+    def reopen(self) -> None:
+        """Go on in the file of the name, behind what is in it."""
+        before = content(self.path)
+        self.close()
+        self._descriptor = self._opened()
+        if before and not before.endswith(b"\n"):
+            os.write(self._descriptor, b"\n")
+
+    def content(self) -> bytes:
+        """What has been written, also where the file has no name any more."""
+        return os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a line."""
@@ -175,6 +220,9 @@ class Lines:
     def close(self) -> None:
         """Close the file."""
         os.close(self._descriptor)
+
+    def _opened(self) -> int:
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
 
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:

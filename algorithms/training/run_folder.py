@@ -1,6 +1,7 @@
 """The folder of a run: what is where, and that two runs are not mixed in it."""
 
 import re
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
@@ -9,7 +10,7 @@ from typing import Any
 
 from .checkpoints import FILES, CheckpointError, Checkpoints, DamagedCheckpoint, State, check_state
 from .configuration import Configuration, ConfigurationError
-from .files import Lines, content, is_there, json_lines, only_writer, remove_temporaries, write_lines
+from .files import Folder, Lines, content, is_there, json_lines, only_writer, remove_temporaries, write_lines
 
 _ANEW = "start anew with --restart (restart=True), which keeps what is there"
 
@@ -35,9 +36,11 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path, kept: int = 3) -> None:
-        self.path = Path(path)
+        self.path = Path(path).absolute()  # whoever changes the working folder does not move the run
         self.checkpoints = Checkpoints(self.path / "checkpoints", kept)
         self._lines: Lines | None = None
+        self._folder: Folder | None = None
+        self._rescued: Path | None = None
 
     @property
     def configuration_path(self) -> Path:
@@ -92,12 +95,14 @@ class RunFolder:
             if restart:
                 self._set_aside(say)
             self.check(configuration)
+            self._folder = Folder(self.path)
             try:
                 yield
             finally:
+                self._folder.close()
                 if self._lines is not None:
                     self._lines.close()
-                    self._lines = None
+                self._folder = self._lines = None
 
     def restored(self, configuration: Configuration, say: Callable[[str], None] = print) -> State | None:
         """The newest checkpoint that is not damaged; `None` if there is no run yet.
@@ -139,6 +144,47 @@ class RunFolder:
         self.checkpoints.set_aside(iteration)
         self._cut(lines, iteration, say)
         self._lines = Lines(self.metrics_path)
+
+    def is_own(self) -> bool:
+        """Whether this is still the folder that was opened. If only the metrics are new, they go on in the new file."""
+        if self._folder is None or not self._folder.is_there():
+            return False
+        if not self._writing.is_there():
+            self._writing.reopen()
+        return True
+
+    def rescue(self, configuration: Configuration, iteration: int, state: State) -> Path:
+        """Save, once, what a run holds whose folder is not there any more, as a run in another folder.
+
+        Args:
+            configuration: of the run.
+            iteration: how many are done.
+            state: after them.
+
+        Returns:
+            The folder: one beside the lost one or, where that cannot be, one for temporary files.
+
+        Raises:
+            OSError: nothing can be written anywhere.
+        """
+        if self._rescued is None:
+            names = (f"{self.path.name}-rescued{number}" for number in ("", *(f"-{i}" for i in range(2, 10**6))))
+            try:
+                place = next(self.path.with_name(name) for name in names if not is_there(self.path.with_name(name)))
+                self._rescued = self._copied(place, configuration, iteration, state)
+            except OSError:
+                place = Path(tempfile.mkdtemp(prefix="rescued-"))
+                self._rescued = self._copied(place, configuration, iteration, state)
+        return self._rescued
+
+    def _copied(self, place: Path, configuration: Configuration, iteration: int, state: State) -> Path:
+        """A folder with all that a run needs to be continued there."""
+        other, moved = RunFolder(place, self.checkpoints.kept), configuration.replace(output=str(place))
+        with other.opened(moved):
+            other.metrics_path.write_bytes(self._writing.content())
+            other.begin(moved, {"iteration": iteration})
+            other.save(moved, iteration, state)
+        return place
 
     def log(self, record: dict[str, Any]) -> None:
         """Add a line to the metrics."""

@@ -110,11 +110,13 @@ class Trainer:
             self._tell(lambda reporter: reporter.begin(self.iteration, self.configuration.iterations))
             finished = self._loop(interrupts)
             self._draw()
+            self._keep_folder()
         return Outcome(self.theta, self.iteration, finished, self.folder.path)
 
     def _loop(self, interrupts: Interrupts) -> bool:
         run = self.configuration
         while self.iteration < run.iterations:
+            self._keep_folder()
             if self.iteration % run.evaluate_every == 0:
                 self._evaluate()
             self._step()
@@ -124,6 +126,7 @@ class Trainer:
             if stopped and self.iteration < run.iterations:
                 self._say(f"interrupted, and saved after {self.iteration} iterations; {self._command} continues it")
                 return False
+        self._keep_folder()
         self._evaluate()
         return True
 
@@ -159,7 +162,20 @@ class Trainer:
         else:
             self._tell(lambda reporter: reporter.evaluated(record))
 
+    def _keep_folder(self) -> None:
+        """Nothing is written to a folder that is not the run's own any more; what the run holds is saved elsewhere."""
+        if not self.ranks.first or self.folder.is_own():
+            return
+        lost = f"iteration {self.iteration}: {self.folder.path} is not the folder of this run any more, but removed"
+        lost += ", renamed or replaced"
+        try:
+            place = self.folder.rescue(self.configuration, self.iteration, self.state_dict())
+        except OSError as error:
+            raise TrainingError(f"{lost}, and nothing could be saved: {error}") from error
+        raise TrainingError(f"{lost}: what the run still holds is saved to {place}, a run that can be continued there")
+
     def _save(self) -> None:
+        self._keep_folder()
         if self.ranks.first:
             self.folder.save(self.configuration, self.iteration, self.state_dict())
 
