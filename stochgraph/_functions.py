@@ -13,12 +13,14 @@ import dis
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from functools import WRAPPER_ASSIGNMENTS, partial
+from itertools import islice
 from types import CellType, CodeType, FrameType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from torch import Tensor
 from torch.nn import Module
 
+_MOST = 10_000
 _OURS = ("stochgraph.", "torch.")
 _WRAPPERS = (FunctionType, MethodType, partial, dict, tuple, list)
 
@@ -39,8 +41,11 @@ def surely_read(thing: Any) -> Iterator[tuple[str, Any]]:
 
 
 def all_tensors(thing: Any) -> Iterator[tuple[str, Tensor, str]]:
-    """The tensors that a function may read, with names; those of modules with the module's."""
-    for name, found in _walk(thing, _parts_of_anything):
+    """The tensors that a function may read, with names; those of modules with the module's.
+
+    Instances may hold whole programs: what is further away than many steps is left out.
+    """
+    for name, found in islice(_walk(thing, _parts_of_anything), _MOST):
         if isinstance(found, Tensor):
             yield name, found, ""
         elif isinstance(found, Module):
