@@ -21,6 +21,12 @@ _PARTS = {
 }
 _PATHWISE = "counted once, through the draw itself"
 _VALUE = {"once": "the direction of {} is differentiated", "dropped": "the direction of {} is held constant"}
+_ORDER_ONE = "order 1: the noise of {} depends on its parameters, so that there is no second derivative, and no replay "
+_ORDER_ONE += "at other parameters"
+_SEEN_LATE = (
+    "its rsample is seen when it draws: a straight-through draw is refused there, and one whose noise depends on "
+)
+_SEEN_LATE += "its parameters (Gamma, Beta, Dirichlet ...) is of order 1"
 _BOX = r"where $\square(L) = e^{L - \mathrm{stop}(L)}$: its value is 1, its derivative that of $L$"
 _LONGEST_ROUTE = 8
 _MOST_ROWS = 4
@@ -48,6 +54,7 @@ class Explanation:
     latex: str
     _title: str
     _constant: tuple[str, ...]
+    _pathwise: tuple[str, ...]
     _landmarks: frozenset[str]
     _objective: str
 
@@ -87,7 +94,7 @@ class Explanation:
 
     def _notes(self) -> list[str]:
         text = "its distribution depends on no differentiated input; nothing to count"
-        return [f"{name}: {text}" for name in self._constant]
+        return [*(f"{name}: {text}" for name in self._constant), *self._pathwise]
 
     def _repr_markdown_(self) -> str:
         rows = [f"| {name} | {path} | **{word}** | {text} |" for name, path, word, text in self._cells()]
@@ -105,11 +112,20 @@ def explain(compiled: Any) -> Explanation:
     variance = largest([*(row.variance for row in rows), *(["O(1)"] if alone else [])])
     listed = {row.sample for row in rows}
     constant = tuple(n.name for n in order if isinstance(n, nd.Sample) and n.name not in listed)
+    pathwise = [n for n in order if isinstance(n, nd.Sample) and n.name in compiled._derivation.pathwise]
+    notes = tuple(f"{n.name}: {note}" for n in pathwise for note in _pathwise_notes(n))
     title = f"gradient of E[{compiled.graph.name}] with respect to {', '.join(compiled.wrt)}"
     landmarks = frozenset(n.name for n in order if isinstance(n, (nd.Input, nd.Sample, nd.Update)))
     return Explanation(
-        rows, bias == "0", bias, variance, latex(compiled), title, constant, landmarks, compiled.graph.name
+        rows, bias == "0", bias, variance, latex(compiled), title, constant, notes, landmarks, compiled.graph.name
     )
+
+
+def _pathwise_notes(node: nd.Sample) -> list[str]:
+    """What is to be known of a pathwise draw besides its path."""
+    if not node.law.is_torchs_own:
+        return [_SEEN_LATE]
+    return [_ORDER_ONE.format(node.law.name)] if node.law.noise_parents(node.arguments) else []
 
 
 def words(row: Row) -> str:

@@ -52,7 +52,7 @@ class CompiledArgmax(CompiledUpdate):
         if self.detach:
             leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
         apart = copy.copy(run)  # the solution is one of the values of a run: a copy with them would never be freed
-        apart.values = {}
+        apart.values, apart.kept = {}, {}
 
         def value(x: Tensor, *context: Any) -> Tensor:
             captured, index = pytree.tree_unflatten(list(context), spec)

@@ -19,7 +19,7 @@ from ._axes import describe
 from ._compile import Compiled, watched
 from ._derive import Derivation
 from ._errors import VerificationError
-from ._law import at_edge, edge_message
+from ._mends import at_edge, edge_message
 from ._program import schedule
 from ._rules import VALUE
 from ._run import Run
