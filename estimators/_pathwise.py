@@ -11,8 +11,8 @@ def PW() -> Pathwise:
     - Most families of torch draw :math:`\epsilon` without their parameters (`Normal`, `LogNormal`, `Uniform`, `Gumbel`,
       relaxed ones, transforms of these). It is recorded in the trace: a surrogate can be replayed at other parameters,
       the draw moving with them, and has derivatives of any order.
-    - `Gamma`, `Chi2`, `Beta`, `Dirichlet`, `StudentT`, `FisherSnedecor`, `InverseGamma`, `Wishart`: the noise depends on
-      the shape (concentration, degrees of freedom), and the draw is differentiated implicitly,
+    - `Gamma`, `Chi2`, `Beta`, `Dirichlet`, `StudentT`, `FisherSnedecor`, `InverseGamma`, `Wishart`: the noise depends
+      on the shape (concentration, degrees of freedom), and the draw is differentiated implicitly,
       :math:`\partial x / \partial \theta = - F_\theta(x) / F_x(x)` with the distribution function F. That is of order 1
       and at the parameters that drew: a second derivative, an update that takes the first, and a replay at another
       shape are refused. In the other parameters (rate, location, scale) there is no bound.
@@ -24,7 +24,7 @@ def PW() -> Pathwise:
     has become 1.
 
     References:
-        Kingma and Welling (2014), eq. 4; Rezende et al. (2014); Figurnov et al. (2018), eq. 6, for implicit draws.
+        Kingma and Welling (2014), eq. 4; Rezende et al. (2014); Figurnov et al. (2018) for implicit draws.
 
     Example:
         >>> import torch, stochgraph as sg

@@ -25,7 +25,7 @@ from torch.distributions import (
     Wishart,
     constraints,
 )
-from torch.distributions.transforms import StickBreakingTransform, Transform, _InverseTransform
+from torch.distributions.transforms import PowerTransform, StickBreakingTransform, Transform, _InverseTransform
 from torch.nn.functional import logsigmoid
 
 from ._errors import DeclarationError
@@ -114,18 +114,27 @@ def _remembering(thing: Any) -> Any:
     made = copy.copy(thing)
     made.__dict__.update({name: _remembering(part) for name, part in _parts(thing)})
     made._cache_size, made._cached_x_y = 1, (None, None)
-    if type(made) is StickBreakingTransform:
-        made.__dict__["log_abs_det_jacobian"] = _stick_breaking
+    if type(made) in _LOG_SLOPES:
+        made.__dict__["log_abs_det_jacobian"] = functools.partial(_LOG_SLOPES[type(made)], made)
     return made
 
 
-def _stick_breaking(x: Tensor, y: Tensor) -> Tensor:
-    """The log-determinant from what was broken: of the pieces, which torch clamps, it has no derivative at the edge."""
+def _power(power: PowerTransform, x: Tensor, y: Tensor) -> Tensor:
+    """The log-slope from what is raised: torch takes the power's own logarithm, which may be that of zero."""
+    return power.exponent.abs().log() + (power.exponent - 1) * x.log()
+
+
+def _stick_breaking(_: StickBreakingTransform, x: Tensor, y: Tensor) -> Tensor:
+    """The log-determinant from what was broken: the pieces are clamped by torch, and have no derivative there."""
     x = x - (x.shape[-1] + 1 - x.new_ones(x.shape[-1]).cumsum(-1)).log()
     left = logsigmoid(-x).cumsum(-1)  # the logarithm of what is left of the stick after each break
     return (logsigmoid(x) + left).sum(-1)
 
 
+_LOG_SLOPES: dict[type[Transform], Callable[..., Tensor]] = {
+    PowerTransform: _power,
+    StickBreakingTransform: _stick_breaking,
+}
 _NOISE_PARAMETERS: dict[type[Distribution], tuple[str, ...]] = {
     Beta: ("concentration1", "concentration0"),
     Chi2: ("df",),

@@ -412,7 +412,8 @@ def _summed(built: Distribution, log_prob: Tensor, parent_axes: Axes) -> Tensor:
 
 def _refuse_lost(node: Any, draw: Tensor, remembering: Distribution, built: Distribution) -> None:
     """Refuse draws whose transforms do not lead back: a score by their inverses would be another draw's."""
-    known, found = remembering.log_prob(draw), built.log_prob(draw)
+    with torch.no_grad():
+        known, found = remembering.log_prob(draw), built.log_prob(draw)
     lost = known.isfinite() & ~((found - known).abs() <= _LOST)
     if bool(lost.any()):
         where = tuple(int(i) for i in torch.nonzero(lost)[0])
