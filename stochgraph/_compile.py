@@ -23,8 +23,9 @@ from ._graph import Graph, scored_samples
 from ._indexing import in_transform
 from ._law import DistributionLaw, _no_path, moving_support_message
 from ._leave_one_out import LEAVE_ONE_OUT
+from ._noise import straight_through_message
 from ._program import schedule
-from ._reach import data_of, descends_from, open_unknowns, plates_in, samples_in
+from ._reach import data_of, descends_from, moves_with, open_unknowns, plates_in, samples_in
 from ._rules import Control, Rule, value_rules
 from ._run import Run, recorded, seeded
 from ._trace import Trace
@@ -424,12 +425,32 @@ def _check_pathwise(graph: Graph, node: nd.Sample, estimators: Mapping[str, Any]
         )
     if node.law.is_class and not node.law.factory.has_rsample:  # type: ignore[attr-defined]
         raise CompileError(_no_path(node, node.law.name))
+    straight_through = node.law.straight_through()
+    if straight_through:
+        raise CompileError(straight_through_message(node, straight_through))
+    _refuse_second_order(graph, node, estimators)
     if graph._objective not in _routes(graph, node, estimators):
         raise CompileError(
             f"PW on sample {node.name!r} (axes: {describe(node.axes)}): the draw has no differentiable path to the "
             f"objective {graph._objective.name!r}; it only meets operations without a derivative, or a stop. "
             "Use SF for this node"
         )
+
+
+def _refuse_second_order(graph: Graph, node: nd.Sample, estimators: Mapping[str, Any]) -> None:
+    """Refuse an update that takes the first derivative of a draw that has no other."""
+    noise = node.law.noise_parents(node.arguments)
+    pathwise = [name for name, estimator in estimators.items() if isinstance(estimator, Pathwise)]
+    for update in graph._order if noise else ():
+        if not isinstance(update, nd.Update) or node not in schedule([update.objective]):
+            continue
+        moved = moves_with(graph._order, [update.variable], pathwise)
+        if any(parent in moved for parent in noise):
+            raise CompileError(
+                f"PW on sample {node.name!r} ({node.law.name}; axes: {describe(node.axes)}): its noise depends on its "
+                f"parameters, so that its draws have a first derivative and no second one. The update {update.name!r} "
+                "takes the first, and its own derivative would be the second. Use SF for this node"
+            )
 
 
 def _routes(graph: Graph, source: nd.Node, estimators: Mapping[str, Any]) -> set[nd.Node]:

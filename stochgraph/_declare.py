@@ -249,6 +249,9 @@ def _refuse_a_name_of_its_own(fn: Callable[..., Any], args: tuple[Any, ...]) -> 
 def log_prob(x: Any) -> Any:
     """The log-probability of a draw under the distribution that it was drawn from: the log q of a variational bound.
 
+    Of a pathwise draw no transform is inverted: it is exact where a sigmoid or a hyperbolic tangent has saturated.
+    Scored draws from which transforms do not lead back are refused when they are drawn.
+
     Args:
         x: a sample node. The result has its axes, a time axis included.
 

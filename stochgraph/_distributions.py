@@ -1,33 +1,32 @@
-"""What torch distributions are made of: their tensors, distributions around other tensors, and moving supports.
-
-NOTE [what is mended]
-Some of torch's log-probabilities are not what a surrogate needs. Discrete distributions that are given probabilities
-clamp them to an epsilon before they take logarithms, while their draws do not: below it the score is zero, where it
-should be large. And two of them (`Geometric`, `Multinomial`) pick elements by value, which cannot be mapped. A copy of
-such a distribution gets its own logarithms, or its own `log_prob`, equal to torch's wherever torch has the right one.
-"""
+"""What torch distributions are made of: tensors, transforms, supports; and copies around other ones."""
 
 import copy
+import functools
+import inspect
 import itertools
 from collections.abc import Callable, Iterator
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import (
-    Bernoulli,
+    Beta,
     Binomial,
-    Categorical,
+    Chi2,
+    Dirichlet,
     Distribution,
-    Geometric,
+    FisherSnedecor,
+    Gamma,
     Independent,
+    InverseGamma,
     Multinomial,
-    NegativeBinomial,
+    StudentT,
     TransformedDistribution,
+    Wishart,
     constraints,
 )
-from torch.distributions.transforms import Transform, _InverseTransform
+from torch.distributions.transforms import PowerTransform, StickBreakingTransform, Transform, _InverseTransform
+from torch.nn.functional import logsigmoid
 
 from ._errors import DeclarationError
 
@@ -91,6 +90,95 @@ def _pad(value: Tensor, lead: int, rank: int) -> Tensor:
     return value.reshape(*value.shape[:lead], *[1] * max(rank - len(own), 0), *own)
 
 
+def inverts(dist: Distribution) -> bool:
+    """Whether scoring a draw inverts transforms."""
+    return any(isinstance(part, TransformedDistribution) for part in parts_of(dist))
+
+
+def moving(dist: Distribution) -> Distribution:
+    """A copy whose transforms remember what they mapped last, so that its own draw is scored without inverses."""
+    return copied(dist, _remember)
+
+
+def _remember(dist: Distribution) -> None:
+    dist._validate_args = False
+    if isinstance(dist, TransformedDistribution):
+        dist.transforms = [_remembering(transform) for transform in dist.transforms]
+
+
+def _remembering(thing: Any) -> Any:
+    if isinstance(thing, list):
+        return [_remembering(part) for part in thing]
+    if not isinstance(thing, Transform):
+        return thing
+    made = copy.copy(thing)
+    made.__dict__.update({name: _remembering(part) for name, part in _parts(thing)})
+    made._cache_size, made._cached_x_y = 1, (None, None)
+    if type(made) in _LOG_SLOPES:
+        made.__dict__["log_abs_det_jacobian"] = functools.partial(_LOG_SLOPES[type(made)], made)
+    return made
+
+
+def _power(power: PowerTransform, x: Tensor, y: Tensor) -> Tensor:
+    """The log-slope from what is raised: torch takes the power's own logarithm, which may be that of zero."""
+    return power.exponent.abs().log() + (power.exponent - 1) * x.log()
+
+
+def _stick_breaking(_: StickBreakingTransform, x: Tensor, y: Tensor) -> Tensor:
+    """The log-determinant from what was broken: the pieces are clamped by torch, and have no derivative there."""
+    x = x - (x.shape[-1] + 1 - x.new_ones(x.shape[-1]).cumsum(-1)).log()
+    left = logsigmoid(-x).cumsum(-1)  # the logarithm of what is left of the stick after each break
+    return (logsigmoid(x) + left).sum(-1)
+
+
+_LOG_SLOPES: dict[type[Transform], Callable[..., Tensor]] = {
+    PowerTransform: _power,
+    StickBreakingTransform: _stick_breaking,
+}
+_NOISE_PARAMETERS: dict[type[Distribution], tuple[str, ...]] = {
+    Beta: ("concentration1", "concentration0"),
+    Chi2: ("df",),
+    Dirichlet: ("concentration",),
+    FisherSnedecor: ("df1", "df2"),
+    Gamma: ("concentration",),
+    InverseGamma: ("concentration",),
+    StudentT: ("df",),
+    Wishart: ("df",),
+}
+
+
+def noise_parameters(family: type[Distribution]) -> tuple[str, ...]:
+    """The parameters of a family that the noise of its pathwise draws depends on."""
+    return next((names for known, names in _NOISE_PARAMETERS.items() if issubclass(family, known)), ())
+
+
+def named_families(factory: Any) -> list[type[Distribution]]:
+    """The classes of distributions that a factory is, or that the code of a function names."""
+    if isinstance(factory, functools.partial):
+        return named_families(factory.func)
+    found = [factory]
+    if inspect.isroutine(factory) and hasattr(factory, "__code__"):
+        seen = inspect.getclosurevars(factory)
+        found = [*seen.nonlocals.values(), *seen.globals.values()]
+        for owner in found:  # and what it names of modules, torch.distributions.Normal, one within the other
+            inner = [getattr(owner, name, None) for name in seen.unbound if inspect.ismodule(owner)]
+            found += [one for one in inner if not any(one is other for other in found)]
+    return [one for one in found if isinstance(one, type) and issubclass(one, Distribution)]
+
+
+def is_straight_through(dist: Distribution | type[Distribution]) -> bool:
+    """Whether draws are discrete and have a derivative all the same: that of something else."""
+    parts = parts_of(dist) if isinstance(dist, Distribution) else [dist]
+    return any(part.has_rsample is True and _is_discrete(part) for part in parts)
+
+
+def _is_discrete(dist: Any) -> bool:
+    try:
+        return bool(dist.support.is_discrete)
+    except (AttributeError, NotImplementedError):  # it does not say
+        return False
+
+
 def parts_of(dist: Distribution) -> Iterator[Distribution]:
     """The distribution, and those that its draws and log-probabilities are made of."""
     yield dist
@@ -104,16 +192,6 @@ def _members(dist: Distribution) -> list[tuple[str, Distribution]]:
     return [(name, part) for name, part in parts if isinstance(part, Distribution)]
 
 
-def mended(dist: Distribution, checks: bool = True) -> Distribution:
-    """The distribution, or a copy whose log-probabilities are right at the edge and can be mapped. See the note.
-
-    Without `checks`, draws that are scored are not looked at.
-    """
-    if checks and not any(isinstance(part, tuple(_MENDS)) for part in parts_of(dist)):
-        return dist
-    return copied(dist, _mend if checks else _mend_unchecked)
-
-
 def copied(dist: Distribution, change: Callable[[Any], None]) -> Any:
     """A copy of the distribution, and of those that it is made of, each changed in place."""
     made = copy.copy(dist)
@@ -121,100 +199,6 @@ def copied(dist: Distribution, change: Callable[[Any], None]) -> Any:
         made.__dict__[name] = copied(part, change)
     change(made)
     return made
-
-
-def _mend(dist: Distribution) -> None:
-    for family, members in _MENDS.items():
-        if isinstance(dist, family):
-            dist.__dict__.update(members(dist))
-
-
-def _mend_unchecked(dist: Distribution) -> None:
-    _mend(dist)
-    dist._validate_args = False
-
-
-def margins(dist: Distribution) -> list[Tensor]:
-    """How far the probabilities that discrete parts were given are from the edge: 0 where an outcome is impossible."""
-    given = [(part, _given(part)) for part in parts_of(dist)]
-    return [p if isinstance(part, Categorical) else p * (1 - p) for part, p in given if p is not None]
-
-
-def _given(dist: Distribution) -> Tensor | None:
-    """The probabilities that a discrete distribution was given, as opposed to log-odds."""
-    known = vars(dist) if isinstance(dist, _BY_PROBABILITY) else {}
-    probs = known.get("probs")
-    # torch evaluates the other form when it checks arguments, and then tells by `_param` which one was given.
-    return probs if "logits" not in known or known.get("_param") is probs else None
-
-
-def _log_odds(dist: Any) -> dict[str, Any]:
-    probs = _given(dist)
-    return {} if probs is None else {"logits": _log(probs) - _log_complement(probs)}
-
-
-def _log_probabilities(dist: Any) -> dict[str, Any]:
-    probs = _given(dist)
-    return {} if probs is None else {"logits": _log(probs)}
-
-
-def _log(probs: Tensor) -> Tensor:
-    """The logarithm; of zero that of the smallest number that has a reciprocal."""
-    return probs.clamp(min=torch.finfo(probs.dtype).tiny).log()
-
-
-def _log_complement(probs: Tensor) -> Tensor:
-    """The logarithm of one minus the probabilities; for one that of the largest number below it."""
-    return (-probs.clamp(max=1 - torch.finfo(probs.dtype).eps / 2)).log1p()
-
-
-def _own_log_prob(
-    family: Any, log_prob: Callable[[Any, Tensor], Tensor], by_probability: bool = False
-) -> Callable[[Any], dict[str, Any]]:
-    """Puts `log_prob` in the place of the family's, unless a subclass has done so."""
-
-    def checked(dist: Any, value: Tensor) -> Tensor:
-        if dist._validate_args:
-            dist._validate_sample(value)
-        return log_prob(dist, value)
-
-    def members(dist: Any) -> dict[str, Any]:
-        other = type(dist).log_prob is not family.log_prob or (by_probability and _given(dist) is None)
-        return {} if other else {"log_prob": partial(checked, dist)}
-
-    return members
-
-
-def _bernoulli(dist: Bernoulli, value: Tensor) -> Tensor:
-    return value * _log(dist.probs) + (1 - value) * _log_complement(dist.probs)
-
-
-def _binomial(dist: Binomial, value: Tensor) -> Tensor:
-    failures = dist.total_count - value
-    ways = torch.lgamma(dist.total_count + 1) - torch.lgamma(value + 1) - torch.lgamma(failures + 1)
-    return ways + value * _log(dist.probs) + failures * _log_complement(dist.probs)
-
-
-def _geometric(dist: Geometric, value: Tensor) -> Tensor:
-    value, probs = torch.broadcast_tensors(value, dist.probs)
-    return value * (-probs.masked_fill((probs == 1) & (value == 0), 0)).log1p() + dist.probs.log()
-
-
-def _multinomial(dist: Multinomial, value: Tensor) -> Tensor:
-    logits, value = torch.broadcast_tensors(dist.logits, value)
-    ways = torch.lgamma(value.sum(-1) + 1) - torch.lgamma(value + 1).sum(-1)
-    return ways + (logits.masked_fill((value == 0) & (logits == -torch.inf), 0) * value).sum(-1)
-
-
-_BY_PROBABILITY = (Bernoulli, Binomial, Categorical, Geometric, NegativeBinomial)
-_MENDS: dict[type[Distribution], Callable[[Any], dict[str, Any]]] = {
-    Bernoulli: _own_log_prob(Bernoulli, _bernoulli, by_probability=True),
-    Binomial: _own_log_prob(Binomial, _binomial, by_probability=True),
-    Categorical: _log_probabilities,
-    Geometric: _own_log_prob(Geometric, _geometric),
-    Multinomial: _own_log_prob(Multinomial, _multinomial),
-    NegativeBinomial: _log_odds,
-}
 
 
 def most_trials(dist: Distribution) -> Tensor:

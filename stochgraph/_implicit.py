@@ -54,8 +54,9 @@ class CompiledArgmax(CompiledUpdate):
         leaves, spec = pytree.tree_flatten((values[1:], left_out and left_out.index))
         if self.detach:
             leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        apart = copy.copy(run)  # the solution is one of the values of a run: a copy with them would never be freed
-        apart.values = {}
+        # The solution is one of the values of a run, and draws depend on it: a copy with them would never be freed.
+        apart = copy.copy(run)
+        apart.values, apart.kept, apart.draws = {}, {}, dict(run.draws)
 
         def value(x: Tensor, *context: Any) -> Tensor:
             captured, index = pytree.tree_unflatten(list(context), spec)

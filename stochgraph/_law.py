@@ -8,27 +8,47 @@ rebuilt around the mapped parameters. Either way the draw itself is one batched 
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.distributions import ContinuousBernoulli, Distribution, Pareto, Uniform
-from torch.overrides import TorchFunctionMode
 
 from . import _vectorize as vz
 from ._axes import Axes, describe, union, without
-from ._distributions import collect, finite_support, margins, mended, most_trials, moving_support, rebuild
+from ._distributions import (
+    collect,
+    finite_support,
+    inverts,
+    is_straight_through,
+    most_trials,
+    moving,
+    moving_support,
+    named_families,
+    noise_parameters,
+    rebuild,
+)
 from ._errors import SamplingError
 from ._failures import raise_in_words
-from ._indexing import NOISE_IN_PLACE, in_transform
+from ._indexing import in_transform
+from ._mends import margins, mended
+from ._noise import NoiseTape, straight_through_message
 from ._pieces import find_cut
 from ._sampler import Sampler
 from ._trees import map_tensors, recordable, tensors
 
 MOVING_SUPPORT = (Uniform, Pareto)
+_LOST = 0.1  # by which a log-probability may be wrong where a draw is inverted in few digits
 _LOOKS_ANYWAY = (ContinuousBernoulli,)  # torch's looks at its probabilities whenever `validate_args` is given
+
+
+class Kept(NamedTuple):
+    """A distribution that has drawn, for `score` to reuse; and where a pathwise draw is, as torch made it."""
+
+    built: Distribution
+    draw: Tensor | None = None
 
 
 class Law(Protocol):
@@ -44,7 +64,7 @@ class Law(Protocol):
         """A draw `(*node.axes, ...)`, and whatever `score` can reuse."""
 
     def score(
-        self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, built: Any = None
+        self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, kept: Any = None
     ) -> Tensor:
         """The log-probability of each draw, shape `(*axes of node and inputs)`; `inputs` are the parents' nodes."""
 
@@ -78,12 +98,17 @@ class DistributionLaw:
     def name(self) -> str:
         return getattr(self.factory, "__name__", type(self.factory).__name__).strip("<>")
 
+    @property
+    def is_torchs_own(self) -> bool:
+        """Whether all is known of how it draws before it does."""
+        return self.is_class and self.factory.__module__.startswith("torch.distributions.")
+
     def event_dims(self, arguments: Any) -> list[int] | None:
         """The event dimensions of the parameters given by nodes; `None` if they cannot simply be batched."""
         declared = getattr(self.factory, "arg_constraints", None) if self.is_class and arguments.flat else None
         if not isinstance(declared, dict):
             return None
-        names = [*list(inspect.signature(self.factory).parameters)[: arguments.positional], *arguments.keywords]
+        names = self._parameters(arguments)
         if not set(names) <= declared.keys():
             return None
         dims = [declared[name].event_dim for name in names]
@@ -92,37 +117,63 @@ class DistributionLaw:
         # The batch dimensions of a constant would be taken for plates: such a distribution is mapped instead.
         return None if constants else [dims[i] for i in arguments.places]
 
-    def draw(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Tensor, Distribution]:
+    def _parameters(self, arguments: Any) -> list[str]:
+        """The names of the distribution's parameters, in the order of the arguments."""
+        return [*list(inspect.signature(self.factory).parameters)[: arguments.positional], *arguments.keywords]
+
+    def noise_parents(self, arguments: Any) -> list[Any]:
+        """The nodes that the noise of a pathwise draw is known to depend on: in them there is one derivative only."""
+        names = noise_parameters(self.factory) if self.is_class else ()  # type: ignore[arg-type]
+        known = names and not set(names).isdisjoint(inspect.signature(self.factory).parameters)
+        if not (known and arguments.flat):
+            return list(arguments.nodes) if names else []
+        parameters = self._parameters(arguments)
+        return [arguments.leaves[i] for i in arguments.places if parameters[i] in names]
+
+    def straight_through(self) -> str | None:
+        """The name of a straight-through class that draws here, as far as can be told before anything is built."""
+        return next((family.__name__ for family in named_families(self.factory) if is_straight_through(family)), None)
+
+    def draw(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Tensor, Kept]:
         built = self.build(node, node.inputs, values, node.parent_axes, run)
         if node.parent_axes:
             _refuse_temperatures(node, built)
+        remembering = moving(built) if inverts(built) else built
         with run.placed():
-            value = built.sample(torch.Size([run.sizes[axis] for axis in node.repeats]))
+            value = remembering.sample(torch.Size([run.sizes[axis] for axis in node.repeats]))
         value = value.detach() if value.requires_grad else value  # torch's own distributions hand out constants
-        return _arrange(value, node.drawn_axes, node.axes), built
+        if remembering is not built and not in_transform():
+            _refuse_lost(node, value, remembering, built)
+        return _arrange(value, node.drawn_axes, node.axes), Kept(built)
 
     def draw_pathwise(
         self, node: Any, values: Sequence[Any], run: Any, noise: list[Tensor] | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """A reparameterised draw, from fresh noise or from recorded noise, and the noise."""
-        built = self.build(node, node.inputs, values, node.parent_axes, run, validate=noise is None)
+    ) -> tuple[Tensor, list[Tensor], Kept]:
+        """A reparameterised draw, from fresh noise or from recorded noise, the noise, and what `score` can reuse."""
+        built = moving(self.build(node, node.inputs, values, node.parent_axes, run, validate=noise is None))
         if not built.has_rsample:
             raise SamplingError(_no_path(node, type(built).__name__))
+        if is_straight_through(built):
+            raise SamplingError(straight_through_message(node, type(built).__name__))
         _refuse_temperatures(node, built)
         # The placeholder of an update may have plates that the draw does not have, and the draw's own plate as well.
         if noise is not None:
             noise = [_arrange(x, node.declared.drawn_axes, node.drawn_axes) for x in noise]
         with NoiseTape(node, noise) as tape:
             value = built.rsample(torch.Size([run.sizes[axis] for axis in node.repeats]))
-        return _arrange(value, node.drawn_axes, node.axes), tape.recorded
+        return _arrange(value, node.drawn_axes, node.axes), tape.recorded, Kept(built, value)
 
     def score(
-        self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, built: Any = None
+        self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, kept: Kept | None = None
     ) -> Tensor:
+        if kept is not None and kept.draw is not None:
+            return self._score_moved(node, kept.built, kept.draw)
         parent_axes, axes, drawn_axes = node.parent_axes, node.axes, node.drawn_axes
-        if built is None:
+        if kept is None:
             parent_axes = union(*(parent.axes for parent in inputs))
             built = self.build(node, inputs, values, parent_axes, run, validate=False)
+        else:
+            built = kept.built
         if not self.fixed_support and moving_support(built):
             raise SamplingError(moving_support_message(node))
         if parent_axes != node.parent_axes:
@@ -130,11 +181,16 @@ class DistributionLaw:
             value = vz.align(value, node.axes, axes)
             # Parents that vary with the draw, copies of an update's parameters, have its plates in their batch.
             drawn_axes = (*without(axes, parent_axes), *parent_axes)
-        log_prob = built.log_prob(_arrange(value, axes, drawn_axes))
-        own = len(built.batch_shape) - len(parent_axes)
-        if own:
-            log_prob = log_prob.sum(tuple(range(-own, 0)))
+        log_prob = _summed(built, built.log_prob(_arrange(value, axes, drawn_axes)), parent_axes)
         return _arrange(log_prob, drawn_axes, axes)
+
+    def _score_moved(self, node: Any, built: Distribution, draw: Tensor) -> Tensor:
+        """The log-probability of a pathwise draw, by the distribution that drew it.
+
+        Its transforms know what they mapped. Inverses would not: in single precision the hyperbolic tangent of 10 is 1.
+        """
+        log_prob = _summed(built, built.log_prob(draw), node.parent_axes)
+        return _arrange(log_prob, node.drawn_axes, node.axes)
 
     def trials(self, node: Any, values: Sequence[Any], run: Any) -> Tensor:
         return most_trials(self.build(node, node.inputs, values, node.parent_axes, run, validate=False))
@@ -151,7 +207,15 @@ class DistributionLaw:
         self, node: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes, run: Any, validate: bool = True
     ) -> Distribution:
         """The distribution with batch shape `(*axes, *batch of one draw)`, ready to be scored."""
-        built = self._build(node, inputs, values, axes, run, validate)
+        try:
+            built = self._build(node, inputs, values, axes, run, validate)
+        except RuntimeError as error:
+            if not in_transform():
+                raise
+            raise SamplingError(
+                f"sample {node.name!r} (axes: {describe(node.axes)}): {self.name} cannot be built inside a transform, "
+                f"where values cannot be looked at: {error}"
+            ) from error
         run.note_margins(node, margins(built))
         return mended(built, validate)
 
@@ -227,7 +291,7 @@ class SamplerLaw:
         return value, None
 
     def score(
-        self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, built: Any = None
+        self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, kept: Any = None
     ) -> Tensor:
         axes = union(node.plates, *(parent.axes for parent in inputs))
         own = [(*axes, node.time) if self.time else axes, *(parent.axes for parent in inputs)]
@@ -310,58 +374,10 @@ class SamplerLaw:
             )
 
 
-class NoiseTape(TorchFunctionMode):
-    """Records the parameter-free noise of a reparameterised draw, or plays recorded noise back.
-
-    NOTE [why noise is recorded]
-    A surrogate is a pure function of (inputs, trace), so a pathwise draw must be rebuilt from the trace, at any
-    parameters and to any derivative order. Every `rsample` with a differentiable path to all orders is a function of
-    its parameters and of noise from one of a few torch calls; recording what those calls return is all it takes.
-    """
-
-    _fresh = frozenset({torch.rand, torch.randn, torch.rand_like, torch.randn_like})
-    # Their results are drawn from parameters. A "straight-through" draw makes one, and is no function of noise.
-    _parametric = frozenset(
-        "_standard_gamma _sample_dirichlet multinomial bernoulli bernoulli_ poisson binomial".split()
-    )
-
-    def __init__(self, node: Any, noise: list[Tensor] | None = None) -> None:
-        super().__init__()
-        self.node = node
-        self.replay = None if noise is None else iter(noise)
-        self.recorded: list[Tensor] = []
-
-    def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(fn, "__name__", "") in self._parametric:
-            raise SamplingError(
-                f"PW on sample {self.node.name!r} ({self.node.law.name}): its noise depends on its parameters, so the "
-                "draw cannot be replayed to every derivative order; use SF for this node"
-            )
-        if fn not in self._fresh and fn not in NOISE_IN_PLACE:
-            return fn(*args, **(kwargs or {}))
-        noise = next(self.replay) if self.replay is not None else fn(*args, **(kwargs or {}))
-        self.recorded.append(noise.clone() if self.replay is None else noise)
-        return noise
-
-
 def moving_support_message(node: Any) -> str:
     return (
         f"sample {node.name!r} (axes: {describe(node.axes)}): the support of {node.law.name} moves with the "
         "parameters, so the score function is biased; use PW for this node, or a distribution with a fixed support"
-    )
-
-
-def at_edge(margins: Iterable[Tensor]) -> list[Tensor]:
-    """Those of the margins that have a zero."""
-    return [margin for margin in margins if bool((margin == 0).any())]
-
-
-def edge_message(node: Any) -> str:
-    return (
-        f"sample {node.name!r} (axes: {describe(node.axes)}): {node.law.name} has a probability of exactly 0 or 1, which "
-        "depends on a differentiated input. What is never drawn has no score, though its probability may grow. Give "
-        "logits=..., log-odds or log-probabilities, in place of probabilities; those of what is ruled out for good may "
-        "be -inf, or stopped: sg.stop(...)"
     )
 
 
@@ -400,6 +416,27 @@ def _validation(wanted: bool) -> Iterator[None]:
         yield
     finally:
         Distribution.set_default_validate_args(before)
+
+
+def _summed(built: Distribution, log_prob: Tensor, parent_axes: Axes) -> Tensor:
+    """The log-probability of whole draws: dimensions that one draw's parameters have are part of the draw."""
+    own = len(built.batch_shape) - len(parent_axes)
+    return log_prob.sum(tuple(range(-own, 0))) if own else log_prob
+
+
+def _refuse_lost(node: Any, draw: Tensor, remembering: Distribution, built: Distribution) -> None:
+    """Refuse draws whose transforms do not lead back: a score by their inverses would be another draw's."""
+    with torch.no_grad():
+        known, found = remembering.log_prob(draw), built.log_prob(draw)
+    lost = known.isfinite() & ~((found - known).abs() <= _LOST)
+    if bool(lost.any()):
+        where = tuple(int(i) for i in torch.nonzero(lost)[0])
+        raise SamplingError(
+            f"sample {node.name!r} (axes: {describe(node.axes)}): a draw of {node.law.name} is {draw[where]} in "
+            f"{draw.dtype}, from which its transforms do not lead back: its log-probability would be "
+            f"{float(found[where]):.4g}, and is {float(known[where]):.4g}. Sample what is transformed and transform it "
+            'in the graph, torch.tanh(sg.sample("x", Normal, ...)); or use PW for this node, or double precision'
+        )
 
 
 def _arrange(value: Tensor, axes: Axes, target: Axes) -> Tensor:

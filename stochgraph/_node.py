@@ -432,7 +432,7 @@ class LogProb(Node):
         super().__init__(name, index, [sample, *sample.inputs])
 
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
-        return run.score(self.sample, values[0], self.inputs[1:], values[1:])
+        return run.score(self.sample, self.inputs, values)
 
 
 class Update(Node):

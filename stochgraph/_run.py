@@ -15,7 +15,8 @@ from . import _node as nd
 from ._axes import Axis, describe
 from ._errors import FunctionError, SamplingError
 from ._indexing import in_transform, transform_rules
-from ._law import DistributionLaw, at_edge, edge_message
+from ._law import DistributionLaw
+from ._mends import at_edge, edge_message
 from ._program import execute
 from ._surrogate import Score
 from ._trace import Trace
@@ -48,7 +49,7 @@ class Run:
         self.draws: dict[str, Any] = dict(trace.draws) if trace else {}
         self.noise: dict[str, list[Tensor]] = dict(trace.noise) if trace else {}
         self.log_probs: Mapping[str, Tensor] = trace.log_probs if trace else {}
-        self.built: dict[str, tuple[Sequence[nd.Node], Any]] = {}
+        self.kept: dict[nd.Node, Any] = {}  # what scores can reuse of the draws, by the node that drew
         self.values: dict[nd.Node, Any] = {}
         self.found: dict[nd.Node, Tensor] = {}  # scores that updates hand over
         self.edges: dict[nd.Sample, bool] = {}  # where probabilities are 0 or 1: whether they are differentiated
@@ -86,14 +87,14 @@ class Run:
     def leaving_out(self, left_out: Any, log_probs: Mapping[str, Tensor]) -> "Run":
         """This pass with one draw left out of the means over its plate. See `_leave_one_out.LeftOut`."""
         other = copy.copy(self)
-        other.left_out, other.log_probs, other.built = left_out, log_probs, {}
+        other.left_out, other.log_probs, other.kept = left_out, log_probs, {}
         other.found = {}
         return other
 
     def within(self, plate: Axis, size: int) -> "Run":
         """This pass for some entries of a plate: what is computed there is handed over apart."""
         other = copy.copy(self)
-        other.sizes, other.built, other.found = {**self.sizes, plate: size}, {}, {}
+        other.sizes, other.kept, other.found = {**self.sizes, plate: size}, {}, {}
         return other
 
     def execute(self, program: Sequence[nd.Node]) -> dict[nd.Node, Any]:
@@ -118,7 +119,7 @@ class Run:
         self._note_sizes(node.declared, value)
         if node.pathwise:
             assert isinstance(node.law, DistributionLaw)
-            return node.law.draw_pathwise(node, values, self, self.noise[node.name])[0]
+            value, _, self.kept[node] = node.law.draw_pathwise(node, values, self, self.noise[node.name])
         return value
 
     def _draw(self, node: nd.Sample, values: list[Any]) -> Any:
@@ -130,10 +131,9 @@ class Run:
         try:
             if node.pathwise:
                 assert isinstance(node.law, DistributionLaw)
-                value, self.noise[node.name] = node.law.draw_pathwise(node, values, self, None)
+                value, self.noise[node.name], self.kept[node] = node.law.draw_pathwise(node, values, self, None)
             else:
-                value, built = node.law.draw(node, values, self)
-                self.built[node.name] = (node.inputs, built)
+                value, self.kept[node] = node.law.draw(node, values, self)
         except FunctionError as error:
             error.args = (f"{error}{self._origin()}",)
             raise
@@ -168,11 +168,14 @@ class Run:
                         f"along {axis.name!r}, and {before}: a trace belongs to one pass, and to the batch of that pass"
                     )
 
-    def score(self, node: nd.Sample, value: Any, inputs: Sequence[nd.Node], values: list[Any]) -> Tensor:
-        """The log-probability of each draw, with the distribution that drew it if its parents are the same nodes."""
-        drawn_with, built = self.built.get(node.name, ((), None))
-        reusable = built if drawn_with == inputs else None
-        return node.law.score(node, value, inputs, values, self, reusable)
+    def score(self, sample: nd.Sample, inputs: Sequence[nd.Node], values: list[Any]) -> Tensor:
+        """The log-probability of each draw, with the distribution that drew it if its parents are the same nodes.
+
+        `inputs` are the node that drew, or what stands for it, and the parents.
+        """
+        drawn, *parents = inputs
+        kept = self.kept.get(drawn) if drawn.inputs == inputs[1:] else None
+        return sample.law.score(drawn if kept else sample, values[0], parents, values[1:], self, kept)
 
     def note_margins(self, node: nd.Sample, margins: Sequence[Tensor]) -> None:
         """Note whether probabilities are at the edge. Inside transforms there is no telling."""
@@ -189,7 +192,7 @@ class Run:
     def check_scores(self) -> None:
         """Refuse log-probabilities that are not finite, with the draw that gave them."""
         for node, value in self.values.items():
-            if isinstance(node, Score) and not bool(torch.isfinite(value).all()):
+            if isinstance(node, (Score, nd.LogProb)) and not bool(torch.isfinite(value).all()):
                 raise SamplingError(self._not_finite(node.sample, value))
 
     def _not_finite(self, sample: nd.Sample, log_prob: Tensor) -> str:

@@ -21,7 +21,7 @@ from ._data import data_sizes
 from ._derive import Derivation
 from ._errors import VerificationError
 from ._failures import shortened
-from ._law import at_edge, edge_message
+from ._mends import at_edge, edge_message
 from ._program import schedule
 from ._rules import VALUE
 from ._run import Run
