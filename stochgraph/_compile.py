@@ -1,7 +1,9 @@
 """Compiled graphs: sampling, surrogates and gradients."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import numpy as np
@@ -14,8 +16,10 @@ from ._axes import describe
 from ._baselines import baseline_control, compare_with_others
 from ._checks import plate_size
 from ._curvature import curvature_of
+from ._cuts import Cuts, Part
 from ._derive import Derivation
 from ._errors import CompileError, SamplingError
+from ._gradient import Point
 from ._graph import Graph, scored_samples
 from ._indexing import in_transform
 from ._law import DistributionLaw, _no_path, moving_support_message
@@ -25,7 +29,7 @@ from ._reach import descends_from, samples_in
 from ._rules import Control, Rule, value_rules
 from ._run import Run, recorded, seeded
 from ._trace import Trace
-from ._trees import map_tensors, recordable
+from ._trees import recordable
 from .estimators import SF, Estimator, Pathwise
 
 _NUMBERS = (float, np.floating, np.ndarray)  # Python's own float stands for torch's default dtype
@@ -78,6 +82,7 @@ class Compiled:
         self._draws = {name: value.derive(node) for name, node in samples_in(order).items()}
         self._value_program = schedule([self._value_root, *self._scores.values(), *self._draws.values()])
         self._support_program = schedule(s for s in self._scores.values() if not s.sample.law.fixed_support)
+        self._cuts = Cuts(graph, self._program, self._scores)
 
     def sample(
         self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
@@ -101,13 +106,8 @@ class Compiled:
         """
         with recorded():
             run = self._run(inputs, sizes)
-            with torch.no_grad(), seeded(generator, inputs):
-                values = run.execute(self._value_program)
-                if not in_transform():
-                    run.check_scores()
-            self._check_supports(run)
-            log_probs = {name: values[node].detach() for name, node in self._scores.items()}
-            return Trace(self._scalar(values[self._value_root], run), dict(run.draws), log_probs, dict(run.noise))
+            with seeded(generator, inputs):
+                return self._sampled(run)
 
     def surrogate(self, *inputs_and_trace: Any) -> Tensor:
         """The scalar whose gradient with respect to the inputs is the estimate: `surrogate(*inputs, trace)`.
@@ -137,7 +137,11 @@ class Compiled:
     def value_and_grad(
         self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
     ) -> tuple[Tensor, Any]:
-        """One estimate in one pass: each distribution is built once, drawn from and scored.
+        """One estimate, of any number of tasks.
+
+        One pass: each distribution is built once, drawn from and scored. Where more numbers are computed than memory is
+        fast for, it is `sample`, and then `accumulate` over the outermost plate that can be cut: memory grows with the
+        draws alone. Sizes decide, never the number of threads.
 
         Args:
             *inputs: the inputs of the graph, pytrees of tensors.
@@ -151,36 +155,71 @@ class Compiled:
         Raises:
             SamplingError: inside a `torch.func` transform; `sample` and `surrogate` work there.
         """
-        sizes = _check_sizes(self.graph, sizes or {})
-        with seeded(generator, inputs):
-            return self._value_and_grad(inputs, lambda named: Run(named, sizes))
+        with recorded():
+            point = self._point("value_and_grad", inputs)
+            value, gradient = self._estimate(point, generator, sizes)
+            return value, point.shaped(gradient)
 
-    def _value_and_grad(self, inputs: Any, run_at: Callable[[Mapping[str, Any]], Run]) -> tuple[Tensor, Any]:
-        """The value and gradient of one pass, which `run_at` makes from the inputs."""
+    def _point(self, word: str, inputs: Any) -> Point:
+        """Where a gradient is taken, with respect to all that is a floating-point tensor."""
         if in_transform():
             raise SamplingError(
-                f"value_and_grad of {self.graph.name!r} cannot run inside a torch.func transform. Use two calls there: "
+                f"{word} of {self.graph.name!r} cannot run inside a torch.func transform. Use two calls there: "
                 "trace = compiled.sample(*inputs), then torch.func.grad(compiled.surrogate)(*inputs, trace)"
             )
-        with recorded():
-            return self._differentiated(self._named(inputs), run_at)
-
-    def _differentiated(self, given: dict[str, Any], run_at: Callable[[Mapping[str, Any]], Run]) -> tuple[Tensor, Any]:
-        named = {name: map_tensors(Tensor.detach, value) for name, value in given.items()}
-        leaves, spec = pytree.tree_flatten([named[name] for name in self.wrt])
-        leaves = [leaf.requires_grad_() if _floats(leaf) else leaf for leaf in leaves]
-        wanted = [leaf for leaf in leaves if _floats(leaf)]
-        if not wanted:
+        point = Point(self._named(inputs), self.wrt, _floats)
+        if not point.watched:
             raise TypeError(f"{self.graph.name}: no leaf of the input {self.wrt[0]!r} is a floating-point tensor")
-        named.update(zip(self.wrt, pytree.tree_unflatten(leaves, spec), strict=True))
+        return point
+
+    def _estimate(
+        self, point: Point, generator: torch.Generator | None, sizes: Mapping[str, int] | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The value and gradient for fresh draws: of one pass, or of draws and then of chunks of a plate."""
+        sizes = _check_sizes(self.graph, sizes or {})
+        with seeded(generator, point.named):
+            run = Run(point.named, sizes)
+            if not self._is_large(run, point):
+                return self._pass(point, run)
+            trace = self._sampled(run.continued())
+        return self._replayed(point, trace)
+
+    def _is_large(self, run: Run, point: Point) -> bool:
+        """Whether to cut a pass. Sizes of plates are known before it, lengths of trajectories once they are drawn."""
+        plates = self._cuts.declared_sizes(run.wanted)
+        if self._cuts.find(plates, point.entries) is not None:
+            return True
+        for program in self._until_lengths:
+            with torch.enable_grad():
+                run.execute(program)
+            if self._cuts.find({**plates, **run.sizes}, point.entries) is not None:
+                return True
+        return False
+
+    @cached_property
+    def _until_lengths(self) -> list[list[nd.Node]]:
+        """The parts of the program that end where a trajectory is drawn."""
+        lengths = [i + 1 for i, node in enumerate(self._program) if isinstance(node, nd.Sample) and node.time]
+        return [self._program[start:end] for start, end in pairwise([0, *lengths])]
+
+    def _replayed(self, point: Point, trace: Trace) -> tuple[Tensor, list[Tensor]]:
+        """The value and gradient at a trace, cut if it is large."""
+        cut = self._cuts.find(self._cuts.sizes(trace), point.entries)
+        return self._accumulated(point, [(1.0, trace)] if cut is None else self._cuts.parts(trace, *cut))
+
+    def _accumulated(self, point: Point, parts: Iterable[Part]) -> tuple[Tensor, list[Tensor]]:
+        """The weighted sum of the values and of the gradients at some traces."""
+        total: list[Tensor] = []
+        for weight, part in parts:
+            value, gradient = self._pass(point, Run(point.named, {}, part))
+            scaled = [leaf * weight for leaf in (value, *gradient)]
+            total = list(map(torch.add, total, scaled)) if total else scaled
+        return total[0], total[1:]
+
+    def _pass(self, point: Point, run: Run) -> tuple[Tensor, list[Tensor]]:
         with torch.enable_grad():
-            loss = self._surrogate(run_at(named))
-        found: Iterable[Tensor] = map(torch.zeros_like, wanted)  # an estimator may drop every path
-        if loss.requires_grad:
-            found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
-        grads = iter(found)
-        result = pytree.tree_unflatten([next(grads) if _floats(leaf) else None for leaf in leaves], spec)
-        return loss.detach(), result[0] if len(result) == 1 else tuple(result)
+            loss = self._surrogate(run)
+        return loss.detach(), point.gradient(loss)
 
     def explain(self) -> Any:
         """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula."""
@@ -196,6 +235,16 @@ class Compiled:
 
     def _run(self, inputs: Any, sizes: Mapping[str, int] | None, trace: Any = None) -> Run:
         return Run(self._named(inputs), _check_sizes(self.graph, sizes or {}), trace)
+
+    def _sampled(self, run: Run) -> Trace:
+        """What a pass drew before, and the rest of its draws."""
+        with torch.no_grad():
+            values = run.execute(self._value_program)
+            if not in_transform():
+                run.check_scores()
+        self._check_supports(run)
+        log_probs = {name: values[node].detach() for name, node in self._scores.items()}
+        return Trace(self._scalar(values[self._value_root], run), dict(run.draws), log_probs, dict(run.noise))
 
     def _surrogate(self, run: Run) -> Tensor:
         loss = self._scalar(run.execute(self._program)[self._root], run)
