@@ -24,6 +24,7 @@ from ._graph import Graph, scored_samples
 from ._indexing import in_transform
 from ._law import DistributionLaw, _no_path, moving_support_message
 from ._leave_one_out import leave_one_out
+from ._loss import hand_over, leaves_that_require_gradients
 from ._program import schedule
 from ._reach import descends_from, samples_in
 from ._rules import Control, Rule, value_rules
@@ -160,17 +161,82 @@ class Compiled:
             value, gradient = self._estimate(point, generator, sizes)
             return value, point.shaped(gradient)
 
-    def _point(self, word: str, inputs: Any) -> Point:
-        """Where a gradient is taken, with respect to all that is a floating-point tensor."""
+    def loss(
+        self,
+        *inputs: Any,
+        generator: torch.Generator | None = None,
+        sizes: Mapping[str, int] | None = None,
+        return_trace: bool = False,
+    ) -> Any:
+        """The objective as a loss of torch: `compiled.loss(*inputs).backward()` fills `.grad` with the estimate.
+
+        The gradient is that of `value_and_grad`, computed in the call, at the parameters of the call. `backward` hands
+        it over, scaled by what comes in, to those leaves of the differentiated inputs that require a gradient, and
+        through them to what they were made of; a second `backward` adds it again. Parameters of a module go in as
+        `dict(module.named_parameters())`.
+
+        Where gradients are off, or no leaf requires one, it is the value alone.
+
+        Args:
+            *inputs: the inputs of the graph, pytrees of tensors.
+            generator: source of randomness; default: torch's default generators.
+            sizes: sizes of plates by name, in place of the declared ones.
+            return_trace: whether to return what was drawn as well.
+
+        Returns:
+            A scalar, the value of the objective for the draws; with `return_trace` that and the trace.
+
+        Raises:
+            SamplingError: inside a `torch.func` transform; an input that is not in `wrt` requires a gradient;
+                when differentiated: with `create_graph=True`, the estimate having no derivative of its own.
+
+        Example:
+            >>> import torch, stochgraph as sg
+            >>> from torch.distributions import Bernoulli
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     x = sg.sample("x", Bernoulli, logits=theta["logits"], n=10)
+            ...     return sg.mean((x - 0.2) ** 2)
+            >>> compiled = objective.compile(sg.SF(baseline="loo"))
+            >>> theta = {"logits": torch.nn.Parameter(torch.tensor(2.0))}
+            >>> optimizer, generator = torch.optim.Adam(theta.values(), lr=0.1), torch.Generator().manual_seed(0)
+            >>> for _ in range(100):
+            ...     optimizer.zero_grad()
+            ...     compiled.loss(theta, generator=generator).backward()
+            ...     optimizer.step()
+            >>> bool(theta["logits"] < -1.0)
+            True
+        """
+        self._refuse_transforms("loss")
+        given = self._named(inputs)
+        self._require_floats(given)
+        leaves = leaves_that_require_gradients(self.graph.name, given, self.wrt) if torch.is_grad_enabled() else []
+        if not leaves:
+            trace = self.sample(*inputs, generator=generator, sizes=sizes)
+            return (trace.value, trace) if return_trace else trace.value
+        point = Point(given, self.wrt, lambda leaf: isinstance(leaf, Tensor) and leaf.requires_grad)
+        if return_trace:
+            trace = self.sample(*inputs, generator=generator, sizes=sizes)
+            return hand_over(self.graph.name, *self._replayed(point, trace), leaves), trace
+        return hand_over(self.graph.name, *self._estimate(point, generator, sizes), leaves)
+
+    def _refuse_transforms(self, word: str) -> None:
         if in_transform():
             raise SamplingError(
                 f"{word} of {self.graph.name!r} cannot run inside a torch.func transform. Use two calls there: "
                 "trace = compiled.sample(*inputs), then torch.func.grad(compiled.surrogate)(*inputs, trace)"
             )
-        point = Point(self._named(inputs), self.wrt, _floats)
-        if not point.watched:
+
+    def _point(self, word: str, inputs: Any) -> Point:
+        """Where a gradient is taken, with respect to all that is a floating-point tensor."""
+        self._refuse_transforms(word)
+        given = self._named(inputs)
+        self._require_floats(given)
+        return Point(given, self.wrt, _floats)
+
+    def _require_floats(self, given: Mapping[str, Any]) -> None:
+        if not any(_floats(leaf) for name in self.wrt for leaf in pytree.tree_leaves(given[name])):
             raise TypeError(f"{self.graph.name}: no leaf of the input {self.wrt[0]!r} is a floating-point tensor")
-        return point
 
     def _estimate(
         self, point: Point, generator: torch.Generator | None, sizes: Mapping[str, int] | None
