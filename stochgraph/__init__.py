@@ -12,6 +12,7 @@ from ._chunks import accumulate as accumulate
 from ._chunks import chunk_size as chunk_size
 from ._chunks import chunks as chunks
 from ._compile import Compiled as Compiled
+from ._data import data as data
 from ._declare import apply as apply
 from ._declare import ascend as ascend
 from ._declare import descend as descend
@@ -86,6 +87,7 @@ __all__ = [
     "ascend",
     "chunk_size",
     "chunks",
+    "data",
     "descend",
     "graph",
     "log_prob",

@@ -55,6 +55,7 @@ def argmax(
     init: Any = None,
     solver: Solver = _NEWTON,
     linear_solver: LinearSolver = _CONJUGATE_GRADIENT,
+    name: str | None = None,
 ) -> Any:
     r"""An implicit update: the unknown that maximises a declared inner objective, solved on the data.
 
@@ -74,10 +75,11 @@ def argmax(
             is like.
         solver: how it is solved: `sg.solvers.Newton`, `Adam`, `ClosedForm`, or one of yours.
         linear_solver: how the inverse of the Hessian is applied: `sg.solvers.ConjugateGradient` or `Dense`.
+        name: the name of the solution, as in `apply`; default: that of what the unknown is like, with a prime.
 
     Raises:
         DeclarationError: the objective does not depend on the unknown, has a time axis left or contains a sample drawn
-            from the unknown; the unknown is solved for already.
+            from the unknown; the unknown is solved for already; a name taken.
         SolverError: while running. The solver did not reach its tolerance; or, when differentiated, the solution is no
             strict maximum, or the linear solver did not reach its tolerance. Inside `torch.func` transforms too.
 
@@ -118,8 +120,9 @@ def argmax(
     _refuse_mixed_copies("argmax", variable, goal)
     start = _start(variable, goal, init, solver)
     declaration = objective._declaration
-    name = declaration.unique(variable.like.name + "'")
-    return declaration.add(nd.Argmax(name, len(declaration.nodes), start, goal, variable, solver, linear_solver))
+    given = declaration.name("argmax", name, variable.like.name + "'")
+    solution = nd.Argmax(given, len(declaration.nodes), start, goal, variable, solver, linear_solver)
+    return declaration.add(solution, named=name is not None)
 
 
 def _unknown_in(over: Any, declared: Iterable[nd.Node]) -> nd.Unknown:

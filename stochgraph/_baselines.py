@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _node as nd
-from ._axes import Axes, Axis, describe, union
+from ._axes import Axes, Axis, at_least_two, describe, union
 from ._control import control_variate
 from ._derive import Derivation
 from ._errors import CompileError, SamplingError
@@ -111,7 +111,7 @@ class Others(nd.Node):
         if count < 2:
             raise SamplingError(
                 f"sample {self.sample.name!r} (axes: {describe(self.sample.axes)}): a baseline that leaves one draw "
-                f"out, on a plate of one: {describe(self.plates)}. Give it at least two draws, or no baseline"
+                f"out, on a plate of one: {describe(self.plates)}. Give it {at_least_two(self.plates)}, or no baseline"
             )
         value = value if value.is_floating_point() or value.is_complex() else value.to(run.dtype)
         return (value.sum(dims, keepdim=True) - value) / (count - 1)

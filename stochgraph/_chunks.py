@@ -3,11 +3,12 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ._compile import Compiled
-from ._cuts import Part, entries_at_once
-from ._errors import SamplingError
+from ._cuts import entries_at_once
+from ._errors import CompileError, SamplingError
 from ._run import recorded
 from ._trace import Trace
 from ._trees import tensors
@@ -32,6 +33,7 @@ def accumulate(
         compiled: the compiled graph.
         *inputs: the inputs of the graph, pytrees of tensors.
         over: the name of the plate. It must reach the objective through a mean, and after it through linear operations.
+            Of a plate of data the inputs are sliced with the draws.
         trace: draws to replay, at these inputs or at others; default: fresh draws.
         chunk: entries of the plate in one chunk; the last chunk may be smaller. Default: the `chunk_size` at these
             inputs.
@@ -52,7 +54,7 @@ def accumulate(
         >>> @sg.graph
         ... def objective(theta):
         ...     task = sg.sample("task", Normal, 0.0, 1.0, n=10)
-        ...     x = sg.sample("x", Normal, theta, 1.0, n=5)
+        ...     x = sg.sample("x", Normal, theta, 1.0, n=5, within="task")
         ...     adapted = sg.ascend(theta, sg.mean(x * task, over="x"), lr=0.1)
         ...     return sg.mean(-((adapted - task) ** 2))
         >>> compiled, theta = objective.compile(sg.SF()), torch.tensor(0.5)
@@ -70,11 +72,12 @@ def accumulate(
     length = chunk or chunk_size(compiled, trace, over, inputs)
     with recorded():
         point = compiled._point("accumulate", inputs)
-        value, gradient = compiled._accumulated(point, compiled._cuts.parts(trace, plate, length))
+        parts = compiled._cuts.parts(trace, plate, length, compiled._rows(point.named))
+        value, gradient = compiled._accumulated(point, parts)
         return value, point.shaped(gradient)
 
 
-def chunks(compiled: Compiled, trace: Trace, *, over: str, chunk: int | None = None) -> Iterator[Part]:
+def chunks(compiled: Compiled, trace: Trace, *, over: str, chunk: int | None = None) -> Iterator[tuple[float, Trace]]:
     """Cut a trace along a plate: pairs of a weight and a trace, whose surrogates' weighted sum is that of the whole.
 
     For whatever is linear in the surrogate at fixed draws: derivatives of any order, values in a line search.
@@ -82,7 +85,7 @@ def chunks(compiled: Compiled, trace: Trace, *, over: str, chunk: int | None = N
     Args:
         compiled: the compiled graph.
         trace: one of its traces.
-        over: the name of the plate.
+        over: the name of the plate, of draws: the rows of data are in no trace, and `accumulate` slices both.
         chunk: entries of the plate in one chunk. Default: see `chunk_size`.
 
     Returns:
@@ -104,8 +107,13 @@ def chunks(compiled: Compiled, trace: Trace, *, over: str, chunk: int | None = N
         [0.4, 0.4, 0.2]
     """
     plate = compiled._cuts.plate(over)
+    if plate.data:
+        raise CompileError(
+            f"sg.chunks of {compiled.graph.name} over {over!r}: the plate is one of data, whose rows are in the inputs "
+            f"and not in a trace. Use sg.accumulate(compiled, *inputs, over={over!r}), which slices both"
+        )
     _check(chunk, over)
-    return compiled._cuts.parts(trace, plate, chunk or chunk_size(compiled, trace, over))
+    return _cut(compiled, trace, over, chunk)
 
 
 def chunk_size(compiled: Compiled, trace: Trace, over: str, inputs: Sequence[Any] | None = None) -> int:
@@ -140,9 +148,18 @@ def chunk_size(compiled: Compiled, trace: Trace, over: str, inputs: Sequence[Any
         (4, 2)
     """
     plate = compiled._cuts.plate(over)
-    device = tensors(trace.draws[over])[0].device
-    entries = entries_at_once(device) if inputs is None else compiled._point("chunk_size", inputs).entries
-    return compiled._cuts.length(plate, compiled._cuts.sizes(trace), entries)
+    if inputs is None:
+        device = next((leaf.device for leaf in tensors(trace.draws)), torch.device("cpu"))
+        return compiled._cuts.length(plate, compiled._cuts.sizes(trace, {}), entries_at_once(device))
+    point = compiled._point("chunk_size", inputs)
+    return compiled._cuts.length(plate, compiled._cuts.sizes(trace, compiled._rows(point.named)), point.entries)
+
+
+def _cut(compiled: Compiled, trace: Trace, over: str, chunk: int | None) -> Iterator[tuple[float, Trace]]:
+    """Cut when the first chunk is asked for: until then the trace may be anything."""
+    length = chunk or chunk_size(compiled, trace, over)
+    for weight, part, _ in compiled._cuts.parts(trace, compiled._cuts.plate(over), length, {}):
+        yield weight, part
 
 
 def _check(chunk: Any, over: str) -> None:

@@ -17,6 +17,7 @@ from ._baselines import baseline_control, compare_with_others
 from ._checks import plate_size
 from ._curvature import curvature_of
 from ._cuts import Cuts, Part
+from ._data import data_sizes
 from ._derive import Derivation
 from ._errors import CompileError, SamplingError
 from ._gradient import Point
@@ -26,11 +27,11 @@ from ._law import DistributionLaw, _no_path, moving_support_message
 from ._leave_one_out import leave_one_out
 from ._loss import hand_over, leaves_that_require_gradients
 from ._program import schedule
-from ._reach import descends_from, samples_in
+from ._reach import descends_from, open_unknowns, plates_in, samples_in
 from ._rules import Control, Rule, value_rules
 from ._run import Run, recorded, seeded
 from ._trace import Trace
-from ._trees import recordable
+from ._trees import map_tensors, recordable
 from .estimators import SF, Estimator, Pathwise
 
 _NUMBERS = (float, np.floating, np.ndarray)  # Python's own float stands for torch's default dtype
@@ -76,14 +77,17 @@ class Compiled:
         drawn = [
             self._derivation.derive(node) for s, node in samples_in(order).items() if s in self._derivation.pathwise
         ]
-        self._program = schedule([self._root, *drawn])
+        self._program = schedule([self._root, *drawn, *graph._data])  # rows are counted, whoever reads them
         value = Derivation(order, value_rules(self.rules))
         self._value_root = value.derive(objective)
         self._scores = {name: value.score(node) for name, node in value.samples.items()}
         self._draws = {name: value.derive(node) for name, node in samples_in(order).items()}
-        self._value_program = schedule([self._value_root, *self._scores.values(), *self._draws.values()])
+        unsolved = open_unknowns(order)
+        self._named_nodes = {n.name: value.derive(n) for n in order if n.named and not unsolved[n]}
+        recorded = (*graph._data, *self._scores.values(), *self._draws.values(), *self._named_nodes.values())
+        self._value_program = schedule([self._value_root, *recorded])
         self._support_program = schedule(s for s in self._scores.values() if not s.sample.law.fixed_support)
-        self._cuts = Cuts(graph, self._program, self._scores)
+        self._cuts = Cuts(graph, self._program, self._scores, self._named_nodes)
 
     def sample(
         self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
@@ -252,7 +256,7 @@ class Compiled:
 
     def _is_large(self, run: Run, point: Point) -> bool:
         """Whether to cut a pass. Sizes of plates are known before it, lengths of trajectories once they are drawn."""
-        plates = self._cuts.declared_sizes(run.wanted)
+        plates = self._cuts.declared_sizes({**run.wanted, **self._rows(run.inputs)})
         if self._cuts.find(plates, point.entries) is not None:
             return True
         for program in self._until_lengths:
@@ -268,16 +272,21 @@ class Compiled:
         lengths = [i + 1 for i, node in enumerate(self._program) if isinstance(node, nd.Sample) and node.time]
         return [self._program[start:end] for start, end in pairwise([0, *lengths])]
 
+    def _rows(self, named: Mapping[str, Any]) -> dict[str, int]:
+        """How many rows every plate of data has in some inputs."""
+        return data_sizes(self.graph._data, named) if self.graph._data else {}
+
     def _replayed(self, point: Point, trace: Trace) -> tuple[Tensor, list[Tensor]]:
         """The value and gradient at a trace, cut if it is large."""
-        cut = self._cuts.find(self._cuts.sizes(trace), point.entries)
-        return self._accumulated(point, [(1.0, trace)] if cut is None else self._cuts.parts(trace, *cut))
+        rows = self._rows(point.named)
+        cut = self._cuts.find(self._cuts.sizes(trace, rows), point.entries)
+        return self._accumulated(point, [Part(1.0, trace)] if cut is None else self._cuts.parts(trace, *cut, rows))
 
     def _accumulated(self, point: Point, parts: Iterable[Part]) -> tuple[Tensor, list[Tensor]]:
-        """The weighted sum of the values and of the gradients at some traces."""
+        """The weighted sum of the values and of the gradients of some chunks."""
         total: list[Tensor] = []
-        for weight, part in parts:
-            value, gradient = self._pass(point, Run(point.named, {}, part))
+        for weight, trace, piece in parts:
+            value, gradient = self._pass(point, Run(point.named, {}, trace, piece))
             scaled = [leaf * weight for leaf in (value, *gradient)]
             total = list(map(torch.add, total, scaled)) if total else scaled
         return total[0], total[1:]
@@ -297,7 +306,9 @@ class Compiled:
         names = self.graph.inputs
         if len(inputs) != len(names):
             raise TypeError(f"{self.graph.name} takes {len(names)} inputs ({', '.join(names)}), got {len(inputs)}")
-        return dict(zip(names, map(_as_input, inputs), strict=True))
+        named = dict(zip(names, map(_as_input, inputs), strict=True))
+        data_sizes(self.graph._data, named)  # refuses batches of different sizes
+        return named
 
     def _run(self, inputs: Any, sizes: Mapping[str, int] | None, trace: Any = None) -> Run:
         return Run(self._named(inputs), _check_sizes(self.graph, sizes or {}), trace)
@@ -310,7 +321,9 @@ class Compiled:
                 run.check_scores()
         self._check_supports(run)
         log_probs = {name: values[node].detach() for name, node in self._scores.items()}
-        return Trace(self._scalar(values[self._value_root], run), dict(run.draws), log_probs, dict(run.noise))
+        nodes = {name: map_tensors(Tensor.detach, values[node]) for name, node in self._named_nodes.items()}
+        value = self._scalar(values[self._value_root], run)
+        return Trace(value, dict(run.draws), log_probs, dict(run.noise), nodes)
 
     def _surrogate(self, run: Run) -> Tensor:
         loss = self._scalar(run.execute(self._program)[self._root], run)
@@ -493,8 +506,10 @@ def _routes(graph: Graph, source: nd.Node, estimators: Mapping[str, Any]) -> set
 def _check_sizes(graph: Graph, sizes: Mapping[str, int]) -> Mapping[str, int]:
     if not sizes:
         return sizes
-    plates = {name: node for name, node in samples_in(graph._order).items() if node.plate is not None}
+    plates = plates_in(graph._order)
     for name, size in sizes.items():
+        if name in plates and plates[name].data:
+            _refuse_size(f"{name!r} is a plate of data: its size is the number of rows that the inputs have")
         if name not in plates:
             _refuse_size(f"{name!r} is not a plate of {graph.name}; its plates are {', '.join(map(repr, plates))}")
         if not plate_size(size):

@@ -18,17 +18,18 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cached_property
 from math import isqrt, prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from . import _node as nd
 from ._axes import Axes, Axis, describe
 from ._control import ControlVariate
-from ._errors import CompileError
+from ._errors import CompileError, SamplingError
 from ._graph import Graph
 from ._leave_one_out import Replay
-from ._reach import samples_in
+from ._reach import plates_in, samples_in
+from ._run import Piece
 from ._surrogate import Box, Controlled, ScoreTerm, Total, Weight
 from ._trace import Trace
 from ._trees import map_tensors, tensors
@@ -43,7 +44,13 @@ _NEVER_TOUCHED = 31 << 20  # bytes; glibc learns from blocks below 32 MiB
 _HOW = {nd.Reduction: "sums over the plate", Weight: "adds up the scores of all draws of the plate"}
 _LINEAR_IN_ALL = (operator.add, operator.sub, operator.neg, operator.pos)
 
-Part = tuple[float, Trace]  # a chunk, and its weight in the whole
+
+class Part(NamedTuple):
+    """A chunk: its weight in the whole, its trace, and which entries it has. Without the last it is the whole."""
+
+    weight: float
+    trace: Trace
+    piece: Piece | None = None
 
 
 def entries_at_once(device: torch.device, weights: int = _LAYER**2) -> int:
@@ -63,18 +70,21 @@ class Cuts:
         graph: the declared graph.
         program: the nodes of its surrogate.
         scores: the scores that are compared with recorded ones, by sample node.
+        named: the nodes that the user has named, by name.
     """
 
-    def __init__(self, graph: Graph, program: Sequence[nd.Node], scores: Mapping[str, nd.Node]) -> None:
+    def __init__(
+        self,
+        graph: Graph,
+        program: Sequence[nd.Node],
+        scores: Mapping[str, nd.Node],
+        named: Mapping[str, nd.Node],
+    ) -> None:
         self.graph, self.program = graph, program
         self.samples = samples_in(graph._order)
-        self._scores = scores
+        self.plates = plates_in(graph._order)  # outer ones before inner ones
+        self._scores, self._named = scores, named
         self._refusals: dict[Axis, str | None] = {}
-
-    @cached_property
-    def plates(self) -> dict[str, Axis]:
-        """The plates by name, outer ones before inner ones."""
-        return {axis.name: axis for axis in sorted(node.plate for node in self.samples.values() if node.plate)}
 
     def plate(self, over: str) -> Axis:
         """The plate of a name.
@@ -102,13 +112,13 @@ class Cuts:
                 self._refusals[plate] = str(error)
         return self._refusals[plate]
 
-    def declared_sizes(self, wanted: Mapping[str, int]) -> dict[Axis, int]:
-        """The sizes of all plates, as declared or as wanted by name."""
-        return {axis: wanted.get(name, self.samples[name].n or 1) for name, axis in self.plates.items()}
+    def declared_sizes(self, known: Mapping[str, int]) -> dict[Axis, int]:
+        """The sizes of all plates: those that are known by name, the others as declared."""
+        return {axis: known.get(name, axis.n or 1) for name, axis in self.plates.items()}
 
-    def sizes(self, trace: Trace) -> dict[Axis, int]:
-        """The sizes of all axes in a trace."""
-        known: dict[Axis, int] = {}
+    def sizes(self, trace: Trace, rows: Mapping[str, int]) -> dict[Axis, int]:
+        """The sizes of all axes in a trace, and those of the plates of data."""
+        known = {axis: rows[name] for name, axis in self.plates.items() if name in rows}
         for name, node in self.samples.items():
             known.update(zip(node.axes, tensors(trace.draws[name])[0].shape, strict=False))
         return known
@@ -132,13 +142,31 @@ class Cuts:
                 return plate, length
         return None
 
-    def parts(self, trace: Trace, plate: Axis, length: int) -> Iterator[Part]:
-        """The chunks of a trace. Nothing is copied."""
-        count = self.sizes(trace)[plate]
+    def parts(self, trace: Trace, plate: Axis, length: int, rows: Mapping[str, int]) -> Iterator[Part]:
+        """The chunks of a trace. Nothing is copied.
+
+        Raises:
+            SamplingError: the draws and the rows of data differ in their number.
+        """
+        count = self._size(trace, plate, rows)
         _keep_freed_memory()
         for start in range(0, count, length):
-            own = min(length, count - start)
-            yield own / count, self._slice(trace, plate, start, own)
+            piece = Piece(plate, start, min(length, count - start))
+            yield Part(piece.length / count, self._slice(trace, piece), piece)
+
+    def _size(self, trace: Trace, plate: Axis, rows: Mapping[str, int]) -> int:
+        """The size of a plate, on which the draws and, for a plate of data, the inputs agree."""
+        found = {f"the inputs have {rows[plate.name]} rows": rows[plate.name]} if plate.data else {}
+        for name, node in self.samples.items():
+            if plate in node.axes:
+                size = tensors(trace.draws[name])[0].shape[node.axes.index(plate)]
+                found[f"the draws of {name!r} have {size} entries"] = size
+        if len(set(found.values())) > 1:
+            raise SamplingError(
+                f"{self.graph.name}: {', '.join(found)} along the plate {plate.name!r}: a trace belongs to one pass, "
+                "and to the batch of that pass"
+            )
+        return next(iter(found.values()))
 
     @cached_property
     def _extents(self) -> list[Axes]:
@@ -149,7 +177,9 @@ class Cuts:
         """The entries of the largest node; an axis whose size is not known yet counts as one."""
         return max((prod(sizes.get(axis, 1) for axis in axes if axis != left_out) for axes in extents), default=1)
 
-    def _slice(self, trace: Trace, plate: Axis, start: int, length: int) -> Trace:
+    def _slice(self, trace: Trace, piece: Piece) -> Trace:
+        plate, start, length = piece
+
         def narrow(tree: Any, axes: Axes) -> Any:
             if plate not in axes:
                 return tree
@@ -159,10 +189,12 @@ class Cuts:
         # A trace of another graph may hold more scores than this graph compares with.
         scored = [(name, node) for name, node in self._scores.items() if name in trace.log_probs]
         noisy = [(name, node) for name, node in self.samples.items() if name in trace.noise]
+        named = [(name, node) for name, node in self._named.items() if name in trace.nodes]
         return trace._replace(
             draws={name: narrow(trace.draws[name], node.axes) for name, node in self.samples.items()},
             log_probs={name: narrow(trace.log_probs[name], node.axes) for name, node in scored},
-            noise={name: narrow(trace.noise[name], _noise_axes(node)) for name, node in noisy},
+            noise={name: narrow(trace.noise[name], node.drawn_axes) for name, node in noisy},
+            nodes={name: narrow(trace.nodes[name], node.axes) for name, node in named},
         )
 
 
@@ -173,11 +205,6 @@ def _keep_freed_memory() -> None:
     How much it keeps follows from the largest block that it has seen freed: this one takes no memory, only addresses.
     """
     torch.empty(_NEVER_TOUCHED, dtype=torch.uint8, device="cpu")
-
-
-def _noise_axes(node: nd.Sample) -> Axes:
-    """Noise has the plate of its own draws in front, as torch draws it."""
-    return node.parent_axes if node.plate is None else (node.plate, *node.parent_axes)
 
 
 class _State(Enum):

@@ -18,13 +18,21 @@ from ._axes import Axes, describe, union
 from ._checks import plate_size
 from ._errors import DeclarationError
 from ._law import DistributionLaw, SamplerLaw
+from ._plates import plates_within, warn_of_shared_draws
 from ._program import schedule
-from ._reach import first_mixing
+from ._reach import first_mixing, open_unknowns, plates_in
 from ._sampler import Sampler
 from ._symbol import Declaration, Symbol, built_inside, current, declare_apply, refuse_captured, to_nodes
 
 
-def sample(name: str, dist: Any, *parents: Any, n: int | None = None, **parameters: Any) -> Any:
+def sample(
+    name: str,
+    dist: Any,
+    *parents: Any,
+    n: int | None = None,
+    within: str | Iterable[str] | None = None,
+    **parameters: Any,
+) -> Any:
     """A sample node: `name ~ dist(*parents)`.
 
     Args:
@@ -33,13 +41,17 @@ def sample(name: str, dist: Any, *parents: Any, n: int | None = None, **paramete
             `stochgraph.Sampler`.
         *parents: nodes (or pytrees of them) and constants. The draw has every axis that a parent has.
         n: the number of independent draws: adds a plate called `name`. `None` draws once and adds none.
+        within: names of plates that are declared already: draws of its own for every entry of them, also where no
+            parent is in them; plates that they lie in come along. `()` says that one draw for all is meant. A draw
+            without parents of which nothing is said here warns where it meets a plate.
         **parameters: parents by name, as in `sg.sample("x", Bernoulli, logits=theta)`.
 
     Returns:
         The draw; its fields, if it has any, are read with attributes.
 
     Raises:
-        DeclarationError: a name taken, a distribution already built, a plate of less than one draw.
+        DeclarationError: a name taken, a distribution already built, a plate of less than one draw, `within` a plate
+            that there is not.
 
     Example:
         >>> import torch, stochgraph as sg
@@ -50,6 +62,13 @@ def sample(name: str, dist: Any, *parents: Any, n: int | None = None, **paramete
         ...     return -(sg.mean(x) - 1.0) ** 2
         >>> objective.compile(sg.SF()).sample(torch.tensor(0.0)).draws["x"].shape
         torch.Size([100])
+        >>> @sg.graph
+        ... def spread(theta):
+        ...     task = sg.sample("task", Normal, theta, 1.0, n=3)
+        ...     x = sg.sample("x", Normal, 0.0, 1.0, n=5, within="task")
+        ...     return sg.mean((x - task) ** 2)
+        >>> spread.compile(sg.SF()).sample(torch.tensor(0.0)).draws["x"].shape
+        torch.Size([3, 5])
     """
     declaration = current("sample")
     if isinstance(dist, type) and issubclass(dist, Sampler):
@@ -60,7 +79,7 @@ def sample(name: str, dist: Any, *parents: Any, n: int | None = None, **paramete
         raise DeclarationError(built_inside(f"sample {name!r}", type(dist).__name__))
     if not callable(dist) and not isinstance(dist, Sampler):
         raise DeclarationError(f"sample {name!r}: {dist!r} is neither a distribution class, a function nor a Sampler")
-    if name in declaration.names:
+    if name in declaration.names or name in plates_in(declaration.nodes):
         raise DeclarationError(f"two nodes of the name {name!r}: give every sample a name of its own")
     refuse_captured(dist, f"sample {name!r}")
     _check_call(name, dist, parents, parameters)
@@ -68,10 +87,11 @@ def sample(name: str, dist: Any, *parents: Any, n: int | None = None, **paramete
         raise DeclarationError(f"sample {name!r}: a plate needs n >= 1 draws, an integer; got n={n!r}")
     law: DistributionLaw | SamplerLaw
     law = SamplerLaw(dist) if isinstance(dist, Sampler) else DistributionLaw(dist)
-    plate = None if n is None else declaration.axis(name)
+    inside = None if within is None else plates_within(declaration.nodes, name, within)
+    plate = None if n is None else declaration.axis(name, n=int(n))
     time = declaration.axis(f"{name}.time", time=True) if law.time else None
     arguments = nd.Arguments(to_nodes(parents), to_nodes(parameters))
-    return declaration.add(nd.Sample(name, len(declaration.nodes), law, arguments, plate, time, n and int(n)))
+    return declaration.add(nd.Sample(name, len(declaration.nodes), law, arguments, plate, time, n and int(n), inside))
 
 
 def mean(x: Any, over: str | Iterable[str] | None = None) -> Any:
@@ -123,7 +143,7 @@ def _check_discount(name: str, chosen: Axes, discount: Any) -> None:
         raise DeclarationError(f"sg.sum of {name!r}: discount={discount!r} is not a number: give one, such as 0.99")
 
 
-def reduce(fn: Callable[..., Any], x: Any, over: str | Iterable[str] | None = None) -> Any:
+def reduce(fn: Callable[..., Any], x: Any, over: str | Iterable[str] | None = None, name: str | None = None) -> Any:
     """Any function of whole plates: a quantile, a maximum, a log-sum-exp.
 
     `fn` gets the reduced axes as leading dimensions of its argument, outermost first, and no others. The score
@@ -133,15 +153,16 @@ def reduce(fn: Callable[..., Any], x: Any, over: str | Iterable[str] | None = No
         fn: from a pytree of tensors of shape `(*over, ...)` to a tensor.
         x: a node with the axes.
         over: names of axes; default: every plate of `x`.
+        name: the name of the node; see `apply`.
     """
     plates = tuple(axis for axis in _node(x, "reduce").axes if not axis.time)
     chosen = _choose(x, over, plates, "reduce", "plate")
     declaration = x._declaration
-    name = declaration.unique(f"{getattr(fn, '__name__', 'reduce')}({x._node.name})")
-    return declaration.add(nd.Reduce(name, len(declaration.nodes), x._node, chosen, fn))
+    given = declaration.name("reduce", name, f"{getattr(fn, '__name__', 'reduce')}({x._node.name})")
+    return declaration.add(nd.Reduce(given, len(declaration.nodes), x._node, chosen, fn), named=name is not None)
 
 
-def apply(fn: Callable[..., Any], *nodes: Any, **constants: Any) -> Any:
+def apply(fn: Callable[..., Any], *nodes: Any, name: str | None = None, **constants: Any) -> Any:
     """A deterministic node `fn(*nodes)`. `fn` is written for one draw; plates and time are mapped over it.
 
     Args:
@@ -149,13 +170,34 @@ def apply(fn: Callable[..., Any], *nodes: Any, **constants: Any) -> Any:
             into its arguments is refused, and random numbers that it draws itself are in no trace (`sg.sample` is for
             them), so that a replay would draw others.
         *nodes: nodes, pytrees of nodes, constants.
+        name: the name of the node, unique in the graph: in ledgers, formulas, pictures and errors, and of its value in
+            `Trace.nodes`. It is not handed to `fn`: an argument of that name is given by position, or in a lambda.
         **constants: further arguments by name.
+
+    Raises:
+        DeclarationError: no argument is a node, a name taken, a function that takes an argument `name` itself.
 
     Note:
         `sg.apply(torch.clone, theta)` gives a copy of parameters on which nothing drawn from `theta` depends. An
         inner update of the copy descends a loss at fixed data, however the data were drawn.
     """
-    return declare_apply(getattr(fn, "__name__", "apply").strip("_<>"), fn, nodes, constants)
+    if name is not None:
+        _refuse_a_name_of_its_own(fn, nodes)
+    return declare_apply(getattr(fn, "__name__", "apply").strip("_<>"), fn, nodes, constants, name)
+
+
+def _refuse_a_name_of_its_own(fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """`name=` is the node's: for a function that takes one too, that would be a guess."""
+    try:
+        parameters = list(inspect.signature(fn).parameters.values())
+    except (TypeError, ValueError):  # a builtin without a signature
+        return
+    open_ones = [p for i, p in enumerate(parameters) if i >= len(args) or p.kind is p.KEYWORD_ONLY]
+    if any(p.name == "name" and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY) for p in open_ones):
+        raise DeclarationError(
+            f"sg.apply of {getattr(fn, '__name__', fn)!r}: the function takes an argument `name` itself, and name= is "
+            "the name of the node. Hand it over by position, or in a lambda: sg.apply(lambda x: fn(x, name=...), x)"
+        )
 
 
 def log_prob(x: Any) -> Any:
@@ -191,7 +233,7 @@ def stop(x: Any) -> Any:
     return declaration.add(nd.Stop(declaration.unique(f"stop({node.name})"), len(declaration.nodes), [node]))
 
 
-def ascend(params: Any, objective: Any, lr: Any) -> Any:
+def ascend(params: Any, objective: Any, lr: Any, name: str | None = None) -> Any:
     """One inner step up the gradient: `params + lr * gradient of objective with respect to params`.
 
     The gradient is that of the objective's own surrogate: the score function of every sample that was drawn from
@@ -202,20 +244,21 @@ def ascend(params: Any, objective: Any, lr: Any) -> Any:
         params: a node: a tensor or a pytree of tensors.
         objective: a declared inner objective, a scalar per draw, without time axes.
         lr: the step size: a number, a node, or a pytree of them with the structure of `params` (Meta-SGD).
+        name: the name of the adapted parameters, as in `apply`; default: that of `params` with a prime.
 
     Raises:
-        DeclarationError: the objective does not depend on `params`, or has a time axis left.
+        DeclarationError: the objective does not depend on `params`, or has a time axis left; a name taken.
     """
-    return _update("ascend", params, objective, lr, +1)
+    return _update("ascend", params, objective, lr, +1, name)
 
 
-def descend(params: Any, objective: Any, lr: Any) -> Any:
+def descend(params: Any, objective: Any, lr: Any, name: str | None = None) -> Any:
     """One inner step down the gradient: `params - lr * gradient of objective`. See `ascend`."""
-    return _update("descend", params, objective, lr, -1)
+    return _update("descend", params, objective, lr, -1, name)
 
 
-def declare(fn: Callable[..., Any]) -> tuple[list[nd.Input], nd.Node]:
-    """Run `fn` once on symbols; its inputs and its objective."""
+def declare(fn: Callable[..., Any]) -> tuple[list[nd.Input], nd.Node, list[nd.Data]]:
+    """Run `fn` once on symbols; its inputs, its objective and its data."""
     declaration = Declaration()
     with declaration:
         inputs = [declaration.add(nd.Input(p, i, [])) for i, p in enumerate(_parameters(fn))]
@@ -237,18 +280,15 @@ def declare(fn: Callable[..., Any]) -> tuple[list[nd.Input], nd.Node]:
             f"with {word}(..., over={node.axes[0].name!r})"
         )
     _refuse_open_unknowns(node)
-    return [symbol._node for symbol in inputs], node  # type: ignore[misc]
+    warn_of_shared_draws(declaration.nodes, node)
+    found = [declared for declared in declaration.nodes if isinstance(declared, nd.Data)]
+    return [symbol._node for symbol in inputs], node, found  # type: ignore[misc]
 
 
 def _refuse_open_unknowns(objective: nd.Node) -> None:
     """An unknown has no value outside the objective of the update that solves for it."""
     order = schedule([objective])
-    open_in: dict[nd.Node, frozenset[nd.Node]] = {}
-    for node in order:
-        found = frozenset[nd.Node]().union(*(open_in[parent] for parent in node.inputs))
-        solved = {node.unknown} if isinstance(node, nd.Argmax) else set()
-        open_in[node] = found - solved | ({node} if isinstance(node, nd.Unknown) else set())
-    for unsolved in open_in[objective]:
+    for unsolved in open_unknowns(order)[objective]:
         first = next(node for node in order if unsolved in node.inputs or node is unsolved is objective)
         raise DeclarationError(
             f"the objective {objective.name!r} depends on the unknown {unsolved.name!r} (through {first.name!r}) "
@@ -304,7 +344,7 @@ def _choose(x: Symbol, over: str | Iterable[str] | None, default: Axes, word: st
     return union([by_name[name] for name in wanted])
 
 
-def _update(word: str, params: Symbol, objective: Symbol, lr: Any, sign: int) -> Symbol:
+def _update(word: str, params: Symbol, objective: Symbol, lr: Any, sign: int, name: str | None) -> Symbol:
     start, goal = _node(params, word), _node(objective, word)
     _refuse_time(word, start, goal)
     if not _depends(goal, start):
@@ -315,8 +355,8 @@ def _update(word: str, params: Symbol, objective: Symbol, lr: Any, sign: int) ->
     _refuse_mixed_copies(word, start, goal)
     rate = nd.Arguments((to_nodes(lr),), {})
     declaration = params._declaration
-    name = declaration.unique(start.name + "'")
-    return declaration.add(nd.Step(name, len(declaration.nodes), start, goal, rate, sign))
+    given = declaration.name(word, name, start.name + "'")
+    return declaration.add(nd.Step(given, len(declaration.nodes), start, goal, rate, sign), named=name is not None)
 
 
 def _refuse_time(word: str, start: nd.Node, goal: nd.Node) -> None:
@@ -333,6 +373,12 @@ def _refuse_mixed_copies(word: str, start: nd.Node, goal: nd.Node) -> None:
     found = first_mixing(start, goal, goal.axes)
     if found:
         node, plate = found
+        if isinstance(node, nd.Data):
+            raise DeclarationError(
+                f"sg.{word} of {start.name!r}: the inner objective {goal.name!r} keeps the plate {plate.name!r}, whose "
+                f"entries are the rows of {start.name!r} itself: update the rows, {node.name!r}, or reduce the plate "
+                "in the objective"
+            )
         raise DeclarationError(
             f"sg.{word} of {start.name!r}: the inner objective {goal.name!r} keeps the plate {plate.name!r}, "
             f"so each of its draws has its own copy of {start.name!r}; but {node.name!r} reduces that plate of "

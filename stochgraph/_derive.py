@@ -407,5 +407,4 @@ def _controlled(term: nd.Node, controls: Iterable[nd.Node | None]) -> nd.Node:
 def _pathwise(node: nd.Sample) -> nd.Sample:
     moved = copy.copy(node)
     moved.pathwise = True
-    moved.declared_axes = node.parent_axes
     return moved

@@ -41,6 +41,7 @@ class Look(NamedTuple):
 DETERMINISTIC = Look("deterministic", 0.27, 1.0, "#ffffff", PALE, 0.8, "s")
 LOOKS = {
     "input": Look("input", 0.3, 1.0, "#cfe2f3", INK, 1.0, "s"),
+    "data": Look("data", 0.3, 1.0, "#eaf2f9", INK, 1.0, "s"),
     "unknown": Look("unknown", 0.3, 1.0, "#ffffff", ACCENT, 1.0, "s"),
     "sample": Look("sample", ROW, 1.36, "#fff2cc", INK, 1.0, "o"),
     "update": Look("update", ROW, 1.25, "#fbe3e1", ACCENT, 2.0, "H"),

@@ -71,7 +71,7 @@ class Explanation:
         return [(row.sample or "(values)", self._route(row), row.counted, words(row)) for row in shown]
 
     def _route(self, row: Row) -> str:
-        """The path with its operations left out: input, samples, updates and the objective."""
+        """The path with its operations left out: input, samples, updates, what was named, and the objective."""
         names = [name for name in row.path[:-1] if name in self._landmarks]
         if row.update:  # the path enters the update through its gradient
             names = [f"gradient → {name}" if name == row.update else name for name in names]
@@ -106,7 +106,7 @@ def explain(compiled: Any) -> Explanation:
     listed = {row.sample for row in rows}
     constant = tuple(n.name for n in order if isinstance(n, nd.Sample) and n.name not in listed)
     title = f"gradient of E[{compiled.graph.name}] with respect to {', '.join(compiled.wrt)}"
-    landmarks = frozenset(n.name for n in order if isinstance(n, (nd.Input, nd.Sample, nd.Update)))
+    landmarks = frozenset(n.name for n in order if isinstance(n, (nd.Input, nd.Sample, nd.Update)) or n.named)
     return Explanation(
         rows, bias == "0", bias, variance, latex(compiled), title, constant, landmarks, compiled.graph.name
     )

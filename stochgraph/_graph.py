@@ -10,7 +10,7 @@ from . import _node as nd
 from ._declare import declare
 from ._errors import CompileError
 from ._program import schedule
-from ._reach import moves_with, samples_in
+from ._reach import moves_with, plates_in, samples_in
 
 
 def graph(fn: Callable[..., Any]) -> "Graph":
@@ -33,18 +33,21 @@ def graph(fn: Callable[..., Any]) -> "Graph":
         Graph objective(theta)
           x ~ Normal(theta, 1.0)   axes: (x), n = 100
     """
-    inputs, objective = declare(fn)
-    return Graph(fn.__name__, fn.__doc__, inputs, objective)
+    inputs, objective, data = declare(fn)
+    return Graph(fn.__name__, fn.__doc__, inputs, objective, data)
 
 
 class Graph:
     """A stochastic computation graph with one objective. Made by `stochgraph.graph`."""
 
-    def __init__(self, name: str, doc: str | None, inputs: list[nd.Input], objective: nd.Node) -> None:
+    def __init__(
+        self, name: str, doc: str | None, inputs: list[nd.Input], objective: nd.Node, data: list[nd.Data]
+    ) -> None:
         self.name = name
         self.__doc__ = doc
         self._inputs = inputs
         self._objective = objective
+        self._data = data
         self._order = schedule([objective])
 
     @property
@@ -61,14 +64,15 @@ class Graph:
     def networkx(self) -> nx.DiGraph:
         """The graph as a `networkx.DiGraph`.
 
-        Nodes are keyed by name. Attributes: `kind` ("input", "sample", "apply", "select", "reduction", "reduce",
-        "log_prob", "stop", "update", "unknown"), `axes` (tuple of axis names, outermost first), `label` (what the node
-        computes),
-        `objective` (bool), and for samples `distribution`, `plate` (name or None), `time` (name or None) and `n`.
+        Nodes are keyed by name. Attributes: `kind` ("input", "data", "sample", "apply", "select", "reduction",
+        "reduce", "log_prob", "stop", "update", "unknown"), `axes` (tuple of axis names, outermost first), `label` (what
+        the node computes), `objective` (bool), and for samples `distribution`, `plate` (name or None), `time` (name or
+        None) and `n`.
         Edges have `role`: "parent" (into a sample), "params", "objective" or "rate" (into a gradient step), "init" or
-        "objective" (into an argmax), else "value".
+        "objective" (into an argmax), else "value". The graph's own attribute `plates` has the declared size of every
+        plate by name, `None` for data.
         """
-        result = nx.DiGraph(name=self.name)
+        result = nx.DiGraph(name=self.name, plates={name: axis.n for name, axis in plates_in(self._order).items()})
         for node in self._order:
             result.add_node(node.name, **_attributes(node, self._objective))
         for node in self._order:
@@ -117,6 +121,8 @@ class Graph:
                 axes = ", ".join(axis.name for axis in node.axes)
                 size = f", n = {node.n}" if node.n is not None else ""
                 lines.append(f"  {node.name} ~ {sample_label(node)}" + (f"   axes: ({axes}){size}" if axes else ""))
+            elif isinstance(node, nd.Data):
+                lines.append(f"  {node.name}: data   axes: ({node.plate.name})")
             elif isinstance(node, nd.Update):
                 lines.append(f"  {node.name} = {label(node)}")
         return "\n".join(lines)

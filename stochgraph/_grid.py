@@ -24,7 +24,7 @@ def without_selects(graph: "Graph") -> nx.DiGraph:
     """The graph with `tau.reward` and the like as `label`s of edges; an objective that is one stays a node."""
     full = graph.networkx
     keys = {n.name: f".{n.key}" if n.attribute else f"[{n.key!r}]" for n in graph._order if isinstance(n, nd.Select)}
-    shown = nx.DiGraph()
+    shown = nx.DiGraph(**full.graph)
     shown.add_nodes_from((n, data) for n, data in full.nodes(data=True) if n not in keys or data["objective"])
     for parent, child, role in full.edges(data="role"):
         path = ""
@@ -45,10 +45,11 @@ def _add_edge(graph: nx.DiGraph, parent: str, child: str, role: str, text: str) 
 
 
 def captions(graph: nx.DiGraph) -> dict[str, str]:
-    """The caption of each axis: the plates have declared sizes, the other axes are times."""
-    sizes = {data["plate"]: data["n"] for _, data in graph.nodes(data=True) if data.get("plate")}
+    """The caption of each axis: plates of draws have declared sizes, those of data have rows, other axes are times."""
+    sizes = graph.graph["plates"]
     names = {axis for _, axes in graph.nodes(data="axes") for axis in axes}
-    return {name: f"{name}, N = {sizes[name]}" if name in sizes else f"{name} (time)" for name in names}
+    words = {name: f"{name} (data)" if n is None else f"{name}, N = {n}" for name, n in sizes.items()}
+    return {name: words.get(name, f"{name} (time)") for name in names}
 
 
 def text(graph: nx.DiGraph, node: str) -> str:

@@ -95,6 +95,8 @@ class _Printer:
             return self._indexed(node)
         if isinstance(node, (nd.Input, Placeholder)):
             return symbol(node.name)
+        if isinstance(node, nd.Data):
+            return f"{{{parts[0]}}}_{{{self.index[node.plate]}}}"
         if isinstance(node, nd.Reduction):
             return self._reduction(node, parts[0])
         if isinstance(node, nd.Select):
@@ -106,7 +108,8 @@ class _Printer:
             return rf"\mathrm{{stop}}({parts[0]})"
         if isinstance(node, nd.Reduce):
             over = "".join(self.index[axis] for axis in node.over)
-            return rf"\mathrm{{{_function(node.fn)}}}_{{{over}}}({parts[0]})"
+            called = f"{{{_called(node)}}}" if node.named else _called(node)  # a name may have a subscript itself
+            return rf"{called}_{{{over}}}({parts[0]})"
         return self._applied(node, parts)
 
     def _applied(self, node: Any, parts: list[str]) -> str:
@@ -115,6 +118,8 @@ class _Printer:
             self._argument(*next(supply), node) if isinstance(x, nd.Node) else _constant(x)
             for x in node.arguments.leaves
         ]
+        if node.named:
+            return f"{_called(node)}({', '.join(shown)})"
         if node.fn in _INFIX and len(shown) == 2:
             return _INFIX[node.fn].format(*shown)
         if node.fn is operator.neg:
@@ -123,16 +128,16 @@ class _Printer:
             return f"{shown[0]}^{{{shown[1] if len(shown) > 1 else 2}}}"
         if node.fn is torch.exp:
             return rf"\exp({shown[0]})"
-        return rf"\mathrm{{{_function(node.fn)}}}({', '.join(shown)})"
+        return f"{_called(node)}({', '.join(shown)})"
 
     def _argument(self, parent: nd.Node, text: str, user: Any) -> str:
         """Brackets around an operand where the operation binds more tightly than the operand."""
-        sum_like = user.fn in (operator.add, operator.truediv)
+        sum_like = user.named or user.fn in (operator.add, operator.truediv)
         plain = user.fn not in _INFIX and user.fn not in (operator.neg, operator.pow, torch.pow, torch.square)
         return text if sum_like or plain else self._bracket(parent, text)
 
     def _bracket(self, node: nd.Node, text: str) -> str:
-        atom = isinstance(node, (nd.Sample, nd.Input, nd.Select, Placeholder, Box))
+        atom = isinstance(node, (nd.Sample, nd.Input, nd.Data, nd.Select, Placeholder, Box))
         return text if atom else rf"\big({text}\big)"
 
     def _reduction(self, node: nd.Reduction, inner: str) -> str:
@@ -184,7 +189,9 @@ class _Printer:
         return rf"{signs}\log p({self._indexed(sample, time)}" + (rf" \mid {given})" if given else ")")
 
     def _parent(self, node: nd.Node) -> str:
-        named = isinstance(node, (nd.Input, Placeholder, nd.Select, CompiledUpdate))
+        if node.named:
+            return symbol(node.name)
+        named = isinstance(node, (nd.Input, nd.Data, Placeholder, nd.Select, CompiledUpdate))
         return self._text(node, 0) if named else r"\cdot"
 
     def _indexed(self, node: nd.Sample, renamed: dict[str, str] | None = None) -> str:
@@ -226,6 +233,11 @@ def _letter(letters: str, i: int) -> str:
 def _function(fn: Any) -> str:
     name = getattr(fn, "__name__", type(fn).__name__).strip("_<>")
     return "f" if name in ("lambda", "Method") else name.replace("_", r"\_")
+
+
+def _called(node: Any) -> str:
+    """The function of a node: its name, if the user gave one."""
+    return symbol(node.name) if node.named else rf"\mathrm{{{_function(node.fn)}}}"
 
 
 def _constant(value: Any) -> str:

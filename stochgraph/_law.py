@@ -18,7 +18,7 @@ from torch.distributions import Distribution, Pareto, Uniform
 from torch.overrides import TorchFunctionMode
 
 from . import _vectorize as vz
-from ._axes import Axes, describe, union
+from ._axes import Axes, describe, union, without
 from ._distributions import collect, moving_support, rebuild
 from ._errors import SamplingError
 from ._indexing import NOISE_IN_PLACE, in_transform
@@ -88,11 +88,10 @@ class DistributionLaw:
         built = self.build(node, node.inputs, values, node.parent_axes, run)
         if node.parent_axes:
             _refuse_temperatures(node, built)
-        shape = torch.Size([] if node.plate is None else [run.sizes[node.plate]])
         with run.placed():
-            value = built.sample(shape)
+            value = built.sample(torch.Size([run.sizes[axis] for axis in node.repeats]))
         value = value.detach() if value.requires_grad else value  # torch's own distributions hand out constants
-        return (_plate_last(node, value) if node.front else value), built
+        return _arrange(value, node.drawn_axes, node.axes), built
 
     def draw_pathwise(
         self, node: Any, values: Sequence[Any], run: Any, noise: list[Tensor] | None
@@ -103,18 +102,16 @@ class DistributionLaw:
             raise SamplingError(_no_path(node, type(built).__name__))
         _refuse_temperatures(node, built)
         # The placeholder of an update may have plates that the draw does not have, and the draw's own plate as well.
-        plate = [axis for axis in (node.plate,) if axis is not None]
-        own = [axis for axis in plate if axis not in node.parent_axes]
         if noise is not None:
-            noise = [_arrange(x, (*plate, *node.declared_axes), (*own, *node.parent_axes)) for x in noise]
+            noise = [_arrange(x, node.declared.drawn_axes, node.drawn_axes) for x in noise]
         with NoiseTape(node, noise) as tape:
-            value = built.rsample(torch.Size([run.sizes[axis] for axis in own]))
-        return (_plate_last(node, value) if own else value), tape.recorded
+            value = built.rsample(torch.Size([run.sizes[axis] for axis in node.repeats]))
+        return _arrange(value, node.drawn_axes, node.axes), tape.recorded
 
     def score(
         self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, built: Any = None
     ) -> Tensor:
-        parent_axes, front = node.parent_axes, node.front
+        parent_axes, axes, drawn_axes = node.parent_axes, node.axes, node.drawn_axes
         if built is None:
             parent_axes = union(*(parent.axes for parent in inputs))
             built = self.build(node, inputs, values, parent_axes, run, validate=False)
@@ -123,13 +120,13 @@ class DistributionLaw:
         if parent_axes != node.parent_axes:
             axes = union(parent_axes, node.axes)
             value = vz.align(value, node.axes, axes)
-            # Parents that vary with the draw, copies of an update's parameters, have the plate in their batch.
-            front = axes.index(node.plate) if node.plate not in (None, *parent_axes) else 0
-        log_prob = built.log_prob(value.movedim(front, 0) if front else value)
+            # Parents that vary with the draw, copies of an update's parameters, have its plates in their batch.
+            drawn_axes = (*without(axes, parent_axes), *parent_axes)
+        log_prob = built.log_prob(_arrange(value, axes, drawn_axes))
         own = len(built.batch_shape) - len(parent_axes)
         if own:
             log_prob = log_prob.sum(tuple(range(-own, 0)))
-        return log_prob.movedim(0, front) if front else log_prob
+        return _arrange(log_prob, drawn_axes, axes)
 
     def outcomes(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Tensor, int]:
         built = self.build(node, node.inputs, values, node.parent_axes, run, validate=False)
@@ -349,13 +346,10 @@ def _validation(wanted: bool) -> Iterator[None]:
         Distribution.set_default_validate_args(before)
 
 
-def _plate_last(node: Any, value: Tensor) -> Tensor:
-    """Move the plate that torch puts in front to its place among the node's axes."""
-    return value.movedim(0, node.front) if node.front else value
-
-
 def _arrange(value: Tensor, axes: Axes, target: Axes) -> Tensor:
     """View a tensor `(*axes, ...)` as `(*target, ...)`, with dimensions of size 1 for the axes that it lacks."""
+    if axes == target:
+        return value
     own = [axes.index(axis) for axis in target if axis in axes]
     value = value.permute([*own, *range(len(axes), value.dim())])
     return vz.align(value, tuple(axis for axis in target if axis in axes), target)

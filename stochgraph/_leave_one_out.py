@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from . import _node as nd
-from ._axes import Axes, Axis, describe
+from ._axes import Axes, Axis, at_least_two, describe
 from ._control import control_variate
 from ._derive import Derivation
 from ._errors import CompileError, SamplingError
@@ -259,5 +259,5 @@ def _as_drawn(node: nd.Node, declared: Mapping[str, nd.Sample], derivation: Deri
 def _plate_of_one(name: str, axes: Axes, plate: Axis) -> str:
     return (
         f"sample {name!r} (axes: {describe(axes)}): leave-one-out on a plate of one: without its only draw the plate "
-        f"{plate.name!r} has no mean. Give it at least two draws, or use SF for this node"
+        f"{plate.name!r} has no mean. Give it {at_least_two((plate,))}, or use SF for this node"
     )

@@ -3,9 +3,9 @@
 A node knows its inputs, its axes and how to compute its value from the values of its inputs. Nodes are immutable: the
 compiler derives a surrogate by building new nodes (`with_inputs`) around the declared ones, never by changing them.
 
-The kinds are few on purpose: an input, a sample, a deterministic function of one draw (`Apply`, `Select`), a
-reduction over axes (`Reduction`: linear; `Reduce`: anything else), an inner update (a gradient step, or the solution
-for an unknown) and a stop-gradient.
+The kinds are few on purpose: an input, its rows (`Data`), a sample, a deterministic function of one draw (`Apply`,
+`Select`), a reduction over axes (`Reduction`: linear; `Reduce`: anything else), an inner update (a gradient step, or
+the solution for an unknown) and a stop-gradient.
 """
 
 import copy
@@ -96,6 +96,7 @@ class Node:
 
     kind = "node"
     late = False  # whether it is evaluated as late as its users allow, and not in the order of the declaration
+    named = False  # whether the user gave it its name, with name=
 
     def __init__(self, name: str, index: int, inputs: Sequence["Node"]) -> None:
         self.name = name
@@ -151,6 +152,25 @@ class Input(Node):
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         return run.inputs[self.name]
+
+
+class Data(Node):
+    """An input, or a part of one, whose leading dimension is a plate."""
+
+    kind = "data"
+
+    def __init__(self, name: str, index: int, base: Node, plate: Axis) -> None:
+        self.plate = plate
+        super().__init__(name, index, [base])
+
+    def infer_axes(self) -> Axes:
+        return union(self.inputs[0].axes, [self.plate])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        """The rows of the pass. In an update of the input itself its copies may have plates in front of them."""
+        dim, place = len(self.input_axes[0]), self.axes.index(self.plate)
+        value = run.rows(self.plate, values[0], dim)
+        return value if dim == place else map_tensors(lambda leaf: leaf.movedim(dim, place), value)
 
 
 class Apply(Node):
@@ -330,7 +350,10 @@ class Stop(Node):
 
 
 class Sample(Node):
-    """A draw from `law(*parents)`, with an i.i.d. plate of its own if `plate` is given."""
+    """A draw from `law(*parents)`, with an i.i.d. plate of its own if `plate` is given.
+
+    `within` holds plates that it is drawn in whether or not a parent is; `None` if nothing was said of them.
+    """
 
     kind = "sample"
 
@@ -343,31 +366,35 @@ class Sample(Node):
         plate: Axis | None,
         time: Axis | None,
         n: int | None,
+        within: Axes | None = None,
     ) -> None:
         self.law = law
         self.arguments = arguments
         self.plate = plate
         self.time = time
         self.n = n
+        self.within = within
         self.pathwise = False
-        self.declared_axes: Axes = ()
+        self.declared = self  # also of copies with other parents: what is recorded has the axes of this one
         self.event_dims = law.event_dims(arguments)
         super().__init__(name, index, arguments.nodes)
 
     def infer_axes(self) -> Axes:
         own = [axis for axis in (self.plate, self.time) if axis is not None]
-        return union(*(node.axes for node in self.inputs), own)
+        return union(*(node.axes for node in self.inputs), self.within or (), own)
 
     def prepare(self) -> None:
-        """Work out three more.
+        """Work out four more.
 
         `parent_axes`: the axes along which the draws have parents of their own. `plates`: the axes of whole draws, all
-        but the draw's own time axis. `front`: the place of the draw's own plate among the axes.
+        but the draw's own time axis. `repeats`: those along which draws of the same parents are repeated. `drawn_axes`:
+        the axes in the order in which torch draws, what is repeated in front.
         """
         super().prepare()
         self.parent_axes = union(*self.input_axes)
         self.plates = without(self.axes, [self.time] if self.time else [])
-        self.front = 0 if self.plate is None else self.axes.index(self.plate)
+        self.repeats = without(self.plates, self.parent_axes)
+        self.drawn_axes = (*self.repeats, *self.parent_axes)
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         return run.draw(self, values)

@@ -20,6 +20,12 @@ def samples_in(order: Iterable[nd.Node]) -> dict[str, nd.Sample]:
     return {node.name: node for node in order if isinstance(node, nd.Sample)}
 
 
+def plates_in(order: Iterable[nd.Node]) -> dict[str, Axis]:
+    """The plates by name. What adds a plate may be missing among the nodes, where nothing reads it."""
+    plates = {axis for node in order for axis in node.axes if not axis.time}
+    return {axis.name: axis for axis in sorted(plates)}
+
+
 def averaging_plate(sample: nd.Sample) -> Axis | None:
     """The innermost plate of a sample: averaging it averages its draws."""
     plates = [axis for axis in sample.plates if not axis.time]
@@ -93,12 +99,22 @@ def moves_with(order: list[nd.Node], sources: Iterable[nd.Node], pathwise: Itera
     return moving
 
 
-def descends_from(order: list[nd.Node], *sources: nd.Node) -> set[nd.Node]:
+def descends_from(order: Iterable[nd.Node], *sources: nd.Node) -> set[nd.Node]:
     """The nodes and all their descendants, through values and distributions."""
     found = set(sources)
     for node in order:
         if any(parent in found for parent in node.inputs):
             found.add(node)
+    return found
+
+
+def open_unknowns(order: Iterable[nd.Node]) -> dict[nd.Node, frozenset[nd.Node]]:
+    """For every node the unknowns that it depends on outside an update that solves for them."""
+    found: dict[nd.Node, frozenset[nd.Node]] = {}
+    for node in order:
+        below = frozenset[nd.Node]().union(*(found[parent] for parent in node.inputs))
+        solved = {node.unknown} if isinstance(node, nd.Argmax) else set()
+        found[node] = below - solved | ({node} if isinstance(node, nd.Unknown) else set())
     return found
 
 
@@ -120,10 +136,10 @@ def between(start: nd.Node, goal: nd.Node) -> list[nd.Node]:
 
 
 def first_mixing(start: nd.Node, goal: nd.Node, plates: Iterable[Axis]) -> tuple[nd.Node, Axis] | None:
-    """The first node on a way from `start` to `goal` that reduces one of the plates, and that plate."""
+    """The first node on a way from `start` to `goal` that reduces or adds one of the plates, and that plate."""
     kept = set(plates)
     for node in between(start, goal) if kept else ():
-        mixed = kept & set(getattr(node, "over", ()))
+        mixed = kept & {node.plate} if isinstance(node, nd.Data) else kept & set(getattr(node, "over", ()))
         if mixed:
             return node, min(mixed)
     return None

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,11 +24,25 @@ from ._trees import map_tensors, tensors
 _AS_IT_IS = nullcontext()
 
 
-class Run:
-    """The state of one pass. With a trace every draw is replayed; without one it is made, in declaration order."""
+class Piece(NamedTuple):
+    """Some entries of a plate, next to each other."""
 
-    def __init__(self, inputs: Mapping[str, Any], sizes: Mapping[str, int], trace: Any = None) -> None:
+    plate: Axis
+    start: int
+    length: int
+
+
+class Run:
+    """The state of one pass. With a trace every draw is replayed; without one it is made, in declaration order.
+
+    With a piece the pass is about these rows of data alone: the trace has the draws of no others.
+    """
+
+    def __init__(
+        self, inputs: Mapping[str, Any], sizes: Mapping[str, int], trace: Any = None, piece: Piece | None = None
+    ) -> None:
         self.inputs = inputs
+        self.piece = piece
         self.wanted = sizes
         self.sizes: dict[Axis, int] = {}
         self.draws: dict[str, Any] = dict(trace.draws) if trace else {}
@@ -65,12 +79,12 @@ class Run:
 
     def again(self, inputs: Mapping[str, Any]) -> "Run":
         """A pass with the same draws at other inputs."""
-        return Run(inputs, {}, Trace(torch.tensor(0.0), self.draws, {}, self.noise))
+        return Run(inputs, {}, Trace(draws=self.draws, noise=self.noise))
 
     def continued(self) -> "Run":
         """A pass that begins with what this one has drawn so far, and draws the rest."""
         drawn: dict[str, Any] = map_tensors(Tensor.detach, self.draws)
-        return Run(self.inputs, self.wanted, Trace(torch.tensor(0.0), drawn, {}, self.noise))
+        return Run(self.inputs, self.wanted, Trace(draws=drawn, noise=self.noise))
 
     def leaving_out(self, left_out: Any, log_probs: Mapping[str, Tensor]) -> "Run":
         """This pass with one draw left out of the means over its plate. See `_leave_one_out.LeftOut`."""
@@ -91,20 +105,31 @@ class Run:
             execute(program, self, self.values)
         return self.values
 
+    def rows(self, plate: Axis, value: Any, dim: int) -> Any:
+        """The rows of this pass, of data whose rows are along a dimension."""
+        if self.piece is not None and self.piece.plate == plate:
+            _, start, length = self.piece
+            value = map_tensors(lambda leaf: leaf.narrow(dim, start, length), value)
+        self.sizes[plate] = tensors(value)[0].shape[dim]
+        return value
+
     def draw(self, node: nd.Sample, values: list[Any]) -> Any:
         """The value of a sample node: replayed if it is known, drawn otherwise."""
         if node.name not in self.draws:
             return self._draw(node, values)
         value = self.draws[node.name]
-        self._note_sizes(node, value)
+        self._note_sizes(node.declared, value)
         if node.pathwise:
             assert isinstance(node.law, DistributionLaw)
             return node.law.draw_pathwise(node, values, self, self.noise[node.name])[0]
         return value
 
     def _draw(self, node: nd.Sample, values: list[Any]) -> Any:
-        if node.plate is not None:
-            self.sizes[node.plate] = self.wanted.get(node.name, node.n or 1)
+        for axis in node.plates:
+            if axis not in self.sizes:
+                size = self.wanted.get(axis.name, axis.n)
+                assert size is not None, "rows are counted, and times known, before what is drawn for them"
+                self.sizes[axis] = size
         try:
             if node.pathwise:
                 assert isinstance(node.law, DistributionLaw)
@@ -133,9 +158,15 @@ class Run:
         return ""
 
     def _note_sizes(self, node: nd.Sample, value: Any) -> None:
-        for axis in (node.plate, node.time):
-            if axis is not None and axis not in self.sizes:
-                self.sizes[axis] = tensors(value)[0].shape[node.axes.index(axis)]
+        for leaf in tensors(value)[:1]:
+            for axis, size in zip(node.axes, leaf.shape, strict=False):
+                known = self.sizes.setdefault(axis, size)
+                if known != size:
+                    before = f"the inputs have {known} rows" if axis.data else f"{known} of what was drawn before it"
+                    raise SamplingError(
+                        f"sample {node.name!r} (axes: {describe(node.axes)}): {size} entries of its draw are given "
+                        f"along {axis.name!r}, and {before}: a trace belongs to one pass, and to the batch of that pass"
+                    )
 
     def score(self, node: nd.Sample, value: Any, inputs: Sequence[nd.Node], values: list[Any]) -> Tensor:
         """The log-probability of each draw, with the distribution that drew it if its parents are the same nodes."""

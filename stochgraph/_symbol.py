@@ -39,11 +39,25 @@ class Declaration:
             name = f"{stem}_{count}"
         return name
 
-    def axis(self, name: str, time: bool = False) -> Axis:
-        self.positions += 1
-        return Axis(self.positions, name, time)
+    def name(self, word: str, given: str | None, stem: str) -> str:
+        """The name that the user gave a node, which must be free; one made of `stem` if none was given."""
+        if given is None:
+            return self.unique(stem)
+        if not isinstance(given, str) or not given:
+            raise DeclarationError(
+                f"sg.{word}: name={given!r} is not a name of a node: give a string. An argument of the function that "
+                "is called `name` is handed over by position, or in a lambda"
+            )
+        if given in self.names:
+            raise DeclarationError(f"two nodes of the name {given!r}: give what sg.{word} makes a name of its own")
+        return given
 
-    def add(self, node: nd.Node) -> "Symbol":
+    def axis(self, name: str, time: bool = False, n: int | None = None) -> Axis:
+        self.positions += 1
+        return Axis(self.positions, name, time, n)
+
+    def add(self, node: nd.Node, named: bool = False) -> "Symbol":
+        node.named = named
         strange = [parent.name for parent in node.inputs if parent not in self.nodes[parent.index : parent.index + 1]]
         if strange or _current.get() is not self:
             raise DeclarationError(
@@ -180,7 +194,9 @@ class _Method:
         return getattr(value, self.name)(*args, **kwargs)
 
 
-def declare_apply(label: str, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any]) -> Symbol:
+def declare_apply(
+    label: str, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any], name: str | None = None
+) -> Symbol:
     """Declare the node `fn(*args, **kwargs)`, some of the arguments being symbols."""
     symbols = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Symbol)]
     if not symbols:
@@ -188,9 +204,9 @@ def declare_apply(label: str, fn: Callable[..., Any], args: Any, kwargs: dict[st
     declaration = current(label)
     refuse_captured(fn, f"sg.apply of {label!r}")
     arguments = nd.Arguments(to_nodes(tuple(args)), to_nodes(dict(kwargs)))
-    return declaration.add(
-        nd.Apply(declaration.unique(label or "apply"), len(declaration.nodes), fn if kwargs else _plain(fn), arguments)
-    )
+    given = declaration.name("apply", name, label or "apply")
+    called = fn if kwargs else _plain(fn)
+    return declaration.add(nd.Apply(given, len(declaration.nodes), called, arguments), named=name is not None)
 
 
 _CANONICAL: dict[str, Callable[..., Any]] = {

@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 from . import _node as nd
 from ._axes import describe
 from ._compile import Compiled
+from ._data import data_sizes
 from ._derive import Derivation
 from ._errors import VerificationError
 from ._program import schedule
@@ -157,8 +158,8 @@ class _Outcomes:
 
     def __init__(self, compiled: Compiled, inputs: Any, sizes: Mapping[str, int], limit: int) -> None:
         self.names, self.inputs, self.limit = compiled.graph.inputs, inputs, limit
-        compiled._run(inputs, sizes)  # refuses wrong inputs and sizes
-        self.wanted = sizes
+        run = compiled._run(inputs, sizes)  # refuses wrong inputs and sizes
+        self.wanted = {**sizes, **data_sizes(compiled.graph._data, run.inputs)}
         order = compiled.graph._order
         self.samples = [node for node in order if isinstance(node, nd.Sample)]
         value = Derivation(order, {node.name: VALUE for node in self.samples})
@@ -179,8 +180,8 @@ class _Outcomes:
         leaves, spec = pytree.tree_flatten(support)
         lead = len(node.parent_axes)
         shape = leaves[0].shape
-        size = [] if node.plate is None else [self.wanted.get(node.name, node.n or 1)]
-        cells = [*shape[2 : 2 + lead], *size, *shape[2 + lead : 2 + lead + own]]
+        sizes = [self.wanted.get(axis.name, axis.n or 1) for axis in node.repeats]
+        cells = [*shape[2 : 2 + lead], *sizes, *shape[2 + lead : 2 + lead + own]]
         choices, n = shape[1], prod(cells)
         if self.count * choices**n > self.limit:
             raise VerificationError(
@@ -189,7 +190,10 @@ class _Outcomes:
                 "Make plates or horizons smaller"
             )
         index = torch.arange(choices**n)[:, None] // choices ** torch.arange(n) % choices
-        grown = [_combine(leaf, lead, own, size, cells, index) for leaf in leaves]
+        combined = [_combine(leaf, lead, own, sizes, cells, index) for leaf in leaves]
+        # What is repeated is now behind the axes of the parents: each goes to its place among the plates.
+        places = [1 + node.plates.index(axis) for axis in (*node.parent_axes, *node.repeats)]
+        grown = [leaf.movedim(list(range(1, 1 + len(places))), places) for leaf in combined]
         repeats = len(index)
         self.draws = pytree.tree_map(lambda x: x.repeat_interleave(repeats, 0), self.draws)
         self.draws[node.name] = pytree.tree_unflatten(grown, spec)
@@ -229,7 +233,7 @@ class _Outcomes:
             self.count = int(possible.sum())
 
     def _run(self, inputs: Any, draws: dict[str, Any]) -> Run:
-        trace = Trace(torch.tensor(0.0), draws, {}, {})
+        trace = Trace(draws=draws)
         return Run(dict(zip(self.names, inputs, strict=True)), self.wanted, trace)
 
     def evaluate(self, inputs: Any, draws: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
@@ -245,11 +249,10 @@ class _Outcomes:
         return torch.as_tensor(total).exp(), log_probs
 
 
-def _combine(leaf: Tensor, lead: int, own: int, size: list[int], cells: list[int], index: Tensor) -> Tensor:
-    """Leaf `(outcomes, choices, *parents, *own, ...)` to `(outcomes * combinations, *parents, *plate, *own, ...)`."""
+def _combine(leaf: Tensor, lead: int, own: int, sizes: list[int], cells: list[int], index: Tensor) -> Tensor:
+    """Leaf `(outcomes, choices, *parents, *own, ...)` to `(outcomes * combinations, *parents, *sizes, *own, ...)`."""
     event = leaf.shape[2 + lead + own :]
-    if size:
-        leaf = leaf.unsqueeze(2 + lead)
+    leaf = leaf.reshape(*leaf.shape[: 2 + lead], *[1] * len(sizes), *leaf.shape[2 + lead :])
     flat = leaf.expand(*leaf.shape[:2], *cells, *event).reshape(*leaf.shape[:2], prod(cells), *event)
     chosen = flat[:, index.to(leaf.device), torch.arange(prod(cells), device=leaf.device)]
     return chosen.reshape(-1, *cells, *event)
@@ -328,7 +331,7 @@ def _estimates(
     """The estimate that every outcome gives, `(outcomes, P, ...)`."""
 
     def one(draws: dict[str, Any], recorded: dict[str, Tensor]) -> Tensor:
-        trace = Trace(torch.tensor(0.0), draws, recorded, {})
+        trace = Trace(draws=draws, log_probs=recorded)
         return _derivative(lambda vector: surrogate(*restore(vector), trace), order)(flat)
 
     return torch.vmap(one, chunk_size=_CHUNK)(outcomes.draws, log_probs).detach()

@@ -46,7 +46,7 @@ def declare(case: Case, layout: tuple[str, str, int | None], as_function: bool =
 
     @sg.graph
     def objective(theta: Any) -> Any:
-        drawn = {name: sg.sample(name, td.Uniform, -bound, bound, n=size) for name, size in PLATES.items()}
+        drawn = {name: sg.sample(name, td.Uniform, -bound, bound, n=size, within=()) for name, size in PLATES.items()}
 
         def parent(fn: Any, i: int) -> Any:
             return sg.apply(fn, sum((drawn[plate] for plate in (others if i else first)), theta))
@@ -190,7 +190,7 @@ def test_every_draw_is_made_with_its_own_parameters(name, as_function):
     @sg.graph
     def objective(theta):
         a = sg.sample("a", td.Normal, torch.tensor(0.0, dtype=F64), 1.0, n=4)
-        b = sg.sample("b", td.Normal, torch.tensor(0.0, dtype=F64), 1.0, n=4)
+        b = sg.sample("b", td.Normal, torch.tensor(0.0, dtype=F64), 1.0, n=4, within=())
         given = [sg.apply(fn, a, b + 0 * a) for fn in parents]
         x = sg.sample("x", (lambda *p: dist(*p)) if as_function else dist, *given, n=4)
         return sg.mean(sg.apply(cost, x)) * theta

@@ -240,7 +240,7 @@ def test_the_text_shows_small_constants_and_shapes_of_large_ones() -> None:
     @sg.graph
     def objective(theta: Any) -> Any:
         row = say.sample("row", Categorical, torch.full((200,), 0.005), n=20)
-        coin = say.sample("coin", Categorical, torch.tensor([0.5, 0.5]))
+        coin = say.sample("coin", Categorical, torch.tensor([0.5, 0.5]), within=())
         return say.mean(say.sample("x", Normal, theta + row + coin, torch.ones(1, 2)))
 
     assert str(objective).splitlines() == [

@@ -209,7 +209,7 @@ def test_plates_that_are_solved_jointly_and_plates_that_are_not():
 
     @sg.graph
     def objective(theta):
-        x, y = (sg.sample(name, Normal, 0.0, 1.0, n=n) for name, n in (("x", 3), ("y", 2)))
+        x, y = (sg.sample(name, Normal, 0.0, 1.0, n=n, within=()) for name, n in (("x", 3), ("y", 2)))
         psi = sg.unknown("psi", like=theta * x)
         loss = sg.mean((psi - theta * x * y) ** 2, over="x") + 0.3 * sg.mean(psi, over="x") ** 2
         return sg.mean(torch.exp(sg.argmax(-loss, over=psi, linear_solver=CONJUGATE, solver=NEWTON)))

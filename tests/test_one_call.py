@@ -45,9 +45,9 @@ def cut(monkeypatch):
     found: list[tuple[str, int]] = []
     parts = _cuts.Cuts.parts
 
-    def noted(self, trace, plate, length):
+    def noted(self, trace, plate, length, rows):
         found.append((plate.name, length))
-        return parts(self, trace, plate, length)
+        return parts(self, trace, plate, length, rows)
 
     monkeypatch.setattr(_cuts.Cuts, "parts", noted)
     return found
@@ -253,7 +253,7 @@ def test_what_has_not_the_plate_is_not_computed_again_for_every_chunk(sizes, exp
 
 def crossed(theta):
     x = sg.sample("x", Normal, theta, 1.0, n=30)
-    y = sg.sample("y", Normal, 0.0, 1.0, n=30)
+    y = sg.sample("y", Normal, 0.0, 1.0, n=30, within=())
     return sg.mean(sg.apply(lambda a, b: torch.sin(a * b), x, y))
 
 

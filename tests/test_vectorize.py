@@ -145,9 +145,9 @@ def seed(number: int = 0) -> torch.Generator:
 
 def drawn(theta: Any, sizes: dict[str, int]) -> list[Any]:
     """The four nodes. The parameters enter through values alone."""
-    x = sg.sample("x", Normal, torch.zeros(3, dtype=F64), 1.0, n=sizes["x"]) * torch.exp(theta[0])
-    y = sg.sample("y", Normal, torch.zeros((), dtype=F64), 1.0, n=sizes["y"]) + theta[1]
-    k = sg.sample("k", Categorical, torch.ones(3, dtype=F64), n=sizes["k"])
+    x = sg.sample("x", Normal, torch.zeros(3, dtype=F64), 1.0, n=sizes["x"], within=()) * torch.exp(theta[0])
+    y = sg.sample("y", Normal, torch.zeros((), dtype=F64), 1.0, n=sizes["y"], within=()) + theta[1]
+    k = sg.sample("k", Categorical, torch.ones(3, dtype=F64), n=sizes["k"], within=())
     return [x, y, sg.apply(lambda row: torch.outer(ROW[:2], row.cos()), x), k]
 
 
