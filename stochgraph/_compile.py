@@ -145,8 +145,8 @@ class Compiled:
         """One estimate, of any number of tasks.
 
         One pass: each distribution is built once, drawn from and scored. Where more numbers are computed than memory is
-        fast for, it is `sample`, and then `accumulate` over the outermost plate that can be cut: memory grows with the
-        draws alone. Sizes decide, never the number of threads.
+        fast for, draws come first, and then `accumulate` over the outermost plate that can be cut: memory grows with
+        the draws alone. Sizes decide, never the number of threads.
 
         Args:
             *inputs: the inputs of the graph, pytrees of tensors.
@@ -221,7 +221,8 @@ class Compiled:
         point = Point(given, self.wrt, lambda leaf: isinstance(leaf, Tensor) and leaf.requires_grad)
         if return_trace:
             trace = self.sample(*inputs, generator=generator, sizes=sizes)
-            return hand_over(self.graph.name, *self._replayed(point, trace), leaves), trace
+            found = self._replayed(point, trace._replace(log_probs={}))  # at the inputs that drew it
+            return hand_over(self.graph.name, *found, leaves), trace
         return hand_over(self.graph.name, *self._estimate(point, generator, sizes), leaves)
 
     def _refuse_transforms(self, word: str) -> None:
@@ -251,8 +252,10 @@ class Compiled:
             run = Run(point.named, sizes)
             if not self._is_large(run, point):
                 return self._pass(point, run)
-            trace = self._sampled(run.continued())
-        return self._replayed(point, trace)
+            run = run.continued()
+            with torch.no_grad():
+                run.execute(self._draw_program)
+        return self._replayed(point, Trace(draws=run.draws, noise=run.noise))
 
     def _is_large(self, run: Run, point: Point) -> bool:
         """Whether to cut a pass. Sizes of plates are known before it, lengths of trajectories once they are drawn."""
@@ -265,6 +268,11 @@ class Compiled:
             if self._cuts.find({**plates, **run.sizes}, point.entries) is not None:
                 return True
         return False
+
+    @cached_property
+    def _draw_program(self) -> list[nd.Node]:
+        """What draws, and nothing else."""
+        return schedule([*self.graph._data, *self._draws.values()])
 
     @cached_property
     def _until_lengths(self) -> list[list[nd.Node]]:
@@ -280,7 +288,13 @@ class Compiled:
         """The value and gradient at a trace, cut if it is large."""
         rows = self._rows(point.named)
         cut = self._cuts.find(self._cuts.sizes(trace, rows), point.entries)
-        return self._accumulated(point, [Part(1.0, trace)] if cut is None else self._cuts.parts(trace, *cut, rows))
+        if cut is None:
+            return self._accumulated(point, [Part(1.0, trace)])
+        try:
+            return self._accumulated(point, self._cuts.parts(trace, *cut, rows))
+        except SamplingError:
+            self._diagnose(Run(point.named, {}, trace))  # names a draw by its place in the whole
+            raise
 
     def _accumulated(self, point: Point, parts: Iterable[Part]) -> tuple[Tensor, list[Tensor]]:
         """The weighted sum of the values and of the gradients of some chunks."""

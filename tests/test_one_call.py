@@ -1,4 +1,4 @@
-"""One call for any number of tasks: `value_and_grad` of a large graph is `sample`, and then chunks of a plate."""
+"""One call for any number of tasks: `value_and_grad` of a large graph draws first, and then takes chunks of a plate."""
 
 from typing import Any
 
@@ -31,6 +31,11 @@ def same_bits(found, expected):
 def assert_close(found, expected):
     for one, other in zip(pytree.tree_leaves(found), pytree.tree_leaves(expected), strict=True):
         torch.testing.assert_close(one, other, **EXACT)
+
+
+def accumulated(compiled, *inputs, trace, **options):
+    """At the inputs that drew the trace, so that no log-probabilities need be recorded, and none round."""
+    return sg.accumulate(compiled, *inputs, trace=trace._replace(log_probs={}), **options)
 
 
 @pytest.fixture
@@ -70,7 +75,7 @@ def tasks_at_once(monkeypatch):
 
 @pytest.mark.parametrize("estimator", [sg.SF(), sg.LSF(), sg.LOO(), sg.MAML(), sg.FirstOrder()])
 @pytest.mark.parametrize("steps", [1, 2])
-def test_a_large_graph_is_sampled_and_then_differentiated_in_chunks(estimator, steps, numbers):
+def test_a_large_graph_is_drawn_and_then_differentiated_in_chunks(estimator, steps, numbers):
     compiled, sizes = meta(steps).compile(estimator), {"task": 7}
     numbers(WHOLE)
     whole = compiled.value_and_grad(parameters(), generator=seed(), sizes=sizes)
@@ -78,7 +83,8 @@ def test_a_large_graph_is_sampled_and_then_differentiated_in_chunks(estimator, s
     found = compiled.value_and_grad(parameters(), generator=seed(), sizes=sizes)
     trace = compiled.sample(parameters(), generator=seed(), sizes=sizes)
     assert sg.chunk_size(compiled, trace, "task", inputs=(parameters(),)) < 7
-    assert same_bits(found, sg.accumulate(compiled, parameters(), over="task", trace=trace))
+    assert same_bits(found, accumulated(compiled, parameters(), over="task", trace=trace))
+    assert_close(found, sg.accumulate(compiled, parameters(), over="task", trace=trace))
     assert_close(found, whole)
 
 
@@ -137,7 +143,7 @@ def test_what_is_drawn_is_drawn_once(inner, outer, numbers, monkeypatch):
     found = compiled.value_and_grad(parameters(), generator=one)
     assert drawn == [(3, inner), (3, outer)]
     assert torch.equal(one.get_state(), other.get_state())
-    assert same_bits(found, sg.accumulate(compiled, parameters(), over="task", trace=trace))
+    assert same_bits(found, accumulated(compiled, parameters(), over="task", trace=trace))
 
 
 def pathwise(theta):
@@ -264,7 +270,7 @@ def test_functions_of_draws_of_several_plates_count(numbers):
     trace = compiled.sample(THETA, generator=seed())
     assert sg.chunk_size(compiled, trace, "x", inputs=(THETA,)) == 3
     found = compiled.value_and_grad(THETA, generator=seed())
-    assert same_bits(found, sg.accumulate(compiled, THETA, over="x", trace=trace, chunk=3))
+    assert same_bits(found, accumulated(compiled, THETA, over="x", trace=trace, chunk=3))
 
 
 @pytest.mark.parametrize(("leaf", "size"), [((), 640), ((64, 64), 10), ((128, 32), 10), ((256, 256), 2)])
@@ -312,3 +318,91 @@ def test_a_large_pass_inside_a_transform_is_refused_as_any_other(numbers):
         torch.vmap(lambda theta: compiled.value_and_grad(theta)[1], randomness="different")(
             torch.stack([BANDIT_THETA, BANDIT_THETA])
         )
+
+
+@sg.graph
+def rows(theta, batch, scale):
+    """A term of every row, with draws of its own, and one of none."""
+    x, y = sg.data("row", (batch["x"], batch["y"]))
+    z = sg.sample("z", Bernoulli, logits=theta["w"] * x, n=2)
+    return sg.mean(sg.apply(lambda z, t, y: (z * t - y).square().sum(), z, theta["v"], y)) * scale + theta["w"] ** 2
+
+
+def batch(count):
+    x = torch.linspace(-1.0, 1.0, count, dtype=F64)
+    return {"x": x, "y": torch.stack([x, x**2], -1)}
+
+
+ROWS = {"w": THETA, "v": torch.tensor([0.4, -0.2], dtype=F64)}
+
+
+@pytest.mark.parametrize("estimator", [sg.SF(), sg.LOO(), sg.SF(baseline=lambda trace: 0.0)])
+def test_rows_of_data_are_cut_with_the_draws(estimator, numbers, cut):
+    """A mini-batch of any size; a function as baseline may look at any row, so that nothing is cut."""
+    compiled = rows.compile(estimator)
+    numbers(WHOLE)
+    whole = compiled.value_and_grad(ROWS, batch(23), 1.5, generator=seed())
+    numbers(20)
+    found = compiled.value_and_grad(ROWS, batch(23), 1.5, generator=seed())
+    assert_close(found, whole)
+    compiled.value_and_grad(ROWS, batch(10), 1.5)
+    cuttable = not callable(getattr(estimator, "baseline", None))
+    assert cut == ([("row", 10)] if cuttable else [])
+
+
+def test_rows_that_nothing_is_drawn_for_count(numbers, cut):
+    """The weights are drawn; their function is computed for every row."""
+
+    @sg.graph
+    def objective(theta, x):
+        weight = sg.sample("weight", Normal, theta, 1.0, n=3)
+        return sg.mean(sg.apply(lambda w, x: torch.sin(w * x), weight, sg.data("row", x)))
+
+    compiled, x = objective.compile(sg.PW()), torch.linspace(0.0, 1.0, 50, dtype=F64)
+    numbers(WHOLE)
+    whole = compiled.value_and_grad(THETA, x, generator=seed())
+    numbers(30)
+    assert_close(compiled.value_and_grad(THETA, x, generator=seed()), whole)
+    assert cut == [("row", 10)]
+    trace = compiled.sample(THETA, x)
+    assert sg.chunk_size(compiled, trace, "row", inputs=(THETA, x)) == 10
+
+
+def test_what_is_drawn_first_is_drawn_alone(numbers):
+    """Scores and the objective are computed once for every draw, in its chunk."""
+    computed: list[str] = []
+
+    class Noted(problems.TwoStateMDP):
+        def log_prob(self, value, *parents):
+            computed.append("score")
+            return super().log_prob(value, *parents)
+
+    def priced(reward):
+        computed.append("cost")
+        return 2.0 * reward
+
+    graph = sg.graph(lambda theta: sg.mean(sg.sum(sg.apply(priced, sg.sample("D", Noted(3), theta, n=8).reward))))
+    compiled = graph.compile(sg.SF())
+    for count, chunks in ((48, 1), (24, 2), (12, 4)):  # 3 time steps, policies of 2 x 2 weights
+        numbers(count)
+        computed.clear()
+        compiled.value_and_grad(torch.zeros(2, 2, dtype=F64))
+        assert sorted(computed) == ["cost"] * chunks + ["score"] * chunks
+
+
+def test_log_probabilities_that_are_not_finite_are_found_in_the_whole(numbers):
+    """The draw that is named is that of the whole plate, and not of its chunk."""
+
+    class Broken(sg.Sampler):
+        def draw(self, batch_shape, mean):
+            return torch.arange(batch_shape[0], dtype=F64)
+
+        def log_prob(self, value, mean):
+            return torch.where(value == 7, torch.inf * mean, mean * value)
+
+    graph = sg.graph(lambda theta: sg.mean(sg.sample("x", Broken(), theta, n=9) * 1.0))
+    compiled = graph.compile(sg.SF())
+    for count in (WHOLE, 5):
+        numbers(count)
+        with pytest.raises(sg.SamplingError, match=r"sample 'x' .*: the log-probability of draw \(7,\) is inf"):
+            compiled.value_and_grad(THETA)
