@@ -16,6 +16,7 @@ except ImportError as error:
 
 import stochgraph as sg
 
+from ._beside import make_room
 from ._threads import torch_threads
 from .training import (
     CheckpointError,
@@ -180,6 +181,7 @@ def train_command(configuration: Configuration, restart: bool) -> None:
     A process that dies is started again, and the run goes on from its newest checkpoint. On several machines, set
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for that. Only the first process reads and writes the folder.
     """  # noqa: D301
+    make_room()
     with joined_ranks() as ranks:
         outcome = train(configuration, ranks, restart=restart)
     if not outcome.finished:
@@ -198,6 +200,7 @@ def evaluate_command(folder: Path, tasks: int | None, steps: int | None, as_json
         changes = {"evaluation_tasks": tasks, "evaluation_steps": steps}
         configuration = configuration.replace(**{name: value for name, value in changes.items() if value is not None})
         result = load_result(folder, configuration, lambda text: click.echo(text, err=True))
+        make_room()
         with torch_threads(configuration.threads):
             returns = result.problem.evaluate(result.theta)
     means = returns.mean(0).tolist()
@@ -240,6 +243,7 @@ def profile_command(configuration: Configuration, estimators: str, repeats: int,
     compiled = {name: problem.compile(name) for name in estimators.split(",")}
     theta = load_result(configuration.output, configuration).theta if trained else problem.initial()
     generator = generator_for(configuration.seed, "profile")
+    make_room()
     with torch_threads(configuration.threads):
         found = sg.profile(compiled, theta, repeats=repeats, generator=generator)
     click.echo(found.to_markdown())

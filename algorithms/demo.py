@@ -13,6 +13,7 @@ from torch.distributions import Categorical
 
 import stochgraph as sg
 
+from ._beside import make_room
 from .training import Configuration, ConfigurationError, Problem, RunFolder, TrainingError, load_result, train
 from .training.curves import plot_learning_curves, save_figure
 from .training.reports import default_reporters
@@ -159,6 +160,7 @@ def main(arguments: list[str] | None = None) -> None:
     problem = _problem(options)
     if problem:
         parser.error(problem)
+    make_room()
     print_ledgers()
     print_biases()
     try:

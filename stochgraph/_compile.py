@@ -1,7 +1,9 @@
 """Compiled graphs: sampling, surrogates and gradients."""
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
+from functools import cached_property
+from itertools import pairwise
 from typing import Any, NoReturn
 
 import numpy as np
@@ -14,15 +16,18 @@ from ._axes import describe
 from ._baselines import COMPARE_WITH_OTHERS, baseline_control
 from ._checks import plate_size
 from ._curvature import curvature_of
+from ._cuts import Cuts, Part
 from ._data import data_sizes
 from ._derive import Derivation
 from ._errors import CompileError, InputError, SamplingError
 from ._failures import shortened
 from ._first_pass import Watch, check_captured, check_pathwise
+from ._gradient import Point
 from ._graph import Graph, scored_samples
 from ._indexing import in_transform
 from ._law import DistributionLaw, _no_path, moving_support_message
 from ._leave_one_out import LEAVE_ONE_OUT
+from ._loss import hand_over, leaves_that_require_gradients
 from ._noise import straight_through_message
 from ._program import schedule
 from ._reach import data_of, descends_from, moves_with, open_unknowns, plates_in, samples_in
@@ -90,6 +95,7 @@ class Compiled:
         self._value_program = schedule([self._value_root, *recorded])
         self._unseen = {False, True}  # whether a pass outside of transforms, and one inside, is still the first
         self._support_program = schedule(s for s in self._scores.values() if not s.sample.law.fixed_support)
+        self._cuts = Cuts(graph, self._program, self._scores, self._named_nodes)
 
     @shortened()
     def sample(
@@ -114,16 +120,8 @@ class Compiled:
         """
         with recorded():
             run = self._run(inputs, sizes)
-            with torch.no_grad(), seeded(generator, inputs):
-                values = run.execute(self._value_program)
-                if not in_transform():
-                    run.check_scores()
-            self._check_supports(run)
-            self._check_edges(run)
-            log_probs = {name: values[node].detach() for name, node in self._scores.items()}
-            nodes = {name: map_tensors(Tensor.detach, values[node]) for name, node in self._named_nodes.items()}
-            value = self._scalar(values[self._value_root], run)
-            return Trace(value, dict(run.draws), log_probs, dict(run.noise), nodes)
+            with seeded(generator, inputs):
+                return self._sampled(run)
 
     @shortened()
     def surrogate(self, *inputs_and_trace: Any) -> Tensor:
@@ -155,7 +153,11 @@ class Compiled:
     def value_and_grad(
         self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
     ) -> tuple[Tensor, Any]:
-        """One estimate in one pass: each distribution is built once, drawn from and scored.
+        """One estimate, of any number of tasks.
+
+        One pass: each distribution is built once, drawn from and scored. Where more numbers are computed than memory is
+        fast for, draws come first, and then `accumulate` over the outermost plate that can be cut: memory grows with
+        the draws alone. Sizes decide, never the number of threads.
 
         Args:
             *inputs: the inputs of the graph, pytrees of tensors.
@@ -169,38 +171,159 @@ class Compiled:
         Raises:
             SamplingError: inside a `torch.func` transform; `sample` and `surrogate` work there.
         """
-        sizes = _check_sizes(self.graph, sizes or {})
-        with seeded(generator, inputs):
-            return self._value_and_grad(inputs, lambda named: Run(named, sizes))
+        with recorded():
+            point = self._point("value_and_grad", inputs)
+            value, gradient = self._estimate(point, generator, sizes)
+            return value, point.shaped(gradient)
 
-    def _value_and_grad(self, inputs: Any, run_at: Callable[[Mapping[str, Any]], Run]) -> tuple[Tensor, Any]:
-        """The value and gradient of one pass, which `run_at` makes from the inputs."""
+    @shortened()
+    def loss(
+        self,
+        *inputs: Any,
+        generator: torch.Generator | None = None,
+        sizes: Mapping[str, int] | None = None,
+        return_trace: bool = False,
+    ) -> Any:
+        """The objective as a loss of torch: `compiled.loss(*inputs).backward()` fills `.grad` with the estimate.
+
+        The gradient is that of `value_and_grad`, computed in the call, at the parameters of the call. `backward` hands
+        it over, scaled by what comes in, to those leaves of the differentiated inputs that require a gradient, and
+        through them to what they were made of; a second `backward` adds it again. Parameters of a module go in as
+        `dict(module.named_parameters())`.
+
+        Where gradients are off, or no leaf requires one, it is the value alone.
+
+        Args:
+            *inputs: the inputs of the graph, pytrees of tensors.
+            generator: source of randomness; default: torch's default generators.
+            sizes: sizes of plates by name, in place of the declared ones.
+            return_trace: whether to return what was drawn as well.
+
+        Returns:
+            A scalar, the value of the objective for the draws; with `return_trace` that and the trace.
+
+        Raises:
+            SamplingError: inside a `torch.func` transform; an input that is not in `wrt` requires a gradient;
+                when differentiated: with `create_graph=True`, the estimate having no derivative of its own.
+
+        Example:
+            >>> import torch, stochgraph as sg
+            >>> from torch.distributions import Bernoulli
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     x = sg.sample("x", Bernoulli, logits=theta["logits"], n=10)
+            ...     return sg.mean((x - 0.2) ** 2)
+            >>> compiled = objective.compile(sg.SF(baseline="loo"))
+            >>> theta = {"logits": torch.nn.Parameter(torch.tensor(2.0))}
+            >>> optimizer, generator = torch.optim.Adam(theta.values(), lr=0.1), torch.Generator().manual_seed(0)
+            >>> for _ in range(100):
+            ...     optimizer.zero_grad()
+            ...     compiled.loss(theta, generator=generator).backward()
+            ...     optimizer.step()
+            >>> bool(theta["logits"] < -1.0)
+            True
+        """
+        self._refuse_transforms("loss")
+        given = self._named(inputs)
+        self._require_floats(given)
+        leaves = leaves_that_require_gradients(self.graph.name, given, self.wrt) if torch.is_grad_enabled() else []
+        if not leaves:
+            trace = self.sample(*inputs, generator=generator, sizes=sizes)
+            return (trace.value, trace) if return_trace else trace.value
+        point = Point(given, self.wrt, lambda leaf: isinstance(leaf, Tensor) and leaf.requires_grad)
+        if return_trace:
+            trace = self.sample(*inputs, generator=generator, sizes=sizes)
+            found = self._replayed(point, trace._replace(log_probs={}))  # at the inputs that drew it
+            return hand_over(self.graph.name, *found, leaves), trace
+        return hand_over(self.graph.name, *self._estimate(point, generator, sizes), leaves)
+
+    def _refuse_transforms(self, word: str) -> None:
         if in_transform():
             raise SamplingError(
-                f"value_and_grad of {self.graph.name!r} cannot run inside a torch.func transform. Use two calls there: "
+                f"{word} of {self.graph.name!r} cannot run inside a torch.func transform. Use two calls there: "
                 "trace = compiled.sample(*inputs), then torch.func.grad(compiled.surrogate)(*inputs, trace)"
             )
-        with recorded():
-            return self._differentiated(self._named(inputs), run_at)
 
-    def _differentiated(self, given: dict[str, Any], run_at: Callable[[Mapping[str, Any]], Run]) -> tuple[Tensor, Any]:
-        named = {name: map_tensors(Tensor.detach, value) for name, value in given.items()}
-        leaves, spec = pytree.tree_flatten([named[name] for name in self.wrt])
-        leaves = [leaf.requires_grad_() if _floats(leaf) else leaf for leaf in leaves]
-        wanted = [leaf for leaf in leaves if _floats(leaf)]
-        if not wanted:
+    def _point(self, word: str, inputs: Any) -> Point:
+        """Where a gradient is taken, with respect to all that is a floating-point tensor."""
+        self._refuse_transforms(word)
+        given = self._named(inputs)
+        self._require_floats(given)
+        return Point(given, self.wrt, _floats)
+
+    def _require_floats(self, given: Mapping[str, Any]) -> None:
+        if not any(_floats(leaf) for name in self.wrt for leaf in pytree.tree_leaves(given[name])):
             raise InputError(
                 f"{self.graph.name}: no leaf of the input {self.wrt[0]!r} is a floating-point tensor. {_OF_A_MODULE}"
             )
-        named.update(zip(self.wrt, pytree.tree_unflatten(leaves, spec), strict=True))
+
+    def _estimate(
+        self, point: Point, generator: torch.Generator | None, sizes: Mapping[str, int] | None
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The value and gradient for fresh draws: of one pass, or of draws and then of chunks of a plate."""
+        sizes = _check_sizes(self.graph, sizes or {})
+        with seeded(generator, point.named):
+            run = Run(point.named, sizes)
+            if not self._is_large(run, point):
+                return self._pass(point, run)
+            run = run.continued()
+            with torch.no_grad():
+                run.execute(self._draw_program)
+        return self._replayed(point, Trace(draws=run.draws, noise=run.noise))
+
+    def _is_large(self, run: Run, point: Point) -> bool:
+        """Whether to cut a pass. Sizes of plates are known before it, lengths of trajectories once they are drawn."""
+        plates = self._cuts.declared_sizes({**run.wanted, **self._rows(run.inputs)})
+        if self._cuts.find(plates, point.entries) is not None:
+            return True
+        self._watches(run)
+        for program in self._until_lengths:
+            with torch.enable_grad():
+                run.execute(program)
+            if self._cuts.find({**plates, **run.sizes}, point.entries) is not None:
+                return True
+        return False
+
+    @cached_property
+    def _draw_program(self) -> list[nd.Node]:
+        """What draws, and nothing else."""
+        return schedule([*self.graph._data, *self._draws.values()])
+
+    @cached_property
+    def _until_lengths(self) -> list[list[nd.Node]]:
+        """The parts of the program that end where a trajectory is drawn."""
+        lengths = [i + 1 for i, node in enumerate(self._program) if isinstance(node, nd.Sample) and node.time]
+        return [self._program[start:end] for start, end in pairwise([0, *lengths])]
+
+    def _rows(self, named: Mapping[str, Any]) -> dict[str, int]:
+        """How many rows every plate of data has in some inputs."""
+        return data_sizes(self.graph._data, named) if self.graph._data else {}
+
+    def _replayed(self, point: Point, trace: Trace) -> tuple[Tensor, list[Tensor]]:
+        """The value and gradient at a trace, cut if it is large."""
+        rows = self._rows(point.named)
+        cut = self._cuts.find(self._cuts.sizes(trace, rows), point.entries)
+        if cut is None:
+            return self._accumulated(point, [Part(1.0, trace)])
+        try:
+            return self._accumulated(point, self._cuts.parts(trace, *cut, rows))
+        except SamplingError:
+            self._diagnose(Run(point.named, {}, trace))  # names a draw by its place in the whole
+            raise
+
+    def _accumulated(self, point: Point, parts: Iterable[Part]) -> tuple[Tensor, list[Tensor]]:
+        """The weighted sum of the values and of the gradients of some chunks."""
+        total: list[Tensor] = []
+        for weight, trace, piece in parts:
+            value, gradient = self._pass(point, Run(point.named, {}, trace, piece))
+            scaled = [leaf * weight for leaf in (value, *gradient)]
+            total = list(map(torch.add, total, scaled)) if total else scaled
+        return total[0], total[1:]
+
+    def _pass(self, point: Point, run: Run) -> tuple[Tensor, list[Tensor]]:
         with torch.enable_grad():
-            loss = self._surrogate(run_at(named))
-        found: Iterable[Tensor] = map(torch.zeros_like, wanted)  # an estimator may drop every path
-        if loss.requires_grad:
-            found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
-        grads = iter(found)
-        result = pytree.tree_unflatten([next(grads) if _floats(leaf) else None for leaf in leaves], spec)
-        return loss.detach(), result[0] if len(result) == 1 else tuple(result)
+            loss = self._surrogate(run)
+        return loss.detach(), point.gradient(loss)
 
     def explain(self) -> Any:
         """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula."""
@@ -226,9 +349,21 @@ class Compiled:
     def _run(self, inputs: Any, sizes: Mapping[str, int] | None, trace: Any = None) -> Run:
         return Run(self._named(inputs), _check_sizes(self.graph, sizes or {}), trace)
 
+    def _sampled(self, run: Run) -> Trace:
+        """What a pass drew before, and the rest of its draws."""
+        with torch.no_grad():
+            values = run.execute(self._value_program)
+            if not in_transform():
+                run.check_scores()
+        self._check_supports(run)
+        self._check_edges(run)
+        log_probs = {name: values[node].detach() for name, node in self._scores.items()}
+        nodes = {name: map_tensors(Tensor.detach, values[node]) for name, node in self._named_nodes.items()}
+        value = self._scalar(values[self._value_root], run)
+        return Trace(value, dict(run.draws), log_probs, dict(run.noise), nodes)
+
     def _surrogate(self, run: Run) -> Tensor:
-        first = self._is_first(run)
-        run.watch = Watch() if first else None
+        first = self._watches(run)
         loss = self._scalar(run.execute(self._program)[self._root], run)
         if first:
             check_captured(self.graph._order, self._program, run, loss)
@@ -239,6 +374,12 @@ class Compiled:
         if not in_transform() and not math.isfinite(loss.item()):
             self._diagnose(run)
         return loss
+
+    def _watches(self, run: Run) -> bool:
+        """Have a first pass watched; whether it is one."""
+        if run.watch is None and self._is_first(run):
+            run.watch = Watch()
+        return run.watch is not None
 
     def _is_first(self, run: Run) -> bool:
         """Whether nobody has looked yet where the derivatives of such a pass lead."""

@@ -24,7 +24,7 @@ from ._reach import averaging_plate, descends_from, samples_in
 from ._rules import COST, Control, Kind, Pending, Rule, Site, settled
 from ._surrogate import Score, Weight
 from ._trees import map_tensors
-from ._update import CompiledUpdate
+from ._update import CompiledUpdate, all_axes
 
 _CELLS = 16384  # how many numbers a node may have in one chunk of replays
 
@@ -188,7 +188,7 @@ class Replay(nd.Node):
         return map_tensors(lambda leaf: left_out.replaced(leaf, self.term_axes, 0.0), value)
 
     def _chunk(self, run: Any) -> int:
-        cells = max((prod(run.sizes.get(axis, 1) for axis in axes) for axes in _all_axes(self.program)), default=1)
+        cells = max((prod(run.sizes.get(axis, 1) for axis in axes) for axes in all_axes(self.program)), default=1)
         return max(1, _CELLS // cells)
 
 
@@ -238,13 +238,6 @@ def _weighted_in(program: Sequence[nd.Node]) -> list[str]:
     """The samples whose log-probabilities a program compares with the recorded ones."""
     names = [node.sample.name for node in program if isinstance(node, (Score, Weight))]
     return list(dict.fromkeys(names))
-
-
-def _all_axes(program: Iterable[nd.Node]) -> Iterable[Axes]:
-    for node in program:
-        yield node.axes
-        if isinstance(node, CompiledUpdate):
-            yield from _all_axes(node.program)
 
 
 def _as_drawn(node: nd.Node, declared: Mapping[str, nd.Sample], derivation: Derivation) -> nd.Node:

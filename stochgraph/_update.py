@@ -13,7 +13,7 @@ over (`Run.found`), with their derivatives: the costliest part of a meta-gradien
 scores are scheduled as late as possible.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from numbers import Real
 from typing import Any
@@ -226,6 +226,14 @@ class CompiledStep(CompiledUpdate):
                 f"{tuple(rate.shape)} do not fit parameters of the shape {tuple(whole)}, axes in front: give a number, "
                 "or one for every parameter"
             )
+
+
+def all_axes(program: Iterable[nd.Node]) -> Iterator[Axes]:
+    """The axes of every node, those inside of updates included."""
+    for node in program:
+        yield node.axes
+        if isinstance(node, CompiledUpdate):
+            yield from all_axes(node.program)
 
 
 def _is_differentiated(tree: Any) -> bool:

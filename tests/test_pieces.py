@@ -113,7 +113,7 @@ def test_pathwise_draws_in_an_update_are_taken_whole(monkeypatch):
 
 
 def test_gradients_are_not_cut(monkeypatch, evaluated):
-    """One pass with derivatives is whole: `sg.accumulate` cuts it on demand."""
+    """What is differentiated is cut into chunks, which have a measure of their own: `tests/test_one_call.py`."""
     monkeypatch.setitem(_pieces._DRAWS, "cpu", 1)
     meta(1).compile(sg.SF()).value_and_grad(parameters(), sizes={"task": 7})
     assert len(evaluated) == 1

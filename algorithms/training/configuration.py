@@ -86,7 +86,7 @@ class Configuration:
         None, "tasks differentiated at a time; none: those of some 8000 time steps, on a GPU of 500 000", least=1
     )
     threads: int | None = _option(
-        None, "threads of torch; none: as torch chooses; 1 beside other busy processes", least=1
+        None, "threads of torch; none: as torch chooses; in programs of your own beside busy ones: 1", least=1
     )
     evaluate_every: int = _option(25, "iterations between evaluations on held-out tasks", least=1)
     evaluation_tasks: int = _option(100, "held-out tasks", least=1)
