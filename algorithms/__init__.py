@@ -17,6 +17,10 @@ Templates, functions of a `MetaProblem`::
     from stochgraph.algorithms.sgmrl import sgmrl, sgmrl_first_order, sgmrl_published
     from stochgraph.algorithms.tmaml import tmaml
 
+What their theorems depend on, as printed and corrected::
+
+    from stochgraph.algorithms.convergence_constants import BOMRLConstants, LSFConstants, SGMRLConstants
+
 Inner steps and baselines, for objectives of one's own::
 
     from stochgraph.algorithms.advantages import LinearBaseline

@@ -17,7 +17,7 @@ References:
     Fallah, Georgiev, Mokhtari and Ozdaglar (2021), On the convergence theory of debiased model-agnostic
     meta-reinforcement learning: eqs. 6 and 13, algorithm 1 and theorem 1 for one step. The same (2020), Provably
     convergent policy gradient methods for model-agnostic meta-reinforcement learning, arXiv:2002.05135: eqs. 10 and 44,
-    algorithm 3 and theorem F.1 for several.
+    algorithm 3 and theorem F.1 for several. What is wrong in print is on the page `docs/errata.md`.
 """
 
 from typing import Any

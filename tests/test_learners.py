@@ -24,11 +24,12 @@ from tests.training_cases import SMALL, in_ranks, newest, same, same_runs, timel
 LEARNERS = pytest.mark.parametrize(
     "changes",
     [
-        {"optimizer": "TRPO", "optimizer_options": {"damping": 0.1}},
+        {"optimizer": "TRPO", "optimizer_options": {"damping": 0.1}, "outer": 8},
+        {"optimizer": "TRPO", "optimizer_options": {"damping": 0.1, "line_search": "product", "policies": "meta"}},
         {"algorithm": "promp", "optimizer": "Adam"},
         {"epochs": 3, "optimizer": "Adam"},
     ],
-    ids=["trust region", "promp", "epochs"],
+    ids=["trust region", "of meta-policies", "promp", "epochs"],
 )
 TRUST = SMALL.replace(optimizer="TRPO", precision="float64", tasks=4)
 
@@ -115,6 +116,70 @@ def test_accepted_steps_stay_within_the_radius(trust, changes):
     assert accepted >= 4
     assert same(train(run, reporters=[]).theta, theta)
     assert {"gradient_norm", "kl", "gain", "tries"} <= RunFolder(run.output).metrics("iteration")[0].keys()
+
+
+@pytest.mark.parametrize("policies", ["adapted", "meta"])
+@pytest.mark.parametrize("line_search", ["ratios", "product"])
+@pytest.mark.parametrize("outer_baseline", ["linear", None])
+def test_what_a_step_is_measured_with(trust, line_search, policies, outer_baseline):
+    """The figures of a step, measured again on its draws: what was compared rose by the gain, `kl` is whose it says."""
+    options = {"line_search": line_search, "policies": policies, "damping": 0.01}
+    run = trust.replace(optimizer_options=options, outer=9, inner=6, outer_baseline=outer_baseline)
+    problem = Problem(run)
+    theta, anchor = problem.initial(), problem.initial()
+    batch = problem.draw(theta, 1)
+    figures = problem.learner(theta).step(theta, batch)
+    measures = problem.measures
+    compared = measures.ratios if line_search == "ratios" else problem.compiled
+    rise = float(batch.value(compared, theta)) - float(batch.value(compared, anchor))
+    assert figures["gain"] == pytest.approx(rise, abs=1e-12)
+    assert figures["gain"] > 0
+    kl = {name: float(batch.value(getattr(measures, name), theta, anchor)) for name in ("adapted", "meta")}
+    assert figures["kl"] == pytest.approx(kl[policies], abs=1e-12)
+    assert abs(kl["adapted"] - kl["meta"]) > 1e-5
+
+
+@pytest.mark.parametrize("policies", ["adapted", "meta"])
+def test_slopes_that_are_kept_change_nothing(trust, policies):
+    """The same bits, in chunks too."""
+    ends = []
+    for keep in (False, True):
+        options = {"keep": keep, "policies": policies, "damping": 0.01}
+        problem = Problem(trust.replace(optimizer_options=options, outer=8, chunk=2))
+        ends.append(stepped(problem, problem.draw(problem.initial(), 1)))
+    assert same(*ends)
+    assert not same(ends[0], problem.initial())
+
+
+@pytest.mark.slow
+def test_products_of_ratios_claim_gains_that_do_not_come():
+    """Forty steps: the replayed surrogate promises more than three, and on new draws next to nothing has changed."""
+    run = Configuration(
+        algorithm="emaml",
+        horizon=40,
+        tasks=10,
+        inner=10,
+        outer=10,
+        hidden=(8,),
+        inner_rate=0.1,
+        discount=1.0,
+        optimizer="TRPO",
+        optimizer_options={"line_search": "product", "damping": 1e-3},
+        evaluation_tasks=200,
+    )
+    problem = Problem(run)
+    theta = problem.initial()
+    learner = problem.learner(theta)
+    for iteration in range(3):
+        batch, anchor = problem.draw(theta, iteration), {name: leaf.clone() for name, leaf in theta.items()}
+        before = problem.evaluate(theta)[:, 1].mean()
+        claimed = learner.step(theta, batch)["gain"]
+        came = float(problem.evaluate(theta)[:, 1].mean() - before)
+        ratios = problem.measures.ratios
+        promised = float(batch.value(ratios, theta) - batch.value(ratios, anchor))
+        assert claimed > 3
+        assert abs(came) < 0.6
+        assert promised < claimed / 3
 
 
 def test_a_trust_region_around_policies_that_adapt_implicitly(trust):
@@ -300,6 +365,8 @@ def test_algorithms_that_do_not_fit_are_refused(trust, changes, words):
         ({"iterations": 2.5}, "iterations=2.5: expected an integer, got float"),
         ({"radius": "small"}, "optimizer_options: radius='small': expected a number, got str"),
         ({"lr": 0.1}, "optimizer_options: .*'lr'; it takes radius, damping, iterations, backtracking, tries"),
+        ({"line_search": "sums"}, "line_search='sums' is not known: choose one of 'ratios', 'product'"),
+        ({"policies": "both"}, "policies='both' is not known: choose one of 'adapted', 'meta'"),
     ],
 )
 def test_wrong_options_of_trust_regions_are_refused(trust, options, words):

@@ -15,7 +15,7 @@ from stochgraph.algorithms.meta_policy_gradient import adapted_return
 from stochgraph.algorithms.policies import GaussianMLP
 from stochgraph.algorithms.policy_gradient import ascend_advantages
 from stochgraph.algorithms.promp import clipped_return
-from stochgraph.algorithms.replays import Recorded, adapted_divergence
+from stochgraph.algorithms.replays import Recorded, adapted_divergence, adapted_gain, meta_divergence
 from stochgraph.algorithms.training.learners import Ascent
 from stochgraph.algorithms.trust_region import conjugate_gradients, replay, trust_region_step
 from stochgraph.algorithms.vectors import Vector
@@ -184,6 +184,18 @@ def adapted_by_hand(parameters, data):
     return {name: (leaf + 0.1 * step).detach() for (name, leaf), step in zip(leaves.items(), steps, strict=True)}
 
 
+@pytest.mark.parametrize("steps", [0, 1])
+def test_the_divergence_before_adaptation_by_hand(problem, steps):
+    _, _, trace, _ = problem
+    candidate, data = random_parameters(0.1), trace.draws["D1" if steps else "tau"]
+    compiled = meta_divergence(tasks, POLICY, steps=steps).compile({})
+    moved = POLICY.kl(THETA, candidate, data.observation) * data.mask
+    expected = float((moved.sum((1, 2)) / data.mask.sum((1, 2))).mean())
+    assert float(compiled.surrogate(candidate, THETA, trace)) == pytest.approx(expected, abs=1e-12)
+    assert expected > 1e-3
+    assert all(x.abs().max() < 1e-12 for x in torch.func.grad(compiled.surrogate)(THETA, THETA, trace).values())
+
+
 def test_the_divergence_and_its_slope_are_zero_at_the_anchor(problem):
     _, _, trace, divergence = problem
     assert abs(float(divergence.surrogate(THETA, THETA, trace))) < 1e-12
@@ -240,6 +252,18 @@ def test_a_rejected_line_search_leaves_the_parameters_alone(problem):
     assert step.reason == "none of 15 candidates raised the gain within a divergence of 0.01"
 
 
+def test_what_is_compared_decides():
+    """Along the gradient of the gain; accepted is what raises another function, whose rise is told."""
+    start, square = torch.zeros(2, dtype=F64), lambda t: 0.5 * (t**2).sum()
+    options: dict[str, Any] = {"radius": 0.5, "damping": 0.0, "backtracking": 0.5}
+    step = trust_region_step(start, lambda t: t[0], square, compared=lambda t: t[0] - t[0] ** 2 / 0.75, **options)
+    torch.testing.assert_close(step.parameters, torch.tensor([0.5, 0.0], dtype=F64), **EXACT)
+    assert step.gain == pytest.approx(0.5 - 0.25 / 0.75)
+    none = trust_region_step(start, lambda t: t[0], square, compared=lambda t: -t[0], **options)
+    assert none.parameters is start
+    assert none.reason == "none of 15 candidates raised what is compared within a divergence of 0.5"
+
+
 def test_backtracking_counts_its_tries():
     """A gain that falls beyond 0.5: sqrt(2 radius) = 1 must be halved once."""
     step = trust_region_step(
@@ -268,6 +292,35 @@ def test_no_step_without_a_direction(gain, divergence, reason):
     assert step.parameters is start
     assert not step.accepted
     assert reason in step.reason
+
+
+# --- gains by the ratios of single steps
+
+
+@pytest.mark.parametrize("standardise", [True, False])
+@pytest.mark.parametrize("baseline", [None, LinearBaseline()], ids=["plain", "baseline"])
+def test_the_gain_of_single_steps_by_hand(problem, baseline, standardise):
+    """Ratio times advantage at every step that counts, summed over a trajectory; no ratio meets another one."""
+    _, _, trace, _ = problem
+    candidate, data, tau = random_parameters(0.2), trace.draws["D1"], trace.draws["tau"]
+    total = 0.0
+    for i in range(5):
+        adapted = adapted_by_hand(candidate, pytree.tree_map(lambda x, i=i: x[i], data))
+        mask, observation = tau.mask[i], tau.observation[i]
+        to_go = torch.stack([(tau.reward[i, :, t:] * 0.9 ** torch.arange(HORIZON - t)).sum(-1) for t in range(HORIZON)])
+        advantage = to_go.mT * mask
+        if baseline is not None:
+            fitted = baseline.fit(observation, mask, advantage)
+            advantage = (advantage - baseline.value(fitted, observation, mask)) * mask
+        if standardise:
+            mean = advantage.sum() / mask.sum()
+            spread = (((advantage - mean) * mask) ** 2).sum() / mask.sum()
+            advantage = (advantage - mean) / (spread + 1e-8).sqrt()
+        log_prob = POLICY.log_prob(adapted, observation, tau.action[i])
+        total += float((torch.exp(log_prob - tau.log_prob[i]) * advantage * mask).sum()) / 30
+    compiled = adapted_gain(tasks, POLICY, ADAPT, baseline=baseline, discount=0.9, standardise=standardise).compile({})
+    assert float(compiled.surrogate(candidate, trace)) == pytest.approx(total, abs=SOLVED)
+    assert abs(total - float(compiled.surrogate(THETA, trace))) > 1e-3
 
 
 # --- clipped epochs

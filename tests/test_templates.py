@@ -98,6 +98,7 @@ Names are not always those of a paper. What Fallah et al. print as MAML (2020, a
 estimate of the Hessian, outer products of scores included: its row is `lsf`, and `maml` is what Finn et al.
 implemented.
 <!-- tests/test_whole_trajectories.py::test_what_they_print_as_maml_is_lsf -->
+Errors in print are on a [page](errata.md) of their own.
 """
 
 

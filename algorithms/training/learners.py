@@ -1,13 +1,13 @@
 """What moves the parameters of a run, given the draws of a meta-batch."""
 
 import copy
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 import stochgraph as sg
-from stochgraph._checks import at_least, between, integer, more_than, require
+from stochgraph._checks import at_least, between, integer, more_than, require, require_known
 
 from ..policies import Parameters
 from ..trust_region import trust_region_step
@@ -114,19 +114,36 @@ class Ascent:
         return other.state_dict()["state"]
 
 
-class TrustRegion:
-    """One step as far along the natural gradient as the adapted policies may move; see `trust_region_step`.
+class Measures(NamedTuple):
+    """What a trust region is measured with, compiled.
 
-    The gain is the surrogate of the meta-objective, replayed on the draws of the meta-batch. Nothing is remembered from
-    one step to the next.
+    Attributes:
+        adapted: the graph of `adapted_divergence`.
+        meta: the graph of `meta_divergence`.
+        ratios: the graph of `adapted_gain`.
+    """
+
+    adapted: sg.Compiled
+    meta: sg.Compiled
+    ratios: sg.Compiled
+
+
+class TrustRegion:
+    """One step as far along the natural gradient as policies may move; see `trust_region_step`.
+
+    It goes along the estimate of the meta-gradient. Nothing is remembered from one step to the next.
 
     Args:
-        divergence: the graph of `adapted_divergence`, compiled.
+        measures: what the region and the gain are measured with.
         radius: how far the policies may move, on average over tasks and time steps.
         damping: added to the curvature.
         iterations: of the conjugate gradients, at most.
         backtracking: the factor from one candidate to the next.
         tries: candidates at most.
+        line_search: what a candidate must raise: "ratios", `adapted_gain`, or "product", the surrogate of the
+            meta-objective replayed on the draws, whose rewards are weighted with products of ratios.
+        policies: whose divergence the radius is for: "adapted", or "meta", those before adaptation.
+        keep: see `trust_region_step`.
 
     Raises:
         ValueError: an option is out of its range.
@@ -143,26 +160,33 @@ class TrustRegion:
 
     def __init__(
         self,
-        divergence: sg.Compiled,
+        measures: Measures,
         *,
         radius: float = 0.01,
         damping: float = 1e-5,
         iterations: int = 10,
         backtracking: float = 0.8,
         tries: int = 15,
+        line_search: str = "ratios",
+        policies: str = "adapted",
+        keep: bool = False,
     ) -> None:
         require(more_than(0), radius=radius)
         require(at_least(0), damping=damping)
         require(integer(1), iterations=iterations, tries=tries)
         require(between(0, 1), backtracking=backtracking)
-        self.divergence = divergence
+        require_known(("ratios", "product"), line_search=line_search)
+        require_known(("adapted", "meta"), policies=policies)
+        self.divergence = measures.adapted if policies == "adapted" else measures.meta
+        self.compared = measures.ratios if line_search == "ratios" else None
         self.options: dict[str, Any] = {"radius": radius, "damping": damping, "iterations": iterations}
-        self.options |= {"backtracking": backtracking, "tries": tries}
+        self.options |= {"backtracking": backtracking, "tries": tries, "keep": keep}
 
     def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
         anchor = {name: leaf.clone() for name, leaf in theta.items()}
         gain, divergence = batch.parts(batch.compiled), batch.parts(self.divergence, anchor)
-        step = trust_region_step(anchor, gain, divergence, reduce=batch.ranks.sum, **self.options)
+        compared = None if self.compared is None else batch.parts(self.compared)
+        step = trust_region_step(anchor, gain, divergence, compared=compared, reduce=batch.ranks.sum, **self.options)
         if not step.gradient_norm < float("inf"):
             raise sg.SamplingError("the meta-gradient is not finite")
         for name, leaf in theta.items():

@@ -11,13 +11,14 @@ from torch import Tensor
 import stochgraph as sg
 from stochgraph._pieces import draws_at_once
 
+from ..advantages import LinearBaseline
 from ..policies import Parameters
-from ..replays import adapted_divergence
+from ..replays import adapted_divergence, adapted_gain, meta_divergence
 from ..template import Template
 from .batches import Batch
 from .configuration import Configuration, ConfigurationError
 from .devices import device_named
-from .learners import Ascent, Learner
+from .learners import Ascent, Learner, Measures
 from .randomness import generator_for
 from .ranks import ALONE, Ranks
 from .settings import (
@@ -79,7 +80,7 @@ class Problem:
         """What moves these parameters."""
         run = self.configuration
         if run.optimizer == "TRPO":
-            return trust_region_of(run, self.template, self.divergence)
+            return trust_region_of(run, self.template, self.measures)
         epochs = run.epochs or self.template.epochs
         divergence = self.divergence if epochs > 1 else None
         return Ascent(optimizer_of(run, list(theta.values())), run.gradient_clip, epochs, self.objective, divergence)
@@ -100,6 +101,23 @@ class Problem:
             steps=asked.steps,
             inner_reference=asked.inner_reference,
         ).compile({})
+
+    @cached_property
+    def measures(self) -> Measures:
+        """What a trust region is measured with, on recorded trajectories."""
+        asked = self.asked
+        gain = adapted_gain(
+            asked.tasks,
+            self.rollouts.policy,
+            self.template.adapt,
+            steps=asked.steps,
+            baseline=LinearBaseline() if asked.baseline == "linear" else None,
+            discount=asked.discount,
+            reference=asked.reference,
+            inner_reference=asked.inner_reference,
+        )
+        meta = meta_divergence(asked.tasks, self.rollouts.policy, steps=asked.steps)
+        return Measures(self.divergence, meta.compile({}), gain.compile({}))
 
     def draw(self, theta: Parameters, iteration: int, ranks: Ranks = ALONE) -> Batch:
         """The meta-batch of an iteration; each rank draws its own shards of it."""

@@ -34,7 +34,7 @@ from ..sgmrl import sgmrl, sgmrl_first_order, sgmrl_published
 from ..template import Template
 from ..tmaml import tmaml
 from .configuration import Configuration, ConfigurationError, allowed_types, type_words, unknown
-from .learners import TrustRegion
+from .learners import Measures, TrustRegion
 
 ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
     "navigation": environments.Navigation,
@@ -200,14 +200,14 @@ def estimator_of(name: str, options: Mapping[str, Any] | None = None) -> Any:
     return _called("estimator_options", _named("estimator", name, ESTIMATORS), options or {})
 
 
-def trust_region_of(configuration: Configuration, template: Template, divergence: sg.Compiled) -> TrustRegion:
+def trust_region_of(configuration: Configuration, template: Template, measures: Measures) -> TrustRegion:
     """Trust-region steps as a configuration has them."""
     if template.replayed is not None or configuration.epochs not in (None, 1):
         raise ConfigurationError(
             f"optimizer='TRPO' takes one step on the surrogate of a meta-batch: no algorithm with an objective of its "
             f"own, as {configuration.algorithm!r} may be, and no epochs. Choose an optimiser of torch.optim"
         )
-    found: TrustRegion = _called("optimizer_options", TrustRegion, configuration.optimizer_options, divergence)
+    found: TrustRegion = _called("optimizer_options", TrustRegion, configuration.optimizer_options, measures)
     return found
 
 
