@@ -149,11 +149,33 @@ def _gamma(dist: Gamma, sample_shape: Any = ()) -> Tensor:
 
 
 def _fisher_snedecor(dist: FisherSnedecor, sample_shape: Any = ()) -> Tensor:
-    return _positive(dist._gamma1.rsample(sample_shape) / dist._gamma2.rsample(sample_shape))
+    ratio = dist._gamma1.rsample(sample_shape) / dist._gamma2.rsample(sample_shape)
+    return ratio.clamp(min=torch.finfo(ratio.dtype).tiny)
 
 
-def _positive(draw: Tensor) -> Tensor:
-    return draw.clamp(min=torch.finfo(draw.dtype).tiny)
+class _Positive(torch.autograd.Function):
+    """The smallest normal number in place of smaller ones, with the derivative of those, as torch's gamma has it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(draw: Tensor) -> Tensor:
+        return draw.clamp(min=torch.finfo(draw.dtype).tiny)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return cotangent
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent.clone()
+
+
+_positive: Callable[[Tensor], Tensor] = _Positive.apply
 
 
 def _bernoulli(dist: Bernoulli, value: Tensor) -> Tensor:
