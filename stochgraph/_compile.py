@@ -397,12 +397,12 @@ class Compiled:
 
     def _check_edges(self, run: Run) -> None:
         """Score once more with gradients where probabilities are 0 or 1: do they move with what is differentiated?"""
-        scores = [self._scores[node.name] for node in run.edges if node.name in self._scores]
-        if not scores:
+        names = [node.name for node in run.edges]
+        if not names:
             return
         with torch.enable_grad():
             again = run.again(watched(run.inputs, self.wrt))
-            again.execute(schedule(scores))
+            again.execute(schedule(self._scores.get(name, self._draws[name]) for name in names))
         again.check_edges()
 
     def _diagnose(self, run: Run) -> None:

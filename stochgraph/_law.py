@@ -10,7 +10,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -33,22 +33,15 @@ from ._distributions import (
 from ._errors import SamplingError
 from ._failures import raise_in_words
 from ._indexing import in_transform
-from ._mends import margins, mended
+from ._kept import Kept
+from ._mends import is_plain, margins, mended
 from ._noise import NoiseTape, straight_through_message
 from ._pieces import find_cut
 from ._sampler import Sampler
 from ._trees import map_tensors, recordable, tensors
 
 MOVING_SUPPORT = (Uniform, Pareto)
-_LOST = 0.1  # by which a log-probability may be wrong where a draw is inverted in few digits
 _LOOKS_ANYWAY = (ContinuousBernoulli,)  # torch's looks at its probabilities whenever `validate_args` is given
-
-
-class Kept(NamedTuple):
-    """A distribution that has drawn, for `score` to reuse; and where a pathwise draw is, as torch made it."""
-
-    built: Distribution
-    draw: Tensor | None = None
 
 
 class Law(Protocol):
@@ -142,9 +135,8 @@ class DistributionLaw:
         with run.placed():
             value = remembering.sample(torch.Size([run.sizes[axis] for axis in node.repeats]))
         value = value.detach() if value.requires_grad else value  # torch's own distributions hand out constants
-        if remembering is not built and not in_transform():
-            _refuse_lost(node, value, remembering, built)
-        return _arrange(value, node.drawn_axes, node.axes), Kept(built)
+        kept = Kept(built) if remembering is built else Kept(built, value, remembering)
+        return _arrange(value, node.drawn_axes, node.axes), kept
 
     def draw_pathwise(
         self, node: Any, values: Sequence[Any], run: Any, noise: list[Tensor] | None
@@ -166,8 +158,8 @@ class DistributionLaw:
     def score(
         self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, kept: Kept | None = None
     ) -> Tensor:
-        if kept is not None and kept.draw is not None:
-            return self._score_moved(node, kept.built, kept.draw)
+        if kept is not None and node.pathwise:
+            return self._score_moved(node, kept)
         parent_axes, axes, drawn_axes = node.parent_axes, node.axes, node.drawn_axes
         if kept is None:
             parent_axes = union(*(parent.axes for parent in inputs))
@@ -184,12 +176,13 @@ class DistributionLaw:
         log_prob = _summed(built, built.log_prob(_arrange(value, axes, drawn_axes)), parent_axes)
         return _arrange(log_prob, drawn_axes, axes)
 
-    def _score_moved(self, node: Any, built: Distribution, draw: Tensor) -> Tensor:
+    def _score_moved(self, node: Any, kept: Kept) -> Tensor:
         """The log-probability of a pathwise draw, by the distribution that drew it.
 
         Its transforms know what they mapped. Inverses would not: in single precision the hyperbolic tangent of 10 is 1.
         """
-        log_prob = _summed(built, built.log_prob(draw), node.parent_axes)
+        assert kept.draw is not None
+        log_prob = _summed(kept.built, kept.built.log_prob(kept.draw), node.parent_axes)
         return _arrange(log_prob, node.drawn_axes, node.axes)
 
     def trials(self, node: Any, values: Sequence[Any], run: Any) -> Tensor:
@@ -216,8 +209,11 @@ class DistributionLaw:
                 f"sample {node.name!r} (axes: {describe(node.axes)}): {self.name} cannot be built inside a transform, "
                 f"where values cannot be looked at: {error}"
             ) from error
+        checks = validate or self.is_class  # a class has been told not to check
+        if checks and is_plain(built):
+            return built
         run.note_margins(node, margins(built))
-        return mended(built, validate)
+        return mended(built, checks)
 
     def _build(
         self, node: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes, run: Any, validate: bool
@@ -422,21 +418,6 @@ def _summed(built: Distribution, log_prob: Tensor, parent_axes: Axes) -> Tensor:
     """The log-probability of whole draws: dimensions that one draw's parameters have are part of the draw."""
     own = len(built.batch_shape) - len(parent_axes)
     return log_prob.sum(tuple(range(-own, 0))) if own else log_prob
-
-
-def _refuse_lost(node: Any, draw: Tensor, remembering: Distribution, built: Distribution) -> None:
-    """Refuse draws whose transforms do not lead back: a score by their inverses would be another draw's."""
-    with torch.no_grad():
-        known, found = remembering.log_prob(draw), built.log_prob(draw)
-    lost = known.isfinite() & ~((found - known).abs() <= _LOST)
-    if bool(lost.any()):
-        where = tuple(int(i) for i in torch.nonzero(lost)[0])
-        raise SamplingError(
-            f"sample {node.name!r} (axes: {describe(node.axes)}): a draw of {node.law.name} is {draw[where]} in "
-            f"{draw.dtype}, from which its transforms do not lead back: its log-probability would be "
-            f"{float(found[where]):.4g}, and is {float(known[where]):.4g}. Sample what is transformed and transform it "
-            'in the graph, torch.tanh(sg.sample("x", Normal, ...)); or use PW for this node, or double precision'
-        )
 
 
 def _arrange(value: Tensor, axes: Axes, target: Axes) -> Tensor:

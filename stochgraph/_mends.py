@@ -19,6 +19,7 @@ from torch.distributions import (
     Bernoulli,
     Binomial,
     Categorical,
+    ContinuousBernoulli,
     Dirichlet,
     Distribution,
     FisherSnedecor,
@@ -28,25 +29,41 @@ from torch.distributions import (
     NegativeBinomial,
     Wishart,
 )
+from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 
 from ._axes import describe
 from ._distributions import copied, parts_of
 
 
+def is_plain(dist: Distribution) -> bool:
+    """Whether the distribution is fine as it is, and none is in it that may not be."""
+    return not isinstance(dist, _FAMILIES) and not any(isinstance(part, Distribution) for part in vars(dist).values())
+
+
 def mended(dist: Distribution, checks: bool = True) -> Distribution:
-    """The distribution, or a copy whose log-probabilities are right at the edge and can be mapped. See the note.
+    """A copy whose log-probabilities are right at the edge and can be mapped, see the note; or the distribution.
 
     Without `checks`, draws that are scored are not looked at.
     """
-    if checks and not any(isinstance(part, tuple(_MENDS)) for part in parts_of(dist)):
+    if checks and not any(isinstance(part, _FAMILIES) for part in parts_of(dist)):
         return dist
     return copied(dist, _mend if checks else _mend_unchecked)
 
 
 def margins(dist: Distribution) -> list[Tensor]:
-    """How far the probabilities that discrete parts were given are from the edge: 0 where an outcome is impossible."""
+    """How far the probabilities that parts were given are from the edge: 0 where an outcome is impossible.
+
+    Relaxed and continuous families draw with the probability that they have clamped: for them the edge is there.
+    """
     given = [(part, _given(part)) for part in parts_of(dist)]
-    return [p if isinstance(part, Categorical) else p * (1 - p) for part, p in given if p is not None]
+    return [_margin(part, probs) for part, probs in given if probs is not None]
+
+
+def _margin(dist: Distribution, probs: Tensor) -> Tensor:
+    if isinstance(dist, _CLAMPED):
+        eps = torch.finfo(probs.dtype).eps
+        return probs.masked_fill((probs <= eps) | (probs >= 1 - eps), 0)
+    return probs if isinstance(dist, Categorical) else probs * (1 - probs)
 
 
 def at_edge(margins: Iterable[Tensor]) -> list[Tensor]:
@@ -57,9 +74,9 @@ def at_edge(margins: Iterable[Tensor]) -> list[Tensor]:
 def edge_message(node: Any) -> str:
     return (
         f"sample {node.name!r} (axes: {describe(node.axes)}): {node.law.name} has a probability of exactly 0 or 1, "
-        "which depends on a differentiated input. What is never drawn has no score, though its probability may grow. "
-        "Give logits=..., log-odds or log-probabilities, in place of probabilities; those of what is ruled out for "
-        "good may be -inf, or stopped: sg.stop(...)"
+        "or, of a relaxed draw, one that torch moves away from there, which depends on a differentiated input. What is "
+        "never drawn has no score, though its probability may grow. Give logits=..., log-odds or log-probabilities, in "
+        "place of probabilities; those of what is ruled out for good may be -inf, or stopped: sg.stop(...)"
     )
 
 
@@ -76,7 +93,7 @@ def _mend_unchecked(dist: Distribution) -> None:
 
 def _given(dist: Distribution) -> Tensor | None:
     """The probabilities that a discrete distribution was given, as opposed to log-odds."""
-    known = vars(dist) if isinstance(dist, _BY_PROBABILITY) else {}
+    known = vars(dist) if isinstance(dist, (*_BY_PROBABILITY, *_CLAMPED)) else {}
     probs = known.get("probs")
     # torch evaluates the other form when it checks arguments, and then tells by `_param` which one was given.
     return probs if "logits" not in known or known.get("_param") is probs else None
@@ -132,11 +149,33 @@ def _gamma(dist: Gamma, sample_shape: Any = ()) -> Tensor:
 
 
 def _fisher_snedecor(dist: FisherSnedecor, sample_shape: Any = ()) -> Tensor:
-    return _positive(dist._gamma1.rsample(sample_shape) / dist._gamma2.rsample(sample_shape))
+    ratio = dist._gamma1.rsample(sample_shape) / dist._gamma2.rsample(sample_shape)
+    return ratio.clamp(min=torch.finfo(ratio.dtype).tiny)
 
 
-def _positive(draw: Tensor) -> Tensor:
-    return draw.clamp(min=torch.finfo(draw.dtype).tiny)
+class _Positive(torch.autograd.Function):
+    """The smallest normal number in place of smaller ones, with the derivative of those, as torch's gamma has it."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(draw: Tensor) -> Tensor:
+        return draw.clamp(min=torch.finfo(draw.dtype).tiny)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+        return cotangent
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+        return tangent.clone()
+
+
+_positive: Callable[[Tensor], Tensor] = _Positive.apply
 
 
 def _bernoulli(dist: Bernoulli, value: Tensor) -> Tensor:
@@ -160,6 +199,7 @@ def _multinomial(dist: Multinomial, value: Tensor) -> Tensor:
     return ways + (logits.masked_fill((value == 0) & (logits == -torch.inf), 0) * value).sum(-1)
 
 
+_CLAMPED = (ContinuousBernoulli, LogitRelaxedBernoulli)
 _BY_PROBABILITY = (Bernoulli, Binomial, Categorical, Geometric, NegativeBinomial)
 _MENDS: dict[type[Distribution], Callable[[Any], dict[str, Any]]] = {
     Bernoulli: _by_probability(_own(Bernoulli, "log_prob", _checked(_bernoulli))),
@@ -173,3 +213,4 @@ _MENDS: dict[type[Distribution], Callable[[Any], dict[str, Any]]] = {
     NegativeBinomial: _by_probability(_log_odds),
     Wishart: _own(Wishart, "rsample", Wishart._bartlett_sampling),
 }
+_FAMILIES = (*_MENDS, *_CLAMPED)

@@ -15,6 +15,7 @@ from . import _node as nd
 from ._axes import Axis, describe
 from ._errors import FunctionError, SamplingError
 from ._indexing import in_transform, transform_rules
+from ._kept import refuse_lost
 from ._law import DistributionLaw
 from ._mends import at_edge, edge_message
 from ._program import execute
@@ -179,7 +180,10 @@ class Run:
         `inputs` are the node that drew, or what stands for it, and the parents.
         """
         drawn, *parents = inputs
-        kept = self.kept.get(drawn) if drawn.inputs == inputs[1:] else None
+        kept = self.kept.get(drawn)
+        if kept is not None:
+            refuse_lost(sample, kept)
+            kept = kept if drawn.inputs == inputs[1:] else None
         return sample.law.score(drawn if kept else sample, values[0], parents, values[1:], self, kept)
 
     def note_margins(self, node: nd.Sample, margins: Sequence[Tensor]) -> None:

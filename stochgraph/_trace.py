@@ -20,7 +20,8 @@ class Trace(NamedTuple):
         draws: for every sample node its draw, shape `(*axes, ...)`, outermost plate first.
         log_probs: for every sample node whose distribution depends on an input, the log-probability of each draw (and
             time step) under the parameters that drew it, shape `(*axes,)`.
-        noise: for every pathwise node the noise that its draw is a function of.
+        noise: for every pathwise node the noise that its draw is a function of; where that depends on parameters, what
+            was drawn and those parameters.
         nodes: for every node that was named with `name=` its value, shape `(*axes, ...)`. A record: surrogates compute
             theirs anew. What depends on an unknown has no value of its own, and is not among them.
 

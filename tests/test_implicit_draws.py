@@ -121,6 +121,19 @@ def test_the_first_derivative_is_torchs_own(name, as_function, plates):
     assert compiled.explain().unbiased
 
 
+def test_draws_that_are_all_but_zero():
+    """Of a gamma of shape 0.01 four in ten draws are below the least normal number in single precision."""
+    graph = sg.graph(lambda a, b: sg.mean(torch.log(sg.sample("x", td.Gamma, a, b, n=50))))
+    compiled, theta = graph.compile(sg.PW(), wrt=("a", "b")), (torch.tensor(0.01), torch.tensor(3.0))
+    _, found = compiled.value_and_grad(*theta, generator=seed())
+    leaves = [t.clone().requires_grad_() for t in theta]
+    with torch.random.fork_rng():
+        torch.random.set_rng_state(seed().get_state())
+        x = td.Gamma(leaves[0], leaves[1]).rsample((50,))
+    assert int((x == torch.finfo(x.dtype).tiny).sum()) > 10
+    torch.testing.assert_close(found, torch.autograd.grad(torch.log(x).mean(), leaves))
+
+
 @each
 def test_in_the_plates_of_the_parents(name, as_function):
     """One draw at a time, each differentiated at its own parameters with its own recorded draw."""

@@ -148,6 +148,28 @@ def test_at_the_edge_what_depends_on_the_input_is_refused(name, p, n):
         compiled.surrogate(theta.clone().requires_grad_(), trace)
 
 
+CLAMPED: dict[str, Any] = {
+    "ContinuousBernoulli": td.ContinuousBernoulli,
+    "ContinuousBernoulli, through a function": lambda p: td.ContinuousBernoulli(p),
+    "RelaxedBernoulli": lambda p: td.RelaxedBernoulli(torch.tensor(0.5), probs=p),
+}
+
+
+@pytest.mark.parametrize("estimator", [sg.SF(), sg.PW()], ids=["SF", "PW"])
+@pytest.mark.parametrize("p", [1e-9, 1 - 2**-24])
+@pytest.mark.parametrize("name", CLAMPED)
+def test_what_torch_draws_with_a_clamped_probability_is_refused_there(name, p, estimator):
+    """Their draws do not depend on the probability below an epsilon: a gradient of zero, and a wrong mean."""
+    graph = sg.graph(lambda p: sg.mean(sg.sample("x", CLAMPED[name], p, n=2)))
+    compiled, theta = graph.compile(estimator), torch.tensor(p)
+    for call in (compiled.sample, compiled.value_and_grad):
+        with pytest.raises(sg.SamplingError, match=r"sample 'x' .*(depends on a differentiated|do not lead back)"):
+            call(theta)
+    compiled.value_and_grad(torch.tensor(0.1))
+    constant = sg.graph(lambda t: t * sg.mean(sg.sample("x", CLAMPED[name], theta, n=2)))
+    constant.compile({}).value_and_grad(torch.tensor(0.1))
+
+
 def test_at_the_edge_a_geometric_is_refused():
     compiled = sg.graph(lambda p: sg.sample("x", td.Geometric, p) * 1.0).compile(sg.SF())
     with pytest.raises(sg.SamplingError, match=REFUSED):

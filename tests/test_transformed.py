@@ -313,14 +313,14 @@ def test_a_moving_support_does_not_concern_a_pathwise_draw():
 # Scored draws: what was mapped is not in the trace
 
 
-@pytest.mark.parametrize("as_function", [False, True], ids=["in a plate of its own", "in one of its parents"])
+@pytest.mark.parametrize("of_parents", [False, True], ids=["in a plate of its own", "in one of its parents"])
 @pytest.mark.parametrize("name", ["tanh", "sigmoid", "affine and tanh", "map of a map", "vector", "stick-breaking"])
-def test_scored_draws_that_do_not_lead_back_are_refused(name, as_function):
+def test_scored_draws_that_do_not_lead_back_are_refused(name, of_parents):
     """By the inverse the score of a sigmoid's draw at 20 is that of one at 16, whatever was drawn."""
 
     @sg.graph
     def objective(theta):
-        if as_function:
+        if of_parents:
             z = sg.sample("z", td.Normal, 0.0 * theta[0], 1e-3, n=3)
             x = sg.sample("x", CHAINS[name].dist, theta[0] + z, theta[1])
         else:
@@ -344,6 +344,27 @@ def test_constant_draws_that_do_not_lead_back_are_refused():
     )
     with pytest.raises(sg.SamplingError, match="do not lead back"):
         graph.compile({}).sample(torch.tensor(1.0))
+
+
+def test_draws_that_nobody_scores_may_be_anything():
+    """Data, say, that are drawn from a distribution without parameters."""
+    squashed = mapped(td.Normal(20.0, 1.0), tt.SigmoidTransform())
+    graph = sg.graph(lambda t: t * sg.mean(sg.sample("x", lambda: squashed, n=3)))
+    value, grad = graph.compile({}).value_and_grad(torch.tensor(2.0))
+    assert (float(value), float(grad)) == pytest.approx((2.0, 1.0), abs=1e-5)
+
+
+def test_draws_that_an_update_alone_scores_are_refused_too():
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", CHAINS["sigmoid"].dist, theta, torch.tensor(1.0), n=3)
+        return sg.ascend(theta, sg.mean(torch.sin(x)), 0.1)
+
+    for estimator in (sg.SF(), sg.FirstOrder(), sg.MAML()):
+        compiled = objective.compile(estimator)
+        for call in (compiled.sample, compiled.value_and_grad):
+            with pytest.raises(sg.SamplingError, match="do not lead back"):
+                call(torch.tensor(20.0))
 
 
 def test_the_remedy_of_the_refusal():
