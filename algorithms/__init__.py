@@ -7,7 +7,7 @@ What an algorithm is asked, and what it returns::
 
 Templates, functions of a `MetaProblem`::
 
-    from stochgraph.algorithms.bomrl import bomrl, practical_bomrl, tabular_bomrl
+    from stochgraph.algorithms.bomrl import bomrl, fixed_sample_bomrl, practical_bomrl, tabular_bomrl
     from stochgraph.algorithms.emaml import emaml, emaml_published
     from stochgraph.algorithms.loo import loo
     from stochgraph.algorithms.lsf import dice_maml, lsf
@@ -28,7 +28,7 @@ Inner steps and baselines, for objectives of one's own::
 What trajectories are drawn with::
 
     from stochgraph.algorithms.environments import Environment, FrozenLake, GymnasiumEnvironment, Navigation, RandomMDP
-    from stochgraph.algorithms.policies import CategoricalMLP, GaussianMLP, TabularSoftmax
+    from stochgraph.algorithms.policies import CategoricalMLP, GaussianMLP, HeteroscedasticMLP, TabularSoftmax
     from stochgraph.algorithms.rollouts import Rollouts
 
 Runs, as on the command line::

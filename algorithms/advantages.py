@@ -101,7 +101,8 @@ class LinearBaseline:
     r"""Least squares on features of the observation and the time, fitted to discounted returns to go.
 
     Features: the observation clipped to :math:`\pm 10`, its square, :math:`t/100` to the powers 1 to 3, and 1. The
-    coefficients solve :math:`(X^\top X + \rho I) w = X^\top y`, in float64 whatever the trajectories are in.
+    coefficients solve :math:`(X^\top X + \rho D) w = X^\top y`, D the identity but for the intercept, which is not
+    penalised; in float64 whatever the trajectories are in.
 
     Args:
         ridge: :math:`\rho`.

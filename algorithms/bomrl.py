@@ -5,14 +5,15 @@ The meta-objective is :math:`E_\tau J_\tau(\theta'_\tau(\phi))`. Adaptation to a
 .. math:: \theta' = \arg\max_\psi E_{s \sim \nu^\phi} \sum_a \pi_\psi(a|s) Q^\phi(s, a) - \lambda D^2(\phi, \psi),
 
 differentiated by the implicit function theorem. :math:`\phi` reaches it through values (the distance, the ratios, a
-:math:`Q` that is computed) and through the distribution of the data that estimate :math:`Q`. Four algorithms, by what
+:math:`Q` that is computed) and through the distribution of the data that estimate :math:`Q`. Five algorithms, by what
 is known and what is counted:
 
 - `exact_bomrl`: tables, :math:`Q` from the known process. No data: nothing to count, the gradient is exact.
 - `tabular_bomrl`: tables, :math:`Q` by Monte Carlo; the distribution of the data is counted once.
 - `bomrl`: any policy, on advantages; the distribution of the data is counted once.
-- `practical_bomrl`: the same with a soft ratio and a fixed budget of solver steps; the distribution is dropped, as in
-  the published algorithm.
+- `practical_bomrl`, the published one: a soft ratio, a fixed budget of solver steps, and the distance alone is
+  differentiated in :math:`\phi`. The ratios are those to recorded probabilities, and the distribution is dropped.
+- `fixed_sample_bomrl`: the same, differentiated wherever :math:`\phi` stands at fixed samples, in the ratios too.
 
 Their inner steps are in `tabular_steps` and `proximal`, for use with any other graph, environment or estimator. With
 `gain="linear"` they are the policy gradient (`distance="D3"`) and the natural one (`"quadratic"`).
@@ -121,7 +122,7 @@ def tabular_bomrl(problem: MetaProblem, *, penalty: float = 0.5, distance: str =
     return problem.replace(adapt=partial(tabular_step, **options)).template(sg.SF())  # type: ignore[arg-type]
 
 
-# --- eqs. 2 and 8: any policy
+# --- eqs. 2, 7 and 8: any policy
 
 
 def bomrl(
@@ -130,7 +131,8 @@ def bomrl(
     """Eq. 2: how the law of the data depends on the policy is kept, and counted once: unbiased.
 
     The default distance is the one whose curvature bounds the problem in every direction. With divergences give a
-    damping; few data do not determine all parameters of a network.
+    damping; few data do not determine all parameters of a network. Where there is no strict maximum the linear solver
+    refuses; `practical_bomrl` stops there and says so.
 
     Args:
         problem: what is asked; needs a policy, and has no inner rate.
@@ -166,9 +168,17 @@ def practical_bomrl(
     adam_steps: int = 50,
     adam_rate: float = 0.01,
     products: int = 10,
-    damping: float = 0.0,
+    damping: float | None = None,
 ) -> Template:
-    """Eq. 8: a soft ratio, fifty steps of Adam, and the law of the data held fixed: "dropped" in the ledger.
+    r"""Eqs. 7 and 8: a soft ratio, fifty steps of Adam; of the inner problem the distance alone is differentiated.
+
+    .. math:: \nabla_\phi \approx \lambda \, \big[\partial^2_{\phi\psi} D^2\big]
+              \big[\partial^2_{\psi\psi} L\big]^{-1} \nabla J(\theta')
+
+    with :math:`L` the function that is maximised; the print has the Hessian of a ratio that is not soft. Left out are
+    the law of the data, "dropped" in the ledger, and the denominators of the ratios, recorded probabilities. To the
+    ledger, which reads what is declared, those are data; that :math:`\phi` made them is counted by
+    `fixed_sample_bomrl`, and is part of the bias that `docs/biases.md` states.
 
     Args:
         problem: what is asked; needs a policy, and has no inner rate.
@@ -177,10 +187,10 @@ def practical_bomrl(
         adam_steps: of the inner problem.
         adam_rate: their size.
         products: Hessian-vector products of the linear solve.
-        damping: see `bomrl`.
+        damping: of the linear solve; none: what the distance needs, see `practical_solvers`.
 
     References:
-        Xu and Zhu (2024), eq. 8 and algorithm 2.
+        Xu and Zhu (2024), eqs. 7 and 8 and algorithm 2.
 
     Example:
         >>> from stochgraph.algorithms.bomrl import practical_bomrl
@@ -194,11 +204,53 @@ def practical_bomrl(
         >>> {row.counted for row in practical_bomrl(problem).compile().explain().ledger if row.sample == "D1"}
         {'dropped'}
     """
-    solvers = practical_solvers(steps=adam_steps, lr=adam_rate, products=products, damping=damping)
+    solvers = practical_solvers(distance, adam_steps, adam_rate, products, damping)
+    return _proximal(problem, penalty, distance, "soft", solvers, recorded=True).template(sg.MAML())
+
+
+def fixed_sample_bomrl(
+    problem: MetaProblem,
+    *,
+    penalty: float = 0.5,
+    distance: str = "D3",
+    adam_steps: int = 50,
+    adam_rate: float = 0.01,
+    products: int = 10,
+    damping: float | None = None,
+) -> Template:
+    """The practical algorithm with the whole derivative at fixed samples: the ratios' denominators move as well.
+
+    Args:
+        problem: see `practical_bomrl`, as for the others.
+        penalty: of the distance.
+        distance: a word.
+        adam_steps: of the inner problem.
+        adam_rate: their size.
+        products: Hessian-vector products of the linear solve.
+        damping: of the linear solve.
+
+    References:
+        Xu and Zhu (2024), proposition 2, without the derivative of the values of actions.
+
+    Example:
+        >>> from stochgraph.algorithms.bomrl import fixed_sample_bomrl
+        >>> from stochgraph.algorithms.environments import Navigation
+        >>> from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+        >>> from stochgraph.algorithms.policies import GaussianMLP
+        >>> from stochgraph.algorithms.rollouts import Rollouts
+        >>> walks = Rollouts(Navigation(), GaussianMLP(2, 2, hidden=()), horizon=3)
+        >>> tasks = lambda: walks.environment.declare_tasks(2)
+        >>> problem = MetaProblem(trajectories=walks, tasks=tasks, policy=walks.policy, inner=4, outer=4)
+        >>> {row.counted for row in fixed_sample_bomrl(problem).compile().explain().ledger if row.sample == "D1"}
+        {'dropped'}
+    """
+    solvers = practical_solvers(distance, adam_steps, adam_rate, products, damping)
     return _proximal(problem, penalty, distance, "soft", solvers).template(sg.MAML())
 
 
-def _proximal(problem: MetaProblem, penalty: float, distance: str, gain: str, solvers: dict[str, Any]) -> MetaProblem:
+def _proximal(
+    problem: MetaProblem, penalty: float, distance: str, gain: str, solvers: dict[str, Any], recorded: bool = False
+) -> MetaProblem:
     """The problem with an implicit inner step on its advantages."""
     if problem.policy is None:
         raise ValueError("an implicit step scores recorded actions: give the problem a policy")
@@ -212,6 +264,7 @@ def _proximal(problem: MetaProblem, penalty: float, distance: str, gain: str, so
         discount=problem.discount,
         decay=problem.decay,
         standardise=problem.standardise,
+        recorded=recorded,
         **solvers,
     )
     return problem.replace(adapt=adapt)

@@ -158,8 +158,11 @@ def main() -> None:
 
 
 @main.command("train")
+@click.option(
+    "--restart", is_flag=True, help="Begin anew; a run that is in the folder is kept within, in earlier-1, ..."
+)
 @configured()
-def train_command(configuration: Configuration) -> None:
+def train_command(configuration: Configuration, restart: bool) -> None:
     """Train, and write everything to one folder.
 
     The folder gets run.json (the configuration), metrics.jsonl (one line per iteration and evaluation), checkpoints,
@@ -167,8 +170,8 @@ def train_command(configuration: Configuration) -> None:
     the meta-objective (discounted), "returns" before and after each adaptation step (undiscounted, of the training
     tasks in an iteration, of held-out tasks with their standard "errors" in an evaluation), "gradient_norm", "kl" and
     "seconds" where there are any. If the folder holds the run already, it is
-    continued from its newest checkpoint, to the same bits as if it had never stopped. Ctrl-C saves and ends; a second
-    Ctrl-C ends at once.
+    continued from its newest checkpoint, to the same bits as if it had never stopped; --restart begins anew, and
+    keeps it. Ctrl-C saves and ends; a second Ctrl-C ends at once.
 
     Several processes share the work under torchrun; the result depends on the number of shards, not on theirs:
 
@@ -180,7 +183,7 @@ def train_command(configuration: Configuration) -> None:
     """  # noqa: D301
     make_room()
     with joined_ranks() as ranks:
-        outcome = train(configuration, ranks)
+        outcome = train(configuration, ranks, restart=restart)
     if not outcome.finished:
         raise click.exceptions.Exit(INTERRUPTED)
 

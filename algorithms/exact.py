@@ -219,11 +219,35 @@ def optimal_policy(process: Process) -> Tensor:
             values = action_values(process, _indicator(choice, process))
             best, chosen = values.max(-1), values.gather(-1, choice.unsqueeze(-1)).squeeze(-1)
             # Up to rounding: of two actions that are equally good, now one and now the other would look better.
-            better = best.values > chosen + 64 * torch.finfo(values.dtype).eps * values.abs().amax()
+            better = best.values > chosen + _rounding(values)
             if not bool(better.any()):
                 break
             choice = torch.where(better, best.indices, choice)
         return _indicator(choice, process)
+
+
+def optimal_actions(process: Process) -> Tensor:
+    """All actions that are best in each state, up to rounding: booleans `(..., states, actions)`.
+
+    Any policy that chooses among them is as good as `optimal_policy`. Where an episode has ended all actions are.
+
+    Args:
+        process: one or several.
+
+    References:
+        Puterman (1994), theorem 6.2.7.
+
+    Example:
+        >>> import torch
+        >>> from stochgraph.algorithms.environments.tabular import Dynamics
+        >>> from stochgraph.algorithms.exact import optimal_actions, process
+        >>> reward = torch.tensor([1.0, 1.0, 0.0]).reshape(1, 3, 1)
+        >>> optimal_actions(process(Dynamics(torch.ones(1, 3, 1), reward, torch.tensor([False])), 0.5))
+        tensor([[ True,  True, False]])
+    """
+    with torch.no_grad():
+        values = action_values(process, optimal_policy(process))
+        return values >= values.amax(-1, keepdim=True) - _rounding(values)
 
 
 def optimal_values(process: Process) -> Tensor:
@@ -241,6 +265,11 @@ def optimal_values(process: Process) -> Tensor:
         tensor([2.])
     """
     return state_values(process, optimal_policy(process))
+
+
+def _rounding(values: Tensor) -> Tensor:
+    """By how much values that are equal may differ."""
+    return 64 * torch.finfo(values.dtype).eps * values.abs().amax()
 
 
 def _resolvent(process: Process, policy: Tensor) -> Tensor:

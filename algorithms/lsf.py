@@ -4,11 +4,12 @@ The inner direction is a mean over draws, and the return is linearised in that m
 own log-probability, and nothing later is. Automatic differentiation then counts the path of the inner batches, once,
 up to the curvature of the return in the direction: in the ledger, `linearized`.
 
-Code that writes the inner loss with DiCE's operator computes this, whatever it calls it.
+Code that writes the inner loss with DiCE's operator computes this, whatever it calls it; so does the algorithm that
+Fallah et al. print as MAML, whose Hessian estimate has the outer products of scores.
 
 References:
-    Tang (2022), Biased gradient estimate with drastic variance reduction for meta reinforcement learning, eq. 11 and
-    algorithm 1; Foerster et al. (2018), DiCE, eq. 4; Rothfuss et al. (2019), section 4 (DiCE-MAML).
+    Tang (2022), Biased gradient estimate with drastic variance reduction for meta reinforcement learning, eqs. 9 to 11
+    and algorithm 1; Foerster et al. (2018), DiCE, eq. 4; Rothfuss et al. (2019), section 4 (DiCE-MAML).
 """
 
 import stochgraph as sg

@@ -7,9 +7,13 @@ inner batches do for the adapted policy by being drawn where they are. The bias 
 Public implementations agree, some by their automatic differentiation, some by their words. They also standardise the
 inner advantages, which is a legitimate choice of inner step: `MetaProblem(standardise=True)`.
 
+Not all that is called MAML is this. Fallah et al. print an algorithm of that name with the full estimate of the
+Hessian, outer products of scores included: in this library that is `lsf`, which counts the path, linearised. A
+comparison with their MAML is one with `lsf`; one with Finn's is one with `maml`.
+
 References:
     Finn, Abbeel and Levine (2017), Model-agnostic meta-learning, algorithm 3 and section 5.2; the dropped term is in
-    Al-Shedivat et al. (2018), eq. 8.
+    Al-Shedivat et al. (2018), eq. 8. Fallah et al. (2021), eq. 16; (2020), algorithm 2 and eq. 21.
 """
 
 import stochgraph as sg

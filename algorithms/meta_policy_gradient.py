@@ -59,7 +59,7 @@ def adapted_return(
             the data and its name; `ascend_advantages` for instance, with its other arguments filled in.
 
     References:
-        Finn et al. (2017), eq. 1; Fallah et al. (2021), eq. 6 and, for several steps, eq. 33.
+        Finn et al. (2017), eq. 1; Fallah et al. (2021), eq. 6 and, for several steps, eq. 7; Tang (2022), eq. 1.
     """
 
     def total(trajectory: Any, task: Any) -> Any:

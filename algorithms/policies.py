@@ -1,7 +1,8 @@
 """Policies as pure functions of a dictionary of parameters.
 
-Two families, split by what is random: a Gaussian policy has a mean and a free log standard deviation, a softmax policy
-has logits. What computes the mean or the logits is the subclass: a tanh network, a table, or any `torch.nn.Module`.
+Two families, split by what is random: a Gaussian policy has a mean and a log standard deviation, a softmax policy has
+logits. What computes them is the subclass: a tanh network, a table, or any `torch.nn.Module`. The log standard
+deviation is a free vector, the same at all observations, or an output of the network like the mean (heteroscedastic).
 
 A policy draws its actions from noise that is handed in: all randomness of a rollout is drawn in one call, and what is
 done in each step is a pure function. It is written for one set of parameters, and `torch.vmap` maps it over one set per
@@ -53,10 +54,52 @@ class Policy(Protocol):
 
 
 class GaussianPolicy(ABC):
-    r"""A policy :math:`a \sim N(\mu_\theta(o), \mathrm{diag}(e^{2 s}))`: what all subclasses share.
+    r"""A policy :math:`a \sim N(\mu_\theta(o), \mathrm{diag}(e^{2 s_\theta(o)}))`: what all subclasses share.
 
-    The logarithm of the standard deviation `s` is the free vector of parameters `log_std`; it counts as
-    `least_log_std` where it is below. With `learn_std=False` it is no parameter: it stays what it is at first.
+    Args:
+        action: size of an action.
+    """
+
+    batched = False
+
+    def __init__(self, action: int) -> None:
+        self.action = action
+
+    @abstractmethod
+    def moments(self, parameters: Parameters, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """The mean `(..., action)` and the log standard deviation, which broadcasts to it."""
+
+    def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
+        """Standard normal noise, `(*shape, action)`."""
+        return torch.randn(*shape, self.action, dtype=like.dtype, device=like.device)
+
+    def sample(self, parameters: Parameters, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Actions `(..., action)` and their log-densities `(...)`."""
+        mean, log_std = self.moments(parameters, observation)
+        action = mean + log_std.exp() * noise
+        return action, self._log_density(action - mean, log_std)
+
+    def log_prob(self, parameters: Parameters, observation: Tensor, action: Tensor) -> Tensor:
+        """The log-density of actions, shape `(...)`."""
+        mean, log_std = self.moments(parameters, observation)
+        return self._log_density(action - mean, log_std)
+
+    def kl(self, old: Parameters, new: Parameters, observation: Tensor) -> Tensor:
+        r"""The divergence :math:`KL(\pi_{old} \| \pi_{new})` at each observation, shape `(...)`."""
+        (mean, before), (other, after) = self.moments(old, observation), self.moments(new, observation)
+        ratio = ((mean - other).square() + (2 * before).exp()) * (-2 * after).exp()
+        return (after - before + 0.5 * (ratio - 1)).sum(-1)
+
+    def _log_density(self, deviation: Tensor, log_std: Tensor) -> Tensor:
+        constant = log_std.sum(-1) + 0.5 * math.log(2 * math.pi) * self.action
+        return -0.5 * (deviation * torch.exp(-log_std)).square().sum(-1) - constant
+
+
+class FreeGaussianPolicy(GaussianPolicy, ABC):
+    r"""A Gaussian policy whose standard deviation is the same at all observations.
+
+    Its logarithm is the free vector of parameters `log_std`; it counts as `least_log_std` where it is below. With
+    `learn_std=False` it is no parameter: it stays what it is at first.
 
     Args:
         action: size of an action.
@@ -65,10 +108,8 @@ class GaussianPolicy(ABC):
         learn_std: whether it is learned.
     """
 
-    batched = False
-
     def __init__(self, action: int, log_std: float = 0.0, least_log_std: float = -5.0, learn_std: bool = True) -> None:
-        self.action = action
+        super().__init__(action)
         self.log_std = log_std
         self.least_log_std = least_log_std
         self.learn_std = learn_std
@@ -81,26 +122,8 @@ class GaussianPolicy(ABC):
         """The standard deviation, shape `(action,)`."""
         return self._log_std(parameters).exp()
 
-    def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """Standard normal noise, `(*shape, action)`."""
-        return torch.randn(*shape, self.action, dtype=like.dtype, device=like.device)
-
-    def sample(self, parameters: Parameters, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Actions `(..., action)` and their log-densities `(...)`."""
-        mean, log_std = self.mean(parameters, observation), self._log_std(parameters)
-        action = mean + log_std.exp() * noise
-        return action, self._log_density(action - mean, log_std)
-
-    def log_prob(self, parameters: Parameters, observation: Tensor, action: Tensor) -> Tensor:
-        """The log-density of actions, shape `(...)`."""
-        return self._log_density(action - self.mean(parameters, observation), self._log_std(parameters))
-
-    def kl(self, old: Parameters, new: Parameters, observation: Tensor) -> Tensor:
-        r"""The divergence :math:`KL(\pi_{old} \| \pi_{new})` at each observation, shape `(...)`."""
-        before, after = self._log_std(old), self._log_std(new)
-        moved = (self.mean(old, observation) - self.mean(new, observation)).square()
-        ratio = (moved + (2 * before).exp()) * (-2 * after).exp()
-        return (after - before + 0.5 * (ratio - 1)).sum(-1)
+    def moments(self, parameters: Parameters, observation: Tensor) -> tuple[Tensor, Tensor]:
+        return self.mean(parameters, observation), self._log_std(parameters)
 
     def _log_std(self, parameters: Parameters) -> Tensor:  # (action,), or (sets, 1, action)
         if not self.learn_std:
@@ -116,12 +139,8 @@ class GaussianPolicy(ABC):
             {"log_std": torch.full((self.action,), self.log_std, dtype=dtype, device=device)} if self.learn_std else {}
         )
 
-    def _log_density(self, deviation: Tensor, log_std: Tensor) -> Tensor:
-        constant = log_std.sum(-1) + 0.5 * math.log(2 * math.pi) * self.action
-        return -0.5 * (deviation * torch.exp(-log_std)).square().sum(-1) - constant
 
-
-class GaussianMLP(GaussianPolicy):
+class GaussianMLP(FreeGaussianPolicy):
     r"""A Gaussian policy whose mean is a tanh network.
 
     Args:
@@ -165,7 +184,7 @@ class GaussianMLP(GaussianPolicy):
         return tanh_network(parameters, observation)
 
 
-class GaussianModule(GaussianPolicy):
+class GaussianModule(FreeGaussianPolicy):
     """A Gaussian policy whose mean is any module, through `torch.func.functional_call`.
 
     Args:
@@ -211,6 +230,99 @@ class GaussianModule(GaussianPolicy):
                 f"GaussianModule: the module returns means {tuple(mean.shape)}, for actions of size {self.action}"
             )
         return mean
+
+
+class HeteroscedasticMLP(GaussianPolicy):
+    r"""A Gaussian policy whose mean and log standard deviation are outputs of one tanh network.
+
+    Args:
+        observation: size of an observation.
+        action: size of an action; the network has twice as many outputs, the means first.
+        hidden: sizes of the hidden layers; none for a linear policy.
+        log_std: initial value of the log standard deviation, up to the small weights of the last layer.
+        least_log_std: its floor.
+
+    References:
+        Xu and Zhu (2024), appendix B, have a network that gives means and variances.
+
+    Example:
+        >>> import torch
+        >>> from stochgraph.algorithms.policies import HeteroscedasticMLP
+        >>> policy = HeteroscedasticMLP(2, 3, hidden=(8,), log_std=-0.5)
+        >>> mean, log_std = policy.moments(policy.initial(torch.Generator().manual_seed(0)), torch.zeros(5, 2))
+        >>> mean.shape, log_std[0]
+        (torch.Size([5, 3]), tensor([-0.5000, -0.5000, -0.5000]))
+    """
+
+    batched = True
+
+    def __init__(
+        self,
+        observation: int,
+        action: int,
+        hidden: Sequence[int] = (64, 64),
+        log_std: float = 0.0,
+        least_log_std: float = -5.0,
+    ) -> None:
+        super().__init__(action)
+        self.sizes = (observation, *hidden, 2 * action)
+        self.log_std = log_std
+        self.least_log_std = least_log_std
+
+    def initial(
+        self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
+    ) -> Parameters:
+        """Fresh parameters as those of `GaussianMLP`; the last biases have the log standard deviation."""
+        parameters = tanh_parameters(self.sizes, generator, dtype, device)
+        parameters[f"{2 * len(self.sizes) - 4}.bias"][self.action :] = self.log_std
+        return parameters
+
+    def moments(self, parameters: Parameters, observation: Tensor) -> tuple[Tensor, Tensor]:
+        return _halves(tanh_network(parameters, observation), self.action, self.least_log_std)
+
+
+class HeteroscedasticModule(GaussianPolicy):
+    """A Gaussian policy whose mean and log standard deviation are outputs of any module.
+
+    Args:
+        module: maps observations `(..., observation)` to `(..., 2 * action)`, the means first. Its buffers stay as they
+            are, and it is mapped by `torch.vmap`: see `Policy`.
+        action: size of an action.
+        least_log_std: the floor of the log standard deviation.
+
+    Example:
+        >>> import torch
+        >>> from stochgraph.algorithms.policies import HeteroscedasticModule
+        >>> policy = HeteroscedasticModule(torch.nn.Linear(3, 4), action=2)
+        >>> [part.shape for part in policy.moments(policy.initial(), torch.zeros(5, 3))]
+        [torch.Size([5, 2]), torch.Size([5, 2])]
+    """
+
+    def __init__(self, module: torch.nn.Module, action: int, least_log_std: float = -5.0) -> None:
+        super().__init__(action)
+        self.module = module
+        self.least_log_std = least_log_std
+
+    def initial(
+        self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
+    ) -> Parameters:
+        """The module's own parameters, copied, whatever the generator."""
+        return module_parameters(self.module, dtype, device)
+
+    def moments(self, parameters: Parameters, observation: Tensor) -> tuple[Tensor, Tensor]:
+        outputs = functional_call(self.module, parameters, (observation,))
+        if outputs.shape[-1:] != (2 * self.action,):
+            raise ValueError(
+                f"HeteroscedasticModule: the module returns {tuple(outputs.shape)}, for actions of size {self.action}: "
+                f"{2 * self.action} outputs are expected, means and log standard deviations"
+            )
+        return _halves(outputs, self.action, self.least_log_std)
+
+
+def _halves(outputs: Tensor, action: int, least: float) -> tuple[Tensor, Tensor]:
+    """Means and log standard deviations."""
+    mean, log_std = outputs.split(action, -1)
+    return mean, log_std.clamp(min=least)
 
 
 # --- discrete actions

@@ -137,7 +137,8 @@ def ascend_returns(
     .. math:: \theta' = \theta + \eta \nabla \frac1N \sum_i \sum_t G_{it} \log \pi_\theta(a_{it} \mid o_{it}), \qquad
               G_{it} = \sum_{u \ge t} \gamma^u r_{iu}
 
-    It is the step that `adapted_return` takes by itself, on data as they are: for graphs on recorded trajectories.
+    It is the step that `adapted_return` takes by itself, on data as they are: for graphs on recorded trajectories, and
+    for estimators that score an inner trajectory as a whole.
 
     Args:
         parameters: see `ascend_advantages`, as for the others.
@@ -162,9 +163,9 @@ def ascend_returns(
         >>> objective.compile(sg.SF()).sample(walks.policy.initial()).value.shape
         torch.Size([])
     """
-    trajectories = whole(data, plate)
-    gain = sg.apply(_gain(policy, ratio), parameters, trajectories, sg.apply(_discounted(discount), trajectories))
-    return sg.ascend(parameters, sg.mean(gain, over=plate), rate)
+    trajectories, copy = whole(data, plate), sg.apply(_copy, parameters)
+    gain = sg.apply(_gain(policy, ratio), copy, trajectories, sg.apply(_discounted(discount), trajectories))
+    return sg.ascend(copy, sg.mean(gain, over=plate), rate)
 
 
 def _discounted(discount: float) -> Callable[[Any], Tensor]:
@@ -185,13 +186,20 @@ def _gain(policy: Any, ratio: bool) -> Callable[..., Tensor]:
     """What one trajectory adds to the inner objective."""
 
     def gain(parameters: Any, trajectory: Any, advantage: Tensor) -> Tensor:
-        weight = policy.log_prob(parameters, trajectory.observation, trajectory.action)
         if ratio:
-            # After the end there is nothing to compare with: a ratio there could overflow, and its derivative with it.
-            weight = torch.exp(torch.where(trajectory.mask > 0, weight - trajectory.log_prob, 0.0))
+            weight = step_ratios(policy, parameters, trajectory)
+        else:
+            weight = policy.log_prob(parameters, trajectory.observation, trajectory.action)
         return torch.where(trajectory.mask > 0, weight * advantage, 0.0).sum()
 
     return gain
+
+
+def step_ratios(policy: Any, parameters: Any, trajectory: Any) -> Tensor:
+    """The probabilities of the actions of one trajectory, over those that were recorded with them: `(time,)`."""
+    log_prob = policy.log_prob(parameters, trajectory.observation, trajectory.action)
+    # After the end there is nothing to compare with: a ratio there could overflow, and its derivative with it.
+    return torch.exp(torch.where(trajectory.mask > 0, log_prob - trajectory.log_prob, 0.0))
 
 
 def _value(baseline: Baseline, observation: Any, mask: Any, target: Any, plate: str) -> Any:

@@ -28,7 +28,7 @@ from stochgraph._checks import FLAG, at_least, more_than, require
 
 from .advantages import Baseline, LinearBaseline
 from .meta_policy_gradient import MetaProblem
-from .policy_gradient import advantages, whole
+from .policy_gradient import advantages, step_ratios, whole
 from .replays import Adapt, Reference, adapted_to, mean_divergence, recorded, recorded_batches
 from .template import Template
 
@@ -138,8 +138,7 @@ def clipped_return(
     options = {"baseline": baseline, "discount": discount, "decay": decay, "standardise": standardise}
 
     def gain(parameters: Any, trajectory: Any, advantage: Tensor) -> Tensor:
-        log_prob = policy.log_prob(parameters, trajectory.observation, trajectory.action)
-        ratio = torch.exp(torch.where(trajectory.mask > 0, log_prob - trajectory.log_prob, 0.0))
+        ratio = step_ratios(policy, parameters, trajectory)
         return torch.minimum(ratio * advantage, ratio.clamp(1 - clip, 1 + clip) * advantage).sum()
 
     def objective(theta: Any, anchor: Any) -> Any:

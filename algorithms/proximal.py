@@ -25,10 +25,15 @@ distance      :math:`D^2`, averaged over the steps of the batch where it depends
 Well-known steps are pairs of words: linear and D3 is the policy gradient, of rate :math:`1 / (2 \lambda)`; linear and
 quadratic the natural one, of rate :math:`1 / \lambda`; ratio and D1 the penalised form of proximal policy optimisation.
 All are one declared problem, differentiated by the implicit function theorem. The advantages and the draws are data;
-how their law depends on :math:`\phi` is the estimator's part.
+how their law depends on :math:`\phi` is the estimator's part. So :math:`\phi` stands in two places, the denominators of
+the ratios and the distance. With `recorded=True` the denominators are data as well, the probabilities that were
+recorded with the actions, and the distance alone is differentiated.
 """
 
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -36,12 +41,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import stochgraph as sg
-from stochgraph._checks import more_than, require, require_known
+from stochgraph._checks import FLAG, at_least, integer, more_than, require, require_known
+from stochgraph.solvers._linear import conjugate_gradient
 
 from .advantages import Baseline
-from .policy_gradient import advantages, whole
+from .policy_gradient import advantages, step_ratios, whole
 
 _NEWTON, _CONJUGATE_GRADIENT = sg.solvers.Newton(), sg.solvers.ConjugateGradient()
+_DAMPING = 0.1
 
 
 def proximal_step(
@@ -57,6 +64,7 @@ def proximal_step(
     discount: float = 1.0,
     decay: float = 1.0,
     standardise: bool = False,
+    recorded: bool = False,
     solver: sg.solvers.Solver = _NEWTON,
     linear_solver: sg.solvers.LinearSolver = _CONJUGATE_GRADIENT,
 ) -> Any:
@@ -74,17 +82,21 @@ def proximal_step(
         discount: per time step.
         decay: of the advantages.
         standardise: of the advantages.
+        recorded: divide by the recorded probabilities, which are constants, in place of :math:`\pi_\phi`. Needs the
+            field `log_prob` of the data. Where the data were drawn from :math:`\phi` the solution is the same, and its
+            derivative lacks that of the denominators; elsewhere the ratios are those to the policy that drew.
         solver: how the problem is solved; see `sg.argmax`.
         linear_solver: how its Hessian is inverted; see `sg.argmax`.
 
     Raises:
-        ValueError: a word that is not known, or a number that is not positive as penalty.
+        ValueError: a word that is not known, a number that is not positive as penalty, or `recorded` with a gain that
+            has no ratio.
         SolverError: while running; see `sg.argmax`. Divergences curve a policy's outputs, not all of its parameters:
             between a network and its divergence there may be no strict maximum, and a damping is needed.
 
     References:
-        Xu and Zhu (2024), eq. 2 and proposition 2; eq. 8 and algorithm 2 for `gain="soft"`. Kakade (2001) for the
-        natural gradient; Schulman et al. (2017), eq. 8, for the penalised form.
+        Xu and Zhu (2024), eq. 2 and proposition 2; eq. 7 for `gain="soft"`, eq. 8 for `recorded`. Kakade (2001) for
+        the natural gradient; Schulman et al. (2017), eq. 8, for the penalised form.
 
     Example:
         >>> import torch, stochgraph as sg
@@ -101,13 +113,13 @@ def proximal_step(
         >>> objective.compile({"D": sg.MAML()}).sample(walks.policy.initial()).value.shape
         torch.Size([])
     """
-    _check(gain, distance, penalty)
+    _check(gain, distance, penalty, recorded)
     trajectories = whole(data, plate)
     advantage = advantages(
         trajectories, plate, baseline=baseline, discount=discount, decay=decay, standardise=standardise
     )
     psi = sg.unknown(None, like=parameters)
-    gained = sg.apply(_gained(policy, GAINS[gain]), psi, parameters, trajectories, advantage)
+    gained = sg.apply(_gained(policy, _climbed(gain, recorded)), psi, parameters, trajectories, advantage)
     steps = sg.mean(sg.apply(torch.sum, trajectories.mask), over=plate)
     if distance == "D3":
         moved = sg.apply(squared_distance, psi, parameters)
@@ -118,43 +130,100 @@ def proximal_step(
     return sg.argmax(inner, over=psi, solver=solver, linear_solver=linear_solver)
 
 
-def practical_solvers(steps: int = 50, lr: float = 0.01, products: int = 10, damping: float = 0.0) -> dict[str, Any]:
+def practical_solvers(
+    distance: str, steps: int = 50, lr: float = 0.01, products: int = 10, damping: float | None = None
+) -> dict[str, Any]:
     """A fixed budget of work: Adam's steps, then conjugate gradients, as far as they get.
 
     The derivative is that of a maximum which the steps only approximate.
 
     Args:
+        distance: of the inner problem, a word.
         steps: of Adam.
         lr: its step size.
         products: Hessian-vector products of the linear solve.
-        damping: added to the curvature in every direction.
+        damping: added to the curvature in every direction; default: what the distance needs, none for `"D3"` and 0.1
+            for the others, which do not curve in all directions.
 
     References:
-        Xu and Zhu (2024), algorithm 2; fifty steps in their experiments.
+        Xu and Zhu (2024), algorithm 2; fifty steps in their experiments, which state neither products nor damping.
 
     Example:
         >>> from stochgraph.algorithms.proximal import practical_solvers
-        >>> practical_solvers()["solver"].steps
-        50
+        >>> practical_solvers("D1")["linear_solver"]
+        TruncatedConjugateGradient(steps=10, damping=0.1)
     """
+    require_known(DISTANCES, distance=distance)
+    needed = 0.0 if distance == "D3" else _DAMPING
     return {
         "solver": sg.solvers.Adam(steps=steps, lr=lr, tolerance=float("inf")),
-        "linear_solver": sg.solvers.ConjugateGradient(steps=products, tolerance=float("inf"), damping=damping),
+        "linear_solver": TruncatedConjugateGradient(products, needed if damping is None else damping),
     }
+
+
+class NegativeCurvature(UserWarning):
+    """A linear solve stopped where the objective curves upwards: it is at no maximum. See the class below."""
+
+
+@dataclass(frozen=True)
+class TruncatedConjugateGradient(sg.solvers.LinearSolver):
+    r"""Conjugate gradients on :math:`(-H + \text{damping} \, I) \, u = v`, up to the first direction of no curvature.
+
+    A network, few data and a budget of steps leave the inner problem short of a strict maximum. Each copy keeps what it
+    has solved along the directions before; where the very first one does not curve that is zero. A warning tells in how
+    many copies that was. Nothing else is an error: the steps are a budget.
+
+    Args:
+        steps: the largest number of steps, each one Hessian-vector product.
+        damping: added to the curvature in every direction. It biases the derivative.
+
+    References:
+        Steihaug (1983), The conjugate gradient method and trust regions in large scale optimization; Nocedal and Wright
+        (2006), algorithm 7.1.
+
+    Example:
+        >>> import torch
+        >>> from stochgraph.algorithms.proximal import TruncatedConjugateGradient
+        >>> curvature = torch.tensor([[2.0, 1.0], [1.0, 3.0]])
+        >>> TruncatedConjugateGradient().solve(lambda v: v @ curvature, torch.tensor([3.0, 4.0]))
+        tensor([1., 1.])
+    """
+
+    steps: int = 10
+    damping: float = 0.0
+
+    def __post_init__(self) -> None:
+        require(integer(0), steps=self.steps)
+        require(at_least(0), damping=self.damping)
+
+    def solve(self, product: Callable[[Tensor], Tensor], rhs: Tensor) -> Tensor:
+        found = conjugate_gradient(lambda v: product(v) + self.damping * v, rhs, self.steps, 0.0)
+        stopped = found.curvature < -found.zero
+        if bool(stopped.any()):
+            warnings.warn(
+                f"conjugate gradients met negative curvature and stopped there in {int(stopped.sum())} of "
+                f"{stopped.numel()} solutions, damping {self.damping:g}: the derivative is that of the directions "
+                "before. A larger damping, a larger penalty or more steps of the solver leave less out",
+                NegativeCurvature,
+                stacklevel=2,
+            )
+        return found.solution
 
 
 # --- what is climbed: functions of (policy, psi, phi, trajectory), one value per step
 
 
-def ratio(policy: Any, psi: Any, phi: Any, trajectory: Any) -> Tensor:
-    """The ratio of the probabilities of each action."""
+def ratio(policy: Any, psi: Any, phi: Any, trajectory: Any, recorded: bool = False) -> Tensor:
+    """The ratio of the probabilities of each action, to those of `phi` or to those that were recorded."""
+    if recorded:
+        return step_ratios(policy, psi, trajectory)
     new, old = (policy.log_prob(p, trajectory.observation, trajectory.action) for p in (psi, phi))
     return torch.exp(torch.where(trajectory.mask > 0, new - old, 0.0))
 
 
-def soft_ratio(policy: Any, psi: Any, phi: Any, trajectory: Any) -> Tensor:
-    """The ratio, held between 0 and 2 (Xu and Zhu, eq. 8)."""
-    return 2 * torch.sigmoid(2 * (ratio(policy, psi, phi, trajectory) - 1))
+def soft_ratio(policy: Any, psi: Any, phi: Any, trajectory: Any, recorded: bool = False) -> Tensor:
+    """The ratio, held between 0 and 2 (Xu and Zhu, eq. 7)."""
+    return 2 * torch.sigmoid(2 * (ratio(policy, psi, phi, trajectory, recorded) - 1))
 
 
 def linear_ratio(policy: Any, psi: Any, phi: Any, trajectory: Any) -> Tensor:
@@ -167,6 +236,10 @@ def linear_ratio(policy: Any, psi: Any, phi: Any, trajectory: Any) -> Tensor:
 
 
 GAINS: dict[str, Callable[..., Tensor]] = {"ratio": ratio, "soft": soft_ratio, "linear": linear_ratio}
+
+
+def _climbed(gain: str, recorded: bool) -> Callable[..., Tensor]:
+    return partial(GAINS[gain], recorded=True) if recorded else GAINS[gain]
 
 
 def _gained(policy: Any, gain: Callable[..., Tensor]) -> Callable[..., Tensor]:
@@ -231,8 +304,14 @@ def _dot(one: Any, other: Any) -> Tensor:
     return torch.stack([(a * b).sum() for a, b in pairs]).sum()
 
 
-def _check(gain: str, distance: str, penalty: Any) -> None:
+def _check(gain: str, distance: str, penalty: Any, recorded: bool) -> None:
     require_known(GAINS, gain=gain)
+    require(FLAG, recorded=recorded)
+    if recorded and gain == "linear":
+        raise ValueError(
+            "recorded=True: these are the denominators of ratios, and gain='linear' has no ratio; choose 'ratio' or "
+            "'soft', or leave recorded out"
+        )
     require_known(DISTANCES, distance=distance)
     if penalty is None or isinstance(penalty, int | float | str):  # and not a node or a tensor
         require(more_than(0), penalty=penalty)

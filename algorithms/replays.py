@@ -19,7 +19,8 @@ from torch import Tensor
 
 import stochgraph as sg
 
-from .policy_gradient import whole
+from .advantages import Baseline
+from .policy_gradient import advantages, step_ratios, whole
 
 Adapt = Callable[[Any, Any, str], Any]
 Reference = Callable[[Tensor], Tensor]
@@ -80,6 +81,84 @@ def adapted_divergence(
         return mean_divergence(policy, sg.stop(old), new, tau, "tau")
 
     return sg.graph(divergence)
+
+
+def meta_divergence(tasks: Callable[[], Any], policy: Any, *, steps: int = 1) -> sg.Graph:
+    r"""Declare how far the policy before adaptation is from an anchor, on the states that it visited.
+
+    .. math:: \frac1B \sum_b \operatorname{mean}_{i, t}
+              KL\big(\pi_{anchor}(\cdot \mid o_{bit}) \,\|\, \pi_\theta(\cdot \mid o_{bit})\big)
+
+    The states are those of the first inner batch; without inner steps, of the outcome. Inputs of the graph are those of
+    `adapted_divergence`. It needs no inner step, which is a fraction of the work where steps are solved.
+
+    Args:
+        tasks: see `adapted_divergence`.
+        policy: see `adapted_divergence`.
+        steps: the number of inner steps.
+
+    References:
+        Xu and Zhu (2024), algorithm 2: a trust region on the trajectories of the meta-policy.
+    """
+
+    def divergence(theta: Any, anchor: Any) -> Any:
+        name = "D1" if steps else "tau"
+        data = sg.sample(name, Recorded(), tasks(), n=1)
+        return mean_divergence(policy, sg.stop(anchor), theta, data, name)
+
+    return sg.graph(divergence)
+
+
+def adapted_gain(
+    tasks: Callable[[], Any],
+    policy: Any,
+    adapt: Adapt,
+    *,
+    steps: int = 1,
+    baseline: Baseline | None = None,
+    discount: float = 1.0,
+    decay: float = 1.0,
+    standardise: bool = True,
+    reference: Reference | None = None,
+    inner_reference: Reference | None = None,
+) -> sg.Graph:
+    r"""Declare what adapted policies gain on recorded trajectories, by the ratios of single steps.
+
+    .. math:: \frac1B \sum_b \frac1M \sum_{i, t} \frac{\pi_{\theta'_b}(a_{bit} \mid o_{bit})}
+              {\pi_{drawn}(a_{bit} \mid o_{bit})} A_{bit}
+
+    It is what the code of the literature compares candidates of a line search on. A replayed surrogate weights a reward
+    with the product of the ratios before it, and of those of the inner batches: right on average, and with long
+    trajectories so heavy-tailed that it promises gains that do not come. This neglects how the visited states move,
+    which is little within a trust region. Input of the graph: the parameters.
+
+    Args:
+        tasks: declares the plate of tasks, named "task", as in the graph that drew the trace.
+        policy: has `log_prob`.
+        adapt: declares one inner step.
+        steps: the number of inner steps.
+        baseline: of the outer trajectories; see `advantages`, as for the next three.
+        discount: per time step.
+        decay: of the advantages.
+        standardise: of the advantages of a task.
+        reference: see `clipped_return` in `promp`.
+        inner_reference: see `adapted_divergence`.
+
+    References:
+        Schulman et al. (2015), eq. 14; Rothfuss et al. (2019) and its code, for TRPO on adapted policies.
+    """
+    options = {"baseline": baseline, "discount": discount, "decay": decay, "standardise": standardise}
+
+    def gained(parameters: Any, trajectory: Any, advantage: Tensor) -> Tensor:
+        return (step_ratios(policy, parameters, trajectory) * advantage * trajectory.mask).sum()
+
+    def gain(theta: Any) -> Any:
+        task = tasks()
+        adapted = adapted_to(recorded_batches(task, steps, inner_reference), theta, adapt)
+        tau = whole(recorded("tau", task, reference), "tau")
+        return sg.mean(sg.apply(gained, adapted, tau, advantages(tau, "tau", **options)))  # type: ignore[arg-type]
+
+    return sg.graph(gain)
 
 
 def mean_divergence(policy: Any, old: Any, new: Any, data: Any, plate: str) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import stochgraph as sg
+from stochgraph._checks import FLAG, require
 
 from ._rollout_checks import (
     check_agreement,
@@ -66,10 +67,23 @@ class Rollouts(sg.Sampler):
     log-probability of a trajectory is that of its actions, one per step, and 0 from the end of the episode on. Where
     the environment enumerates its episodes, as small tabular ones do, `stochgraph.verify` works on its rollouts.
 
+    Scored step by step, an action is credited with the rewards from its own step on. With `stepwise=False` the whole
+    log-probability stands at the first step, so that each action is credited with all rewards, as papers print it:
+
+    .. math:: \sum_t \nabla \log \pi(a_t | o_t) \sum_{u \ge t} r_u \quad \text{or} \quad
+              \sum_t \nabla \log \pi(a_t | o_t) \sum_u r_u
+
+    Both have the same expectation, and the second varies more. It is not for estimators that tell the steps of a
+    trajectory apart: `LVC`, `LoadedDiCE`, `Taylor`.
+
     Args:
         environment: what is acted in.
         policy: what acts.
         horizon: the number of steps; the environment's if `None`.
+        stepwise: whether actions are scored one by one, or a trajectory as a whole.
+
+    References:
+        Tang (2022), eqs. 1, 8 and 11, print scores of whole trajectories; its experiments have stepwise ones.
 
     Example:
         >>> import torch
@@ -88,12 +102,16 @@ class Rollouts(sg.Sampler):
 
     time = batched = True
 
-    def __init__(self, environment: Environment, policy: Policy, horizon: int | None = None) -> None:
+    def __init__(
+        self, environment: Environment, policy: Policy, horizon: int | None = None, stepwise: bool = True
+    ) -> None:
         check_fit(environment, policy)
         check_horizons(environment, horizon)
+        require(FLAG, stepwise=stepwise)
         self.environment = environment
         self.policy = policy
         self.horizon = horizon or environment.horizon
+        self.stepwise = stepwise
 
     @torch.no_grad()
     def draw(self, batch_shape: torch.Size, *parents: Any) -> Trajectory:
@@ -115,7 +133,9 @@ class Rollouts(sg.Sampler):
         scored = self.policy.log_prob(parents[0], value.observation, value.action)
         scored = torch.where(value.mask > 0, scored, torch.zeros_like(scored))
         transition = getattr(value, "transition", None)
-        return scored if transition is None else scored + transition
+        if transition is not None:
+            scored = scored + transition
+        return scored if self.stepwise else torch.cat([scored.sum(-1, True), torch.zeros_like(scored[..., 1:])], -1)
 
     def log_prob_stacked(self, value: Trajectory | EnumeratedTrajectory, *parents: Any) -> Tensor:
         parameters, lead = parents[0], value.reward.shape

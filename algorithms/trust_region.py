@@ -4,7 +4,7 @@ A step is a function of two functions of the parameters, a gain and a divergence
 drawn: candidates of the line search are compared on the very same trajectories.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -23,7 +23,7 @@ class Step(NamedTuple):
     Attributes:
         parameters: the new parameters; the old ones, the same tensors, if no candidate was accepted.
         accepted: whether the line search found a candidate.
-        gain: by how much the gain rose, 0 if no candidate was accepted.
+        gain: by how much what is compared rose, 0 if no candidate was accepted.
         divergence: how far the policies moved, 0 if no candidate was accepted.
         tries: how many candidates were evaluated.
         reason: why there was no step; empty if there was one.
@@ -49,6 +49,8 @@ def trust_region_step(
     iterations: int = 10,
     backtracking: float = 0.8,
     tries: int = 15,
+    compared: Function | Iterable[tuple[float, Function]] | None = None,
+    keep: bool = False,
     reduce: Callable[[Any], Any] = lambda tree: tree,
 ) -> Step:
     r"""One step of trust-region policy optimisation.
@@ -57,8 +59,8 @@ def trust_region_step(
               (H + \epsilon I) s \approx g
 
     g is the gradient of the gain and H the Hessian of the divergence at the old parameters, both exact; s comes from
-    conjugate gradients on exact Hessian-vector products. j counts up until the gain rises and the divergence is at most
-    :math:`\delta`; if it never does, the old parameters stay.
+    conjugate gradients on exact Hessian-vector products. j counts up until what is compared, by default the gain, rises
+    and the divergence is at most :math:`\delta`; if it never does, the old parameters stay.
 
     Args:
         parameters: a pytree of tensors.
@@ -71,6 +73,10 @@ def trust_region_step(
         iterations: of the conjugate gradients, at most.
         backtracking: :math:`\beta`.
         tries: candidates at most.
+        compared: what a candidate must raise, if that is another function than the gain, such as `adapted_gain`; or a
+            list as for `gain`.
+        keep: keep the graph of the divergence's slope for all products. That takes the memory of all its parts at once,
+            and a fraction of the time where inner steps are solved.
         reduce: adds up a pytree of tensors over the processes that share the work, each with parts of its own. All call
             `trust_region_step` together, and decide alike if the sums are the same bits on each.
 
@@ -85,29 +91,33 @@ def trust_region_step(
         >>> step.accepted, [round(float(x), 2) for x in step.parameters]
         (True, [1.1, 2.1])
     """
-    gains, divergences = _parts(gain), _parts(divergence)
-    start = Vector(parameters)
+    gains, divergences, start = _parts(gain), _parts(divergence), Vector(parameters)
     before, slope = reduce(_value_and_gradient(gains, start))
     norm = float(slope.norm())
     if not 0 < norm < float("inf"):
         return Step(parameters, False, 0.0, 0.0, 0, "the gradient of the gain is zero or not finite", norm)
 
+    curved = _curvature(divergences, start, keep)
+
     def product(vector: Tensor) -> Tensor:
-        return reduce(_hessian_product(divergences, start, vector)) + damping * vector
+        return reduce(curved(vector)) + damping * vector
 
     direction = conjugate_gradients(product, slope, iterations)
     curvature = float(direction @ product(direction))
     if not 0 < curvature < float("inf"):
         return Step(parameters, False, 0.0, 0.0, 0, "the divergence does not curve along the step", norm)
     full = (2 * radius / curvature) ** 0.5 * direction
+    if compared is not None:
+        gains = _parts(compared)
+        before = reduce(_value(gains, parameters))
     for j in range(tries):
         candidate = start.moved(backtracking**j * full)
-        with torch.no_grad():
-            value, distance = map(float, reduce((_value(gains, candidate), _value(divergences, candidate))))
+        value, distance = map(float, reduce((_value(gains, candidate), _value(divergences, candidate))))
         rise = value - float(before)
         if rise > 0 and distance <= radius:
             return Step(candidate, True, rise, distance, j + 1, "", norm)
-    reason = f"none of {tries} candidates raised the gain within a divergence of {radius}"
+    what = "the gain" if compared is None else "what is compared"
+    reason = f"none of {tries} candidates raised {what} within a divergence of {radius}"
     return Step(parameters, False, 0.0, 0.0, tries, reason, norm)
 
 
@@ -184,8 +194,9 @@ def _parts(function: Any) -> list[tuple[float, Function]]:
     return [(1.0, function)] if callable(function) else list(function)
 
 
+@torch.no_grad()
 def _value(parts: list[tuple[float, Function]], parameters: Any) -> Tensor:
-    return torch.stack([weight * part(parameters).detach() for weight, part in parts]).sum()
+    return torch.stack([weight * part(parameters) for weight, part in parts]).sum()
 
 
 def _value_and_gradient(parts: list[tuple[float, Function]], start: Vector) -> tuple[Tensor, Tensor]:
@@ -198,12 +209,25 @@ def _value_and_gradient(parts: list[tuple[float, Function]], start: Vector) -> t
     return value, slope
 
 
-def _hessian_product(parts: list[tuple[float, Function]], start: Vector, vector: Tensor) -> Tensor:
-    """The exact Hessian at the start, times a vector: the derivative of the slope along it."""
-    total = torch.zeros_like(vector)
+Slope = tuple[float, Tensor, Tensor]  # a weight, the point, and the slope there with its graph
+
+
+def _slopes(parts: list[tuple[float, Function]], start: Vector) -> Iterator[Slope]:
     for weight, part in parts:
         point = start.flat.clone().requires_grad_()
         (slope,) = torch.autograd.grad(part(start.at(point)), point, create_graph=True)
-        if slope.requires_grad:
-            total += weight * torch.autograd.grad(slope @ vector, point)[0]
-    return total
+        yield weight, point, slope
+
+
+def _curvature(parts: list[tuple[float, Function]], start: Vector, keep: bool) -> Callable[[Tensor], Tensor]:
+    """The exact Hessian at the start, as a map of vectors: the derivative of the slope along them."""
+    kept = list(_slopes(parts, start)) if keep else None
+
+    def product(vector: Tensor) -> Tensor:
+        total = torch.zeros_like(vector)
+        for weight, point, slope in _slopes(parts, start) if kept is None else kept:
+            if slope.requires_grad:
+                total += weight * torch.autograd.grad(slope @ vector, point, retain_graph=keep)[0]
+        return total
+
+    return product

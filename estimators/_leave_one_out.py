@@ -20,7 +20,7 @@ def LOO() -> Estimator:
     over whole later plates: their own replays are its control variate, so the variance stays :math:`O(1/N)`.
 
     A draw without a plate is in no mean: there, and on plates that reach the objective through linear operations only,
-    it coincides with `SF`.
+    it coincides with `SF`, and `explain` says so: a baseline, `SF(baseline="loo")`, compares what it does not.
 
     Raises:
         CompileError: when compiling, if a plate has one draw, or is reduced by anything but means and sums.

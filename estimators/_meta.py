@@ -35,8 +35,8 @@ def SGMRLPublished() -> Estimator:
     """SG-MRL as printed: the path is counted twice, by the Hessian estimate and by the added score term. Bias O(1).
 
     References:
-        Fallah et al. (2021), eqs. 13 and 44 with the Hessian estimate of eqs. 8 and 9. The estimator that their
-        Theorem 1 is about is `SF`.
+        Fallah et al. (2021), eq. 13 with the Hessian estimate of eqs. 8 and 9; (2020), eq. 44 for several steps. The
+        estimator that their theorem 1 is about is `SF`.
 
     Example:
         >>> import stochgraph as sg
@@ -49,6 +49,9 @@ def SGMRLPublished() -> Estimator:
 def FirstOrder(influence: Influence = "none") -> Estimator:
     """First-order updates: the direction of an update is a constant. Bias O(1).
 
+    As the one estimator of a graph, `compile(FirstOrder())`, it holds for every update, also for one at given data, on
+    whose batch no sample has a part. As the estimator of a sample it holds for the updates that the sample feeds.
+
     Args:
         influence: `"none"` is first-order MAML; `"cost"` is first-order SG-MRL, which counts the distribution path
             once and drops the path through the update's value.
@@ -60,5 +63,13 @@ def FirstOrder(influence: Influence = "none") -> Estimator:
         >>> import stochgraph as sg
         >>> sg.FirstOrder("cost")
         Estimator(curvature='stop', influence='cost')
+        >>> import torch
+        >>> @sg.graph
+        ... def supervised(theta, data):
+        ...     return sg.descend(theta, sg.apply(lambda t, x: ((t - x) ** 2).mean(), theta, data), lr=0.1) ** 2
+        >>> theta, data = torch.tensor(0.5), torch.tensor([0.0, 1.0])
+        >>> value, grad = supervised.compile(sg.FirstOrder()).value_and_grad(theta, data)
+        >>> float(grad)  # 2 * 0.5 times 1, the step's derivative being that of its start; the whole one is 0.8
+        1.0
     """
     return Estimator("stop", influence)

@@ -27,6 +27,12 @@ def SF(baseline: Baseline | None = None) -> Estimator:
               (NaN). It must not use the draw that a number is for; at a time step it may use all that was drawn before
               that step's own action.
 
+            The first three compare the terms that the draw reaches: what else is added to them, a constant or the cost
+            of other draws, changes no variance. A function predicts the cost as declared, the whole sum in which those
+            terms stand, and is subtracted from it once a draw: with `pay + bonus[k]` it predicts both, as if one
+            `apply` computed them. Behind `sg.sum(discount=g)` it predicts costs as they are seen from their own step:
+            what it returns for step t is multiplied with :math:`g^t` by the sum, as the cost is.
+
     References:
         Williams (1992); Tang (2022), eq. 8; Rothfuss et al. (2019), E-MAML as derived. Baselines: Mao et al. (2019),
         eq. 7, and Liu et al. (2019), TMAML, eq. 12, for any order of derivatives; Duan et al. (2016) for the features.

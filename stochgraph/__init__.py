@@ -17,6 +17,7 @@ from ._declare import apply as apply
 from ._declare import ascend as ascend
 from ._declare import descend as descend
 from ._declare import log_prob as log_prob
+from ._declare import logmeanexp as logmeanexp
 from ._declare import mean as mean
 from ._declare import reduce as reduce
 from ._declare import sample as sample
@@ -24,6 +25,8 @@ from ._declare import stop as stop
 from ._declare import sum as sum
 from ._errors import CompileError as CompileError
 from ._errors import DeclarationError as DeclarationError
+from ._errors import FunctionError as FunctionError
+from ._errors import InputError as InputError
 from ._errors import SamplingError as SamplingError
 from ._errors import SolverError as SolverError
 from ._errors import StochgraphError as StochgraphError
@@ -68,7 +71,9 @@ __all__ = [
     "Explanation",
     "Figures",
     "FirstOrder",
+    "FunctionError",
     "Graph",
+    "InputError",
     "LoadedDiCE",
     "Profile",
     "Row",
@@ -91,6 +96,7 @@ __all__ = [
     "descend",
     "graph",
     "log_prob",
+    "logmeanexp",
     "mean",
     "profile",
     "reduce",

@@ -23,22 +23,26 @@ from ._rules import Control, Site
 from ._trace import Trace
 from ._trees import map_tensors
 
+_HALF = (torch.float16, torch.bfloat16)
 RIDGE, _CLIP = 1e-5, 10.0  # as in the feature baseline of Duan et al. (2016)
 
 
 def baseline_control(baseline: Any) -> Control:
     """The control variates of a baseline, given by name or as a function of the trace."""
     if baseline == "loo":
-        return partial(_mean_of_others, innermost=True)
+        return Control(partial(_mean_of_others, innermost=True))
     if baseline == "mean":
-        return partial(_mean_of_others, innermost=False)
-    return _linear if baseline == "linear" else partial(_called, fn=baseline)
+        return Control(partial(_mean_of_others, innermost=False))
+    return Control(_linear) if baseline == "linear" else Control(partial(_called, fn=baseline), whole=True)
 
 
-def compare_with_others(site: Site) -> nd.Node | None:
-    """Compare each term of a plate's mean with the mean of the others; a draw without a plate is in no mean."""
+def _terms_with_others(site: Site) -> nd.Node | None:
     plates = _shared_plates(site)
     return _others(site, plates[-1:]) if plates else None
+
+
+# Compares each term of a plate's mean with the mean of the others; a draw without a plate is in no mean.
+COMPARE_WITH_OTHERS = Control(_terms_with_others)
 
 
 def _shared_plates(site: Site) -> Axes:
@@ -51,7 +55,7 @@ def _others(site: Site, plates: Axes) -> nd.Node:
 
 def _mean_of_others(site: Site, innermost: bool) -> nd.Node:
     """The mean cost of the other draws: of the innermost plate, or of all plates."""
-    sample, node, plates = site.sample, site.node, _shared_plates(site)
+    sample, node, plates = site.sample, site.place, _shared_plates(site)
     if not plates:
         raise CompileError(
             f"sample {site.name!r} (axes: {describe(sample.axes)}): its draws have no costs of their own at "
@@ -74,7 +78,7 @@ def _linear(site: Site) -> nd.Node:
             f"{describe(node.axes)}; use another baseline for this node"
         )
     drawn = site.derivation.root.derive(sample)
-    fitted = Fitted(site.term, drawn, sample, _discount(site.derivation, node, time))
+    fitted = Fitted(site.term, drawn, sample, _discount(site.derivation, site.place, time))
     return control_variate(site, fitted, site.aligned, time)
 
 
@@ -114,7 +118,8 @@ class Others(nd.Node):
                 f"out, on a plate of one: {describe(self.plates)}. Give it {at_least_two(self.plates)}, or no baseline"
             )
         value = value if value.is_floating_point() or value.is_complex() else value.to(run.dtype)
-        return (value.sum(dims, keepdim=True) - value) / (count - 1)
+        wide = value.float() if value.dtype in _HALF else value  # a mean of half precision may have a sum beyond it
+        return ((wide.sum(dims, keepdim=True) - wide) / (count - 1)).to(value.dtype)
 
 
 class Called(nd.Node):
@@ -124,14 +129,14 @@ class Called(nd.Node):
 
     def __init__(self, site: Site, fn: Callable[[Trace], Any]) -> None:
         root = site.derivation.root
-        self.fn, self.sample, self.term = fn, site.sample, site.node
+        self.fn, self.sample, self.term = fn, site.sample, site.place
         self.wanted = tuple(axis for axis in self.sample.axes if axis in site.aligned)
         # What is drawn later may depend on the term, so a baseline of the term cannot see that.
-        before = [n for n in root.order if isinstance(n, nd.Sample) and n.index <= site.node.index]
+        before = [n for n in root.order if isinstance(n, nd.Sample) and n.index <= site.place.index]
         self.names = [n.name for n in before]
         self.scored = [name for name in self.names if name in root.samples]
         scores = [root.score(root.samples[name]) for name in self.scored]
-        super().__init__(f"baseline({site.name})", site.node.index, [*scores, *map(root.derive, before)])
+        super().__init__(f"baseline({site.name})", site.place.index, [*scores, *map(root.derive, before)])
 
     def infer_axes(self) -> Axes:
         return self.wanted
@@ -207,7 +212,7 @@ def _sum_of_others(value: Tensor, dim: int) -> Tensor:
 
 
 def observation_features(observation: Tensor, lead: int) -> Tensor:
-    """The features of Duan et al. (2016): o clipped, o squared, powers of time in hundreds of steps, 1.
+    """The features of Duan et al. (2016): o clipped, o squared, powers of time in hundreds of steps, and last 1.
 
     Args:
         observation: shape `(*plates, time, ...)` with `lead` dimensions in front.
@@ -243,7 +248,12 @@ def normal_equations(features: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]
 
 
 def ridge_prediction(features: Tensor, moments: Tensor, products: Tensor, ridge: float = RIDGE) -> Tensor:
-    """The features times the coefficients that solve summed normal equations, `(..., time)`."""
-    penalty = ridge * torch.eye(features.shape[-1], dtype=features.dtype, device=features.device)
-    coefficients = torch.linalg.solve(moments + penalty, products)
+    """The features times the coefficients that solve summed normal equations, `(..., time)`.
+
+    The last feature is the intercept, which is not penalised: what is added to all targets is added to the predictions.
+    Without a step to fit it is zero.
+    """
+    penalty = torch.full_like(moments[..., 0], ridge)
+    penalty[..., -1] = (moments[..., -1, -1] == 0).to(penalty)
+    coefficients = torch.linalg.solve(moments + torch.diag_embed(penalty), products)
     return (features @ coefficients.unsqueeze(-1)).squeeze(-1)

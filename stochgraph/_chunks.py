@@ -9,11 +9,13 @@ from torch import Tensor
 from ._compile import Compiled
 from ._cuts import entries_at_once
 from ._errors import CompileError, SamplingError
+from ._failures import shortened
 from ._run import recorded
 from ._trace import Trace
 from ._trees import tensors
 
 
+@shortened()
 def accumulate(
     compiled: Compiled,
     *inputs: Any,
@@ -72,8 +74,7 @@ def accumulate(
     length = chunk or chunk_size(compiled, trace, over, inputs)
     with recorded():
         point = compiled._point("accumulate", inputs)
-        parts = compiled._cuts.parts(trace, plate, length, compiled._rows(point.named))
-        value, gradient = compiled._accumulated(point, parts)
+        value, gradient = compiled._in_chunks(point, trace, plate, length)
         return value, point.shaped(gradient)
 
 

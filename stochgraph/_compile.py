@@ -12,28 +12,36 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from . import _node as nd
-from ._axes import describe
-from ._baselines import baseline_control, compare_with_others
+from ._axes import Axis, describe
+from ._baselines import COMPARE_WITH_OTHERS, baseline_control
 from ._checks import plate_size
 from ._curvature import curvature_of
 from ._cuts import Cuts, Part
 from ._data import data_sizes
 from ._derive import Derivation
-from ._errors import CompileError, SamplingError
+from ._errors import CompileError, InputError, SamplingError
+from ._failures import shortened
+from ._first_pass import Watch, check_captured, check_pathwise
 from ._gradient import Point
 from ._graph import Graph, scored_samples
 from ._indexing import in_transform
 from ._law import DistributionLaw, _no_path, moving_support_message
-from ._leave_one_out import leave_one_out
+from ._leave_one_out import LEAVE_ONE_OUT
 from ._loss import hand_over, leaves_that_require_gradients
+from ._noise import straight_through_message
 from ._program import schedule
-from ._reach import descends_from, open_unknowns, plates_in, samples_in
+from ._reach import data_of, descends_from, moves_with, open_unknowns, plates_in, samples_in
 from ._rules import Control, Rule, value_rules
 from ._run import Run, recorded, seeded
 from ._trace import Trace
-from ._trees import map_tensors, recordable
+from ._trees import map_tensors, recordable, tensors
+from ._update import OF_A_BATCH
 from .estimators import SF, Estimator, Pathwise
 
+_OF_A_MODULE = (
+    "Of a module, the parameters are passed, dict(module.named_parameters()); the module is called with them in a "
+    "function, torch.func.functional_call(module, parameters, (x,))"
+)
 _NUMBERS = (float, np.floating, np.ndarray)  # Python's own float stands for torch's default dtype
 # Elementwise functions with a zero derivative wherever they have one.
 _FLAT = frozenset("lt le gt ge eq ne floor ceil round sign trunc argmax argmin and_ or_ xor invert".split())
@@ -70,8 +78,7 @@ class Compiled:
         _check(graph, self.estimators, self.wrt)
         self.rules = {name: rule_of(estimator) for name, estimator in self.estimators.items()}
         order, objective = graph._order, graph._objective
-        constant = {s for s, estimator in given.items() if getattr(estimator, "curvature", None) == "stop"}
-        self._derivation = Derivation(order, self.rules, constant)
+        self._derivation = Derivation(order, self.rules, _constant_updates(graph, estimators, given))
         self._root = self._derivation.surrogate(objective)
         # A pathwise draw that is used inside an update alone is still drawn outside of it.
         drawn = [
@@ -86,9 +93,11 @@ class Compiled:
         self._named_nodes = {n.name: value.derive(n) for n in order if n.named and not unsolved[n]}
         recorded = (*graph._data, *self._scores.values(), *self._draws.values(), *self._named_nodes.values())
         self._value_program = schedule([self._value_root, *recorded])
+        self._unseen = {False, True}  # whether a pass outside of transforms, and one inside, is still the first
         self._support_program = schedule(s for s in self._scores.values() if not s.sample.law.fixed_support)
         self._cuts = Cuts(graph, self._program, self._scores, self._named_nodes)
 
+    @shortened()
     def sample(
         self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
     ) -> Trace:
@@ -114,6 +123,7 @@ class Compiled:
             with seeded(generator, inputs):
                 return self._sampled(run)
 
+    @shortened()
     def surrogate(self, *inputs_and_trace: Any) -> Tensor:
         """The scalar whose gradient with respect to the inputs is the estimate: `surrogate(*inputs, trace)`.
 
@@ -139,6 +149,7 @@ class Compiled:
         with recorded():
             return self._surrogate(self._run(inputs, None, trace))
 
+    @shortened()
     def value_and_grad(
         self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
     ) -> tuple[Tensor, Any]:
@@ -165,6 +176,7 @@ class Compiled:
             value, gradient = self._estimate(point, generator, sizes)
             return value, point.shaped(gradient)
 
+    @shortened()
     def loss(
         self,
         *inputs: Any,
@@ -241,7 +253,9 @@ class Compiled:
 
     def _require_floats(self, given: Mapping[str, Any]) -> None:
         if not any(_floats(leaf) for name in self.wrt for leaf in pytree.tree_leaves(given[name])):
-            raise TypeError(f"{self.graph.name}: no leaf of the input {self.wrt[0]!r} is a floating-point tensor")
+            raise InputError(
+                f"{self.graph.name}: no leaf of the input {self.wrt[0]!r} is a floating-point tensor. {_OF_A_MODULE}"
+            )
 
     def _estimate(
         self, point: Point, generator: torch.Generator | None, sizes: Mapping[str, int] | None
@@ -264,6 +278,7 @@ class Compiled:
             return True
         for program in self._until_lengths:
             with torch.enable_grad():
+                run.watch = run.watch or (Watch() if self._is_first(run) else None)
                 run.execute(program)
             if self._cuts.find({**plates, **run.sizes}, point.entries) is not None:
                 return True
@@ -286,12 +301,14 @@ class Compiled:
 
     def _replayed(self, point: Point, trace: Trace) -> tuple[Tensor, list[Tensor]]:
         """The value and gradient at a trace, cut if it is large."""
-        rows = self._rows(point.named)
-        cut = self._cuts.find(self._cuts.sizes(trace, rows), point.entries)
-        if cut is None:
-            return self._accumulated(point, [Part(1.0, trace)])
+        cut = self._cuts.find(self._cuts.sizes(trace, self._rows(point.named)), point.entries)
+        return self._accumulated(point, [Part(1.0, trace)]) if cut is None else self._in_chunks(point, trace, *cut)
+
+    def _in_chunks(self, point: Point, trace: Trace, plate: Axis, length: int) -> tuple[Tensor, list[Tensor]]:
+        """The value and gradient at a trace, in chunks of a plate."""
+        parts = list(self._cuts.parts(trace, plate, length, self._rows(point.named)))
         try:
-            return self._accumulated(point, self._cuts.parts(trace, *cut, rows))
+            return self._accumulated(point, parts)
         except SamplingError:
             self._diagnose(Run(point.named, {}, trace))  # names a draw by its place in the whole
             raise
@@ -319,10 +336,17 @@ class Compiled:
     def _named(self, inputs: Any) -> dict[str, Any]:
         names = self.graph.inputs
         if len(inputs) != len(names):
-            raise TypeError(f"{self.graph.name} takes {len(names)} inputs ({', '.join(names)}), got {len(inputs)}")
-        named = dict(zip(names, map(_as_input, inputs), strict=True))
-        data_sizes(self.graph._data, named)  # refuses batches of different sizes
-        return named
+            raise InputError(f"{self.graph.name} takes {len(names)} inputs ({', '.join(names)}), got {len(inputs)}")
+        given = dict(zip(names, map(_as_input, inputs), strict=True))
+        for name in self.wrt:
+            found = [leaf for leaf in pytree.tree_leaves(given[name]) if isinstance(leaf, torch.nn.Module)]
+            if found:
+                raise InputError(
+                    f"{self.graph.name}: the input {name!r} holds a module, {type(found[0]).__name__}, and is to be "
+                    f"differentiated. {_OF_A_MODULE}"
+                )
+        data_sizes(self.graph._data, given)  # refuses batches of different sizes
+        return given
 
     def _run(self, inputs: Any, sizes: Mapping[str, int] | None, trace: Any = None) -> Run:
         return Run(self._named(inputs), _check_sizes(self.graph, sizes or {}), trace)
@@ -334,24 +358,49 @@ class Compiled:
             if not in_transform():
                 run.check_scores()
         self._check_supports(run)
+        self._check_edges(run)
         log_probs = {name: values[node].detach() for name, node in self._scores.items()}
         nodes = {name: map_tensors(Tensor.detach, values[node]) for name, node in self._named_nodes.items()}
         value = self._scalar(values[self._value_root], run)
         return Trace(value, dict(run.draws), log_probs, dict(run.noise), nodes)
 
     def _surrogate(self, run: Run) -> Tensor:
+        first = self._is_first(run)
+        run.watch = (run.watch or Watch()) if first else None
         loss = self._scalar(run.execute(self._program)[self._root], run)
+        if first:
+            check_captured(self.graph._order, self._program, run, loss)
+            if not in_transform():
+                check_pathwise(self._program, self._root, run.values, self.graph._objective)
+            self._unseen.discard(in_transform())
+        run.check_edges()
         if not in_transform() and not math.isfinite(loss.item()):
             self._diagnose(run)
         return loss
+
+    def _is_first(self, run: Run) -> bool:
+        """Whether nobody has looked yet where the derivatives of such a pass lead."""
+        if in_transform() not in self._unseen or not torch.is_grad_enabled():
+            return False
+        wanted = tensors([run.inputs[name] for name in self.wrt])
+        return in_transform() or any(leaf.requires_grad for leaf in wanted)
 
     def _check_supports(self, run: Run) -> None:
         """Score once more with gradients where only a built distribution shows that its support moves."""
         if not self._support_program or in_transform():
             return
-        watched = pytree.tree_map(lambda x: x.detach().requires_grad_() if _floats(x) else x, dict(run.inputs))
         with torch.enable_grad():
-            run.again(watched).execute(self._support_program)
+            run.again(watched(run.inputs, self.graph.inputs)).execute(self._support_program)
+
+    def _check_edges(self, run: Run) -> None:
+        """Score once more with gradients where probabilities are 0 or 1: do they move with what is differentiated?"""
+        scores = [self._scores[node.name] for node in run.edges if node.name in self._scores]
+        if not scores:
+            return
+        with torch.enable_grad():
+            again = run.again(watched(run.inputs, self.wrt))
+            again.execute(schedule(scores))
+        again.check_edges()
 
     def _diagnose(self, run: Run) -> None:
         """Find the draw behind a surrogate that is not finite. Scores inside updates are looked at too."""
@@ -367,6 +416,7 @@ class Compiled:
             got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise SamplingError(
                 f"the objective {self.graph._objective.name!r} of {self.graph.name!r} must be a real scalar, got {got}"
+                + (f". {OF_A_BATCH}" if isinstance(value, Tensor) and value.dim() else "")
             )
         return value
 
@@ -394,8 +444,8 @@ def rule_of(estimator: Estimator | Pathwise) -> Rule:
 def _control_of(estimator: Estimator) -> Control | None:
     """What makes the control variates of an estimator's boxes behind the plate's mean, or at it."""
     if estimator.influence == "leave-one-out":
-        return leave_one_out
-    return compare_with_others if estimator.control_variate else _baseline_of(estimator)
+        return LEAVE_ONE_OUT
+    return COMPARE_WITH_OTHERS if estimator.control_variate else _baseline_of(estimator)
 
 
 def _baseline_of(estimator: Estimator) -> Control | None:
@@ -404,6 +454,12 @@ def _baseline_of(estimator: Estimator) -> Control | None:
 
 def _floats(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+def watched(inputs: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """The inputs, with gradients for those of the names."""
+    leaf = lambda x: x.detach().requires_grad_() if _floats(x) else x  # noqa: E731
+    return {name: pytree.tree_map(leaf, value) if name in names else value for name, value in inputs.items()}
 
 
 def _as_input(tree: Any) -> Any:
@@ -435,11 +491,28 @@ def _given(graph: Graph, estimators: Any) -> dict[str, Any]:
                 f"an estimator is given for {name!r}, but {graph.name} has no such sample node; "
                 f"it has {', '.join(map(repr, known)) or 'none'}"
             )
-        if not isinstance(estimator, (Estimator, Pathwise)):
-            raise CompileError(
-                f"sample {name!r}: {estimator!r} is not an estimator; use sg.SF(), sg.LSF(), sg.PW() ..."
-            )
+        _check_kind(f"sample {name!r}", estimator)
+    if not isinstance(estimators, Mapping):  # it also says how updates without a sample are differentiated
+        _check_kind(graph.name, estimators)
     return given
+
+
+def _check_kind(where: str, estimator: Any) -> None:
+    if not isinstance(estimator, (Estimator, Pathwise)):
+        raise CompileError(f"{where}: {estimator!r} is not an estimator; use sg.SF(), sg.LSF(), sg.PW() ...")
+
+
+def _constant_updates(graph: Graph, estimators: Any, given: Mapping[str, Any]) -> set[nd.Update]:
+    """The updates whose direction is not differentiated: all of them, or those that a sample of the estimator feeds."""
+    updates = {node for node in graph._order if isinstance(node, nd.Update)}
+    stopping = {name for name, estimator in given.items() if _stops(estimator)}
+    if not isinstance(estimators, Mapping):
+        return updates if _stops(estimators) else set()
+    return {node for node in updates if not stopping.isdisjoint(data_of(node, graph._order))}
+
+
+def _stops(estimator: Any) -> bool:
+    return getattr(estimator, "curvature", None) == "stop"
 
 
 def _assign(graph: Graph, given: Mapping[str, Any], wrt: tuple[str, ...]) -> dict[str, Any]:
@@ -490,12 +563,32 @@ def _check_pathwise(graph: Graph, node: nd.Sample, estimators: Mapping[str, Any]
         )
     if node.law.is_class and not node.law.factory.has_rsample:  # type: ignore[attr-defined]
         raise CompileError(_no_path(node, node.law.name))
+    straight_through = node.law.straight_through()
+    if straight_through:
+        raise CompileError(straight_through_message(node, straight_through))
+    _refuse_second_order(graph, node, estimators)
     if graph._objective not in _routes(graph, node, estimators):
         raise CompileError(
             f"PW on sample {node.name!r} (axes: {describe(node.axes)}): the draw has no differentiable path to the "
             f"objective {graph._objective.name!r}; it only meets operations without a derivative, or a stop. "
             "Use SF for this node"
         )
+
+
+def _refuse_second_order(graph: Graph, node: nd.Sample, estimators: Mapping[str, Any]) -> None:
+    """Refuse an update that takes the first derivative of a draw that has no other."""
+    noise = node.law.noise_parents(node.arguments)
+    pathwise = [name for name, estimator in estimators.items() if isinstance(estimator, Pathwise)]
+    for update in graph._order if noise else ():
+        if not isinstance(update, nd.Update) or node not in schedule([update.objective]):
+            continue
+        moved = moves_with(graph._order, [update.variable], pathwise)
+        if any(parent in moved for parent in noise):
+            raise CompileError(
+                f"PW on sample {node.name!r} ({node.law.name}; axes: {describe(node.axes)}): its noise depends on its "
+                f"parameters, so that its draws have a first derivative and no second one. The update {update.name!r} "
+                "takes the first, and its own derivative would be the second. Use SF for this node"
+            )
 
 
 def _routes(graph: Graph, source: nd.Node, estimators: Mapping[str, Any]) -> set[nd.Node]:

@@ -19,7 +19,7 @@ from . import _vectorize as vz
 from ._axes import Axes, Axis, union
 from ._rules import Site
 from ._surrogate import Weight
-from ._trees import map_tensors
+from ._trees import map_tensors, tensors
 
 
 class ControlVariate(nd.Node):
@@ -97,7 +97,42 @@ def control_variate(
     above = derivation.ancestors(site)
     total = derivation.total(above) if above else None
     weight = derivation.weight(site.name, aligned, site.kind)
-    return ControlVariate(site.node, baseline, weight, above, total, stepwise, left_out)
+    return ControlVariate(site.place, baseline, weight, above, total, stepwise, left_out)
+
+
+class Uncovered(nd.Node):
+    """`(cost - part) * (box(weight) - 1)`: the summands of a cost that a draw's box leaves aside, boxed all the same.
+
+    Their mean is zero. A baseline that predicts the cost as declared, and not what the draw adds to it, is compared
+    with them in.
+
+    Args:
+        cost: the derived cost.
+        part: the derived part of it that the box covers.
+        weight: the log-probabilities of the draws.
+    """
+
+    kind = "uncovered"
+    left_out = None
+
+    def __init__(self, cost: nd.Node, part: nd.Node, weight: Weight) -> None:
+        self.sample, self.weight = weight.sample, weight
+        super().__init__(f"uncovered({cost.name}, {weight.sample.name})", cost.index, [cost, part, weight])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        cost, part, weight = values
+        covered = iter(tensors(part))
+        factor = self.weight.excess(weight)
+        return map_tensors(lambda leaf: self._boxed(leaf, next(covered), factor), cost)
+
+    def _boxed(self, cost: Tensor, part: Tensor, factor: Tensor) -> Tensor:
+        cost, part, factor = vz.broadcast([cost, part, factor], self.input_axes, self.axes)
+        return (cost - part) * factor
+
+
+def uncovered(site: Site, cost: nd.Node) -> Uncovered:
+    """What the box of a site leaves aside of the derived cost there."""
+    return Uncovered(cost, site.term, site.derivation.weight(site.name, site.aligned, site.kind))
 
 
 def _increase(value: Tensor, dim: int) -> Tensor:

@@ -24,7 +24,7 @@ import torch
 
 from . import _node as nd
 from ._axes import Axes, Axis, describe
-from ._control import ControlVariate
+from ._control import ControlVariate, Uncovered
 from ._errors import CompileError, SamplingError
 from ._graph import Graph
 from ._leave_one_out import Replay
@@ -277,8 +277,10 @@ class _Check:
 
 def _linear(node: nd.Node, means: list[int]) -> bool:
     """Whether a node is linear, or affine, in the inputs at some places."""
-    if isinstance(node, (nd.Reduction, nd.Select, nd.Stop, Total, Controlled)):
+    if isinstance(node, (nd.Reduction, nd.Select, nd.Stop, nd.Zero, Total, Controlled)):
         return True
+    if isinstance(node, Uncovered):
+        return 2 not in means
     if isinstance(node, (Box, ScoreTerm)):
         return means == [0]
     if isinstance(node, ControlVariate) or not isinstance(node, nd.Apply) or not node.arguments.simple:

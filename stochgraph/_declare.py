@@ -17,6 +17,8 @@ from . import _node as nd
 from ._axes import Axes, describe, union
 from ._checks import plate_size
 from ._errors import DeclarationError
+from ._exponentials import Exponential, Logarithm, Scale
+from ._functions import held
 from ._law import DistributionLaw, SamplerLaw
 from ._plates import plates_within, warn_of_shared_draws
 from ._program import schedule
@@ -51,7 +53,7 @@ def sample(
 
     Raises:
         DeclarationError: a name taken, a distribution already built, a plate of less than one draw, `within` a plate
-            that there is not.
+            that there is not, a constant that requires grad.
 
     Example:
         >>> import torch, stochgraph as sg
@@ -81,12 +83,12 @@ def sample(
         raise DeclarationError(f"sample {name!r}: {dist!r} is neither a distribution class, a function nor a Sampler")
     if name in declaration.names or name in plates_in(declaration.nodes):
         raise DeclarationError(f"two nodes of the name {name!r}: give every sample a name of its own")
-    refuse_captured(dist, f"sample {name!r}")
+    refuse_captured([dist, parents, parameters], f"sample {name!r}")
     _check_call(name, dist, parents, parameters)
     if n is not None and not plate_size(n):
         raise DeclarationError(f"sample {name!r}: a plate needs n >= 1 draws, an integer; got n={n!r}")
     law: DistributionLaw | SamplerLaw
-    law = SamplerLaw(dist) if isinstance(dist, Sampler) else DistributionLaw(dist)
+    law = SamplerLaw(dist) if isinstance(dist, Sampler) else DistributionLaw(held(dist))
     inside = None if within is None else plates_within(declaration.nodes, name, within)
     plate = None if n is None else declaration.axis(name, n=int(n))
     time = declaration.axis(f"{name}.time", time=True) if law.time else None
@@ -114,8 +116,8 @@ def sum(x: Any, over: str | Iterable[str] | None = None, discount: float | Tenso
     Args:
         x: a node with at least one time axis.
         over: names of axes; default: every time axis of `x`. A plate must be named to be summed.
-        discount: the factor per time step (no unit), a number or a tensor of one, which is a constant like any that
-            is captured; needs exactly one time axis. One that is learned, a node, is for a fold of your own:
+        discount: the factor per time step (no unit), a number or a tensor of one, which is a constant whether it
+            requires grad or not; needs exactly one time axis. One that is learned, a node, is for a fold of your own:
             `sg.reduce` over the time axis.
 
     Raises:
@@ -143,6 +145,44 @@ def _check_discount(name: str, chosen: Axes, discount: Any) -> None:
         raise DeclarationError(f"sg.sum of {name!r}: discount={discount!r} is not a number: give one, such as 0.99")
 
 
+def logmeanexp(x: Any, over: str | Iterable[str] | None = None) -> Any:
+    r"""The logarithm of a plate's mean of exponentials, :math:`\log \frac1N \sum_i e^{x_i}`, stable at any size.
+
+    Estimators see the mean inside: `LSF` linearises in it, `LOO` leaves one draw out of it. With log-weights it is the
+    bound of importance-weighted autoencoders, and `LOO` of it the estimator of VIMCO.
+
+    Args:
+        x: a node with at least one plate, real numbers such as log-weights.
+        over: names of the plates; default: every plate of `x`. A time axis must be named.
+
+    Raises:
+        DeclarationError: `x` does not have the axis.
+
+    References:
+        Burda et al. (2016), eq. 8, for the bound; Mnih and Rezende (2016), VIMCO, eqs. 8 and 9.
+
+    Example:
+        >>> import torch, stochgraph as sg
+        >>> from torch.distributions import Bernoulli
+        >>> @sg.graph
+        ... def bound(logit):
+        ...     z = sg.sample("z", Bernoulli, logits=logit, n=3)
+        ...     return sg.logmeanexp(-800.0 * (1 + z))
+        >>> value, grad = bound.compile(sg.LOO()).value_and_grad(torch.tensor(0.4))
+        >>> bool(value.isfinite() and grad.isfinite())
+        True
+    """
+    plates = tuple(axis for axis in _node(x, "logmeanexp").axes if not axis.time)
+    chosen = _choose(x, over, plates, "logmeanexp", "plate")
+    node, declaration = x._node, x._declaration
+    scale_name, name = declaration.unique(f"largest({node.name})"), declaration.unique(f"exp({node.name})")
+    scale = declaration.add(Scale(scale_name, len(declaration.nodes), node, chosen))._node
+    exponential = declaration.add(Exponential(name, len(declaration.nodes), node, scale))
+    average = _reduction("mean", exponential, chosen, mean=True)._node
+    name = declaration.unique(f"logmeanexp({node.name})")
+    return declaration.add(Logarithm(name, len(declaration.nodes), average, scale))
+
+
 def reduce(fn: Callable[..., Any], x: Any, over: str | Iterable[str] | None = None, name: str | None = None) -> Any:
     """Any function of whole plates: a quantile, a maximum, a log-sum-exp.
 
@@ -159,7 +199,8 @@ def reduce(fn: Callable[..., Any], x: Any, over: str | Iterable[str] | None = No
     chosen = _choose(x, over, plates, "reduce", "plate")
     declaration = x._declaration
     given = declaration.name("reduce", name, f"{getattr(fn, '__name__', 'reduce')}({x._node.name})")
-    return declaration.add(nd.Reduce(given, len(declaration.nodes), x._node, chosen, fn), named=name is not None)
+    refuse_captured([fn], f"sg.reduce of {given!r}")
+    return declaration.add(nd.Reduce(given, len(declaration.nodes), x._node, chosen, held(fn)), named=name is not None)
 
 
 def apply(fn: Callable[..., Any], *nodes: Any, name: str | None = None, **constants: Any) -> Any:
@@ -168,14 +209,19 @@ def apply(fn: Callable[..., Any], *nodes: Any, name: str | None = None, **consta
     Args:
         fn: any function of tensors or pytrees that `torch.vmap` can map, and nothing but a function: what it writes
             into its arguments is refused, and random numbers that it draws itself are in no trace (`sg.sample` is for
-            them), so that a replay would draw others.
+            them), so that a replay would draw others. Variables of the scopes around it are those of this call, also in
+            the functions that it calls by them: in a loop every node has its own. Globals and what is in tensors it
+            reads when the graph runs.
         *nodes: nodes, pytrees of nodes, constants.
         name: the name of the node, unique in the graph: in ledgers, formulas, pictures and errors, and of its value in
             `Trace.nodes`. It is not handed to `fn`: an argument of that name is given by position, or in a lambda.
         **constants: further arguments by name.
 
     Raises:
-        DeclarationError: no argument is a node, a name taken, a function that takes an argument `name` itself.
+        DeclarationError: no argument is a node, a name taken, a function that takes an argument `name` itself; `fn`
+            captures a node, or a tensor or a module of its own that requires grad: what is learned is an input of the
+            graph. Where only a pass can tell, the first one that is differentiated does.
+        FunctionError: while running. `torch.vmap` cannot map `fn`, or it fails; with its line, and what to write.
 
     Note:
         `sg.apply(torch.clone, theta)` gives a copy of parameters on which nothing drawn from `theta` depends. An
@@ -202,6 +248,9 @@ def _refuse_a_name_of_its_own(fn: Callable[..., Any], args: tuple[Any, ...]) -> 
 
 def log_prob(x: Any) -> Any:
     """The log-probability of a draw under the distribution that it was drawn from: the log q of a variational bound.
+
+    Of a pathwise draw no transform is inverted: it is exact where a sigmoid or a hyperbolic tangent has saturated.
+    Scored draws from which transforms do not lead back are refused when they are drawn.
 
     Args:
         x: a sample node. The result has its axes, a time axis included.
@@ -239,6 +288,9 @@ def ascend(params: Any, objective: Any, lr: Any, name: str | None = None) -> Any
     The gradient is that of the objective's own surrogate: the score function of every sample that was drawn from
     `params`, plus the gradient through values. What is left of the objective's plates (the tasks, say) becomes a
     plate of the result: one adapted copy per task.
+
+    A draw is scored with the terms that depend on it: of `reward + 5` with the reward, of
+    `sg.apply(lambda r: r + 5, reward)` with the whole. The two steps have one mean and are not the same step.
 
     Args:
         params: a node: a tensor or a pytree of tensors.
@@ -353,6 +405,7 @@ def _update(word: str, params: Symbol, objective: Symbol, lr: Any, sign: int, na
             "neither through values nor through a distribution; its gradient would be zero"
         )
     _refuse_mixed_copies(word, start, goal)
+    refuse_captured([lr], f"sg.{word} of {start.name!r}")
     rate = nd.Arguments((to_nodes(lr),), {})
     declaration = params._declaration
     given = declaration.name(word, name, start.name + "'")

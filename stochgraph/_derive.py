@@ -5,7 +5,8 @@ The four rules, as they stand in the code:
 1. *Scope.* A term is boxed with the samples that reach it (`reach`), along the axes on which it depends on them draw
    by draw; all other axes of their log-probabilities are summed.
 2. *Linear operations are free.* A pending box moves through sums, means and constant factors to each operand, where
-   it keeps only the samples that reach that operand (`linear_operands`).
+   it keeps only the samples that reach that operand (`linear_operands`). A control variate compares the part of a term
+   that its sample's box covers, and no summand that the box leaves aside (`part_of`).
 3. *Nonlinear operations are not.* There the pending box stays. An estimator that linearises puts the box of its
    sample below the mean of the sample's plate instead, whatever comes after it.
 4. *An update is a nonlinear operation* of the terms of its inner objective, whether it is a gradient step or the
@@ -21,16 +22,16 @@ from typing import Any
 
 from . import _node as nd
 from ._axes import Axes, Axis, describe, union
+from ._control import uncovered
 from ._curvature import ExpandedBox, Expansion, OtherScores
 from ._errors import CompileError
 from ._implicit import CompiledArgmax
+from ._parts import part_of
 from ._program import schedule
 from ._reach import (
     Reach,
     averaging_plate,
-    data_of,
     descends_from,
-    find_reach,
     first_mixing,
     linear_operands,
     moves_with,
@@ -44,26 +45,28 @@ from ._update import CompiledStep, Placeholder
 class Derivation:
     """Derives the surrogate of a graph, or of one update's inner objective.
 
-    `rules` has one entry per scored sample; updates that a sample in `constant` feeds have a constant direction. For an
+    `rules` has one entry per scored sample; the directions of updates in `constant` are not differentiated. For an
     inner objective, `update` is the update, `outer` the derivation around it, and `psi` stands for what the objective
-    is a function of.
+    is a function of. `drawing` is the derivation whose draws and scores are used: for replays that of the surrogate.
     """
 
     def __init__(
         self,
         order: list[nd.Node],
         rules: Mapping[str, Rule],
-        constant: Set[str] = frozenset(),
+        constant: Set[nd.Update] = frozenset(),
         outer: "Derivation | None" = None,
         update: nd.Update | None = None,
         psi: nd.Node | None = None,
         shared: dict[Any, nd.Node] | None = None,
         controls_terms: bool = False,
+        drawing: "Derivation | None" = None,
     ) -> None:
         self.controls_terms = controls_terms
         self.order, self.rules, self.constant = order, rules, constant
         self.outer, self.update, self.psi = outer, update, psi
         self.root: Derivation = outer.root if outer else self
+        self.drawing: Derivation = drawing or self
         self.pathwise = {name for name, rule in rules.items() if rule.pathwise}
         scored = rules.keys() - self.pathwise
         self.samples = {name: node for name, node in samples_in(order).items() if name in scored}
@@ -71,7 +74,7 @@ class Derivation:
         self.alignments: dict[Key, dict[str, frozenset[Axis] | None]] = {}
         self.moving: dict[nd.Node, bool] = {psi: isinstance(psi, Placeholder)} if psi else {}
         if update is None:
-            self.reach = {Kind.WEIGHT: find_reach(order, self.samples, rules)}
+            self.reach = {Kind.WEIGHT: Reach(order, self.samples, rules)}
             self.shared: dict[Any, nd.Node] = {} if shared is None else shared
         else:
             self._scope(update)
@@ -84,8 +87,8 @@ class Derivation:
         self.moved = moving
         self.region = descends_from(self.order, update.variable)
         self.reach = {
-            Kind.SCORE: find_reach(self.order, inner, dict.fromkeys(inner, COST), cut=update.variable),
-            Kind.WEIGHT: find_reach(self.order, data, self.rules, cut=update.variable),
+            Kind.SCORE: Reach(self.order, inner, dict.fromkeys(inner, COST), cut=update.variable),
+            Kind.WEIGHT: Reach(self.order, data, self.rules, cut=update.variable),
         }
 
     @cached_property
@@ -95,13 +98,13 @@ class Derivation:
             return self.reach[Kind.SCORE]
         if all(rule.boxes_costs for rule in self.rules.values() if rule.control):
             return self.reach[Kind.WEIGHT]
-        return find_reach(self.order, self.samples, dict.fromkeys(self.samples, COST))
+        return Reach(self.order, self.samples, dict.fromkeys(self.samples, COST))
 
     def surrogate(self, objective: nd.Node) -> nd.Node:
         """The objective with every pending box in its place."""
-        return self.derive(objective, self._weighted(self.reach[Kind.WEIGHT][objective]))
+        return self.derive(objective, self.weighted(self.reach[Kind.WEIGHT][objective]))
 
-    def _weighted(self, names: Collection[str]) -> Pending:
+    def weighted(self, names: Collection[str]) -> Pending:
         """Pending weights; with a control variate to come where the rule asks for one."""
         controlled = {s for s in names if self.rules[s].control} if self.update is None else set()
         return frozenset((s, Kind.CONTROLLED if s in controlled else Kind.WEIGHT) for s in names)
@@ -137,18 +140,22 @@ class Derivation:
         due = self._due(node, pending)
         if due:
             return [(node, settled(pending, due))]
-        stuck = self._stuck(node, pending)
+        stuck = self.stuck(node, pending)
         if stuck:
             return [(node, pending - stuck)]
         if isinstance(node, nd.Update):
             return [(parent, NOTHING) for parent in (node.params, *node.inputs[2:])]
+        return self.received(node, pending)
+
+    def received(self, node: nd.Node, pending: Pending) -> list[Key]:
+        """The inputs of a node, with what moves through it to each."""
         moving = self._moving_on(node, pending)
         return [(parent, self._reaches(parent, moving[i])) for i, parent in enumerate(node.inputs)]
 
     def _due(self, node: nd.Node, pending: Pending) -> list[str]:
         """The samples whose control variate belongs at the node: below it, nothing changes in how they are boxed."""
         waiting = [s for s, kind in pending if kind is Kind.CONTROLLED]
-        found = self.alignments_below(node, settled(pending, waiting)) if waiting else {}
+        found = self.alignments_below(node, settled(pending)) if waiting else {}
         return sorted((s for s in waiting if found[s] is not None), key=lambda s: self.samples[s].index)
 
     def alignments_below(self, node: nd.Node, pending: Pending) -> dict[str, frozenset[Axis] | None]:
@@ -156,7 +163,7 @@ class Derivation:
         stack = [(node, pending)]
         while stack:
             key = stack[-1]
-            below = [] if self._stuck(*key) else [(n, settled(p, [s for s, _ in p])) for n, p in self._needs(*key)]
+            below = [] if self.stuck(*key) else [(n, settled(p)) for n, p in self._needs(*key)]
             missing = [child for child in below if child not in self.alignments]
             stack.extend(missing)
             if not missing:
@@ -172,9 +179,9 @@ class Derivation:
             return own
         return own if found == {own} and own == self.dependence[node][name] else None
 
-    def _stuck(self, node: nd.Node, pending: Pending) -> Pending:
+    def stuck(self, node: nd.Node, pending: Pending) -> Pending:
         """The pending boxes that stay at the node, which is not linear in what they score."""
-        nonlinear = {place for place in self.reach if self._operands(node, pending, place) is None}
+        nonlinear = {place for place in self.reach if self.operands(node, pending, place) is None}
         return frozenset((s, kind) for s, kind in pending if routing(kind) in nonlinear)
 
     def _moving_on(self, node: nd.Node, pending: Pending) -> list[Pending]:
@@ -182,7 +189,7 @@ class Derivation:
         received = [NOTHING] * len(node.inputs)
         for place in self.reach:
             chosen = frozenset((s, kind) for s, kind in pending if routing(kind) is place)
-            for position in self._operands(node, pending, place) or ():
+            for position in self.operands(node, pending, place) or ():
                 received[position] |= chosen
         return [found | self._averaged(node) for found in received]
 
@@ -193,7 +200,7 @@ class Derivation:
         held = isinstance(node, nd.Sample) and node.name not in self.pathwise
         return held or node is self.update.variable or node not in self.region
 
-    def _operands(self, node: nd.Node, pending: Pending, place: Kind) -> list[int] | None:
+    def operands(self, node: nd.Node, pending: Pending, place: Kind) -> list[int] | None:
         """The inputs to which pending boxes of one kind may move.
 
         The kinds are asked apart: where an update's own scores stand decides its direction, and that must not depend on
@@ -215,7 +222,7 @@ class Derivation:
             return NOTHING
         reaching = self.reach[Kind.WEIGHT][node.inputs[0]]
         averaged = [s for s in reaching if averaging_plate(self.samples[s]) in node.over and self.rules[s].boxes_means]
-        return self._weighted([s for s in averaged if self.update is None or self.rules[s].boxes_terms])
+        return self.weighted([s for s in averaged if self.update is None or self.rules[s].boxes_terms])
 
     def _build(self, node: nd.Node, pending: Pending, parts: list[nd.Node]) -> nd.Node:
         if self._elsewhere(node) and not pending:
@@ -224,16 +231,22 @@ class Derivation:
             return self.psi if is_variable and self.psi else self.outer.derive(node)
         due = self._due(node, pending)
         if due:
-            return self._with_controls(node, parts[0], due)
-        stuck = self._stuck(node, pending)
+            return self._with_controls(node, pending, parts[0], due)
+        stuck = self.stuck(node, pending)
         if stuck:
             return self._box(node, parts[0], stuck, pending - stuck)
         return self._update(node, parts) if isinstance(node, nd.Update) else self._own(node).with_inputs(parts)
 
-    def _with_controls(self, node: nd.Node, term: nd.Node, names: list[str]) -> nd.Node:
+    def _with_controls(self, node: nd.Node, pending: Pending, term: nd.Node, names: list[str]) -> nd.Node:
         """The derived node, and what has zero mean and makes it vary less."""
-        wanted = [(control, s) for s in names if (control := self.rules[s].control)]
-        return _controlled(term, [control(Site(self, node, s, Kind.WEIGHT, term)) for control, s in wanted])
+        found: list[nd.Node | None] = []
+        for name in names:
+            if (control := self.rules[name].control) is not None:
+                part = part_of(self, node, settled(pending, names), name)
+                part_term = self.derive(part, self._reaches(part, settled(pending, names)))
+                site = Site(self, node, part, name, Kind.WEIGHT, part_term)
+                found += [control.make(site), uncovered(site, term) if control.whole and part is not node else None]
+        return _controlled(term, found)
 
     def _own(self, node: nd.Node) -> nd.Node:
         if isinstance(node, nd.Sample) and node.name in self.pathwise:
@@ -255,7 +268,7 @@ class Derivation:
 
     def _update(self, node: nd.Update, parts: list[nd.Node]) -> nd.Node:
         # Inside another update's inner gradient, an update is the function of its parameters that it is: no boxes.
-        rules, detach = self.rules, not self.constant.isdisjoint(data_of(node, self.order))
+        rules, detach = self.rules, node in self.constant
         if self.update is not None:
             rules = value_rules(self.rules)
         axes = union(parts[0].axes, node.variable.axes, node.objective.axes)
@@ -332,7 +345,7 @@ class Derivation:
         if not self.controls_terms:
             return term
         wanted = [(control, s) for s in names if (control := self.rules[s].term_control)]
-        return _controlled(term, [control(Site(self, node, s, Kind.SCORE, term)) for control, s in wanted])
+        return _controlled(term, [control.make(Site(self, node, node, s, Kind.SCORE, term)) for control, s in wanted])
 
     def _still(self) -> "Derivation":
         """The same inner objective at the parameters themselves instead of at `psi`."""

@@ -13,8 +13,19 @@ class CompileError(StochgraphError):
     """The chosen estimators do not fit the graph."""
 
 
+class InputError(StochgraphError, TypeError):
+    """What was passed are not the inputs that the graph takes."""
+
+
 class SamplingError(StochgraphError):
     """A draw, its log-probability or a value went wrong while the graph was running."""
+
+
+class FunctionError(SamplingError, RuntimeError):
+    """A function that the graph was given went wrong on a draw, or cannot be mapped over draws by `torch.vmap`.
+
+    Raised from the original error, whose traceback begins in the function.
+    """
 
 
 class SolverError(StochgraphError):

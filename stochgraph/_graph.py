@@ -65,19 +65,21 @@ class Graph:
         """The graph as a `networkx.DiGraph`.
 
         Nodes are keyed by name. Attributes: `kind` ("input", "data", "sample", "apply", "select", "reduction",
-        "reduce", "log_prob", "stop", "update", "unknown"), `axes` (tuple of axis names, outermost first), `label` (what
-        the node computes), `objective` (bool), and for samples `distribution`, `plate` (name or None), `time` (name or
-        None) and `n`.
+        "reduce", "log_prob", "stop", "update", "unknown", "exponential", "logarithm"), `axes` (tuple of axis names,
+        outermost first), `label` (what the node computes), `objective` (bool), and for samples `distribution`, `plate`
+        (name or None), `time` (name or None) and `n`.
         Edges have `role`: "parent" (into a sample), "params", "objective" or "rate" (into a gradient step), "init" or
         "objective" (into an argmax), else "value". The graph's own attribute `plates` has the declared size of every
         plate by name, `None` for data.
         """
         result = nx.DiGraph(name=self.name, plates={name: axis.n for name, axis in plates_in(self._order).items()})
-        for node in self._order:
+        shown = [node for node in self._order if node.carries]
+        for node in shown:
             result.add_node(node.name, **_attributes(node, self._objective))
-        for node in self._order:
+        for node in shown:
             for i, parent in enumerate(node.inputs):
-                result.add_edge(parent.name, node.name, role=_role(node, i))
+                if parent.carries:
+                    result.add_edge(parent.name, node.name, role=_role(node, i))
         return result
 
     def compile(self, estimators: Any = None, wrt: str | tuple[str, ...] | None = None) -> Any:

@@ -27,7 +27,7 @@ from torch.utils import _pytree as pytree
 from . import _node as nd
 from ._axes import Axes, describe, without
 from ._errors import SolverError
-from ._indexing import transform_rules
+from ._indexing import in_transform, transform_rules
 from ._update import CompiledUpdate
 from .solvers import LinearSolver, Problem, Solver
 from .solvers._base import worst
@@ -45,14 +45,18 @@ class CompiledArgmax(CompiledUpdate):
         return without(self.psi.axes, self.surrogate.axes)
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
-        packing = _Packing(self.copies(run, values[0]), self.psi.axes, self.surrogate.axes)
+        start = self.copies(run, values[0])
+        if run.watch is not None and not (self.detach or in_transform()):  # the solution hides what its objective reads
+            run.watch.objectives.append(self.objective(run, self.known(values[1:]), start))
+        packing = _Packing(start, self.psi.axes, self.surrogate.axes)
         left_out = run.left_out
         # A torch function of its own sees mapped values as such only if they are its arguments.
         leaves, spec = pytree.tree_flatten((values[1:], left_out and left_out.index))
         if self.detach:
             leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        apart = copy.copy(run)  # the solution is one of the values of a run: a copy with them would never be freed
-        apart.values = {}
+        # The solution is one of the values of a run, and draws depend on it: a copy with them would never be freed.
+        apart = copy.copy(run)
+        apart.values, apart.kept, apart.draws = {}, {}, dict(run.draws)
 
         def value(x: Tensor, *context: Any) -> Tensor:
             captured, index = pytree.tree_unflatten(list(context), spec)

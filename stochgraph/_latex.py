@@ -7,7 +7,9 @@ import torch
 
 from . import _node as nd
 from ._axes import Axis
+from ._control import Uncovered
 from ._curvature import Expansion, OtherScores
+from ._exponentials import Exponential, Logarithm
 from ._surrogate import Box, Controlled, ScoreTerm, Total, Weight
 from ._update import CompiledStep, CompiledUpdate, Placeholder
 
@@ -78,23 +80,25 @@ class _Printer:
         if isinstance(node, CompiledUpdate):
             return self._update(node, parts, depth)
         if isinstance(node, Controlled):
-            return parts[0] + " - " + " - ".join(self._control(control, parts[0]) for control in node.controls)
+            return parts[0] + "".join(self._zero_mean(control) for control in node.controls)
         if isinstance(node, Total):
             return " + ".join(parts)
         return self._declared(node, parts)
 
     def _shown(self, node: nd.Node) -> tuple[nd.Node, ...]:
-        if isinstance(node, (Box, Controlled, ScoreTerm)):
+        if isinstance(node, (Box, Controlled, ScoreTerm, Exponential, Logarithm)):
             return node.inputs[:1]
         if isinstance(node, CompiledUpdate):
             return node.inputs[: 1 + node.rate_count]
-        return () if isinstance(node, nd.Sample) else node.inputs
+        return () if isinstance(node, (nd.Sample, nd.Update)) else node.inputs
 
     def _declared(self, node: nd.Node, parts: list[str]) -> str:
         if isinstance(node, nd.Sample):
             return self._indexed(node)
-        if isinstance(node, (nd.Input, Placeholder)):
+        if isinstance(node, (nd.Input, nd.Unknown, nd.Update, Placeholder)):
             return symbol(node.name)
+        if isinstance(node, nd.Zero):
+            return "0"
         if isinstance(node, nd.Data):
             return f"{{{parts[0]}}}_{{{self.index[node.plate]}}}"
         if isinstance(node, nd.Reduction):
@@ -106,6 +110,8 @@ class _Printer:
             return rf"\log p({parts[0]})"
         if isinstance(node, nd.Stop):
             return rf"\mathrm{{stop}}({parts[0]})"
+        if isinstance(node, (Exponential, Logarithm)):
+            return rf"\{'exp' if isinstance(node, Exponential) else 'log'}\big({parts[0]}\big)"
         if isinstance(node, nd.Reduce):
             over = "".join(self.index[axis] for axis in node.over)
             called = f"{{{_called(node)}}}" if node.named else _called(node)  # a name may have a subscript itself
@@ -118,6 +124,9 @@ class _Printer:
             self._argument(*next(supply), node) if isinstance(x, nd.Node) else _constant(x)
             for x in node.arguments.leaves
         ]
+        zeros = [i for i, parent in enumerate(node.inputs) if isinstance(parent, nd.Zero)]
+        if zeros:  # of a sum that lost a summand the axes are left
+            return shown[1 - zeros[0]] if node.fn is operator.add or zeros == [1] else f"-{shown[1]}"
         if node.named:
             return f"{_called(node)}({', '.join(shown)})"
         if node.fn in _INFIX and len(shown) == 2:
@@ -148,7 +157,16 @@ class _Printer:
             signs.append(rf"\frac{{1}}{{N_{{{i}}}}}\sum_{{{i}}}" if node.mean else rf"\sum_{{{i}}} {discount}")
         return " ".join(signs) + " " + self._bracket(node.inputs[0], inner)
 
-    def _control(self, control: Any, term: str) -> str:
+    def _zero_mean(self, control: nd.Node) -> str:
+        """What is added to a term, with its sign."""
+        if isinstance(control, Uncovered):
+            cost, part = (self._text(node, 0) for node in control.inputs[:2])
+            weight = control.weight
+            aside = rf"\big({cost} - {self._bracket(control.inputs[1], part)}\big)"
+            return rf" + {aside} \, \big(\square{_kind(weight)}({self._score(weight)}) - 1\big)"
+        return f" - {self._control(control)}"
+
+    def _control(self, control: Any) -> str:
         """What is taken off a term: its baseline, boxed with the draw's ancestors, times the box of the draw less 1."""
         above = rf"\square\big({self._scores(control.above)}\big) \, " if control.above else ""
         kind = _kind(control.weight)
@@ -157,7 +175,8 @@ class _Printer:
         if control.left_out is None:
             return rf"b \, {box}"
         i = self.index[control.left_out[0]]
-        return rf"\sum_{{{i}}} \mathrm{{stop}}\big({term}\big)_{{-{i}}} \, {box}"
+        replayed = self._text(control.inputs[0].node, 0)
+        return rf"\sum_{{{i}}} \mathrm{{stop}}\big({replayed}\big)_{{-{i}}} \, {box}"
 
     def _factor(self, box: Box) -> str:
         exponent = box.inputs[1]

@@ -10,23 +10,45 @@ import inspect
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, Pareto, Uniform
-from torch.overrides import TorchFunctionMode
+from torch.distributions import ContinuousBernoulli, Distribution, Pareto, Uniform
 
 from . import _vectorize as vz
 from ._axes import Axes, describe, union, without
-from ._distributions import collect, moving_support, rebuild
+from ._distributions import (
+    collect,
+    finite_support,
+    inverts,
+    is_straight_through,
+    most_trials,
+    moving,
+    moving_support,
+    named_families,
+    noise_parameters,
+    rebuild,
+)
 from ._errors import SamplingError
-from ._indexing import NOISE_IN_PLACE, in_transform
+from ._failures import raise_in_words
+from ._indexing import in_transform
+from ._mends import margins, mended
+from ._noise import NoiseTape, straight_through_message
 from ._pieces import find_cut
 from ._sampler import Sampler
 from ._trees import map_tensors, recordable, tensors
 
 MOVING_SUPPORT = (Uniform, Pareto)
+_LOST = 0.1  # by which a log-probability may be wrong where a draw is inverted in few digits
+_LOOKS_ANYWAY = (ContinuousBernoulli,)  # torch's looks at its probabilities whenever `validate_args` is given
+
+
+class Kept(NamedTuple):
+    """A distribution that has drawn, for `score` to reuse; and where a pathwise draw is, as torch made it."""
+
+    built: Distribution
+    draw: Tensor | None = None
 
 
 class Law(Protocol):
@@ -42,11 +64,17 @@ class Law(Protocol):
         """A draw `(*node.axes, ...)`, and whatever `score` can reuse."""
 
     def score(
-        self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, built: Any = None
+        self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, kept: Any = None
     ) -> Tensor:
         """The log-probability of each draw, shape `(*axes of node and inputs)`; `inputs` are the parents' nodes."""
 
-    def outcomes(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Any, int]:
+    def margins(self, node: Any, values: Sequence[Any], run: Any) -> list[Tensor]:
+        """How far probabilities are from the edge: 0 where an outcome is impossible."""
+
+    def trials(self, node: Any, values: Sequence[Any], run: Any) -> Tensor:
+        """The number of trials of a draw, where that of its outcomes follows from it: the most of all draws."""
+
+    def outcomes(self, node: Any, values: Sequence[Any], run: Any, trials: int) -> tuple[Any, int]:
         """All outcomes of every draw, `(outcomes, *parent_axes, *batch, ...)`, and the number of batch dimensions."""
 
 
@@ -70,12 +98,17 @@ class DistributionLaw:
     def name(self) -> str:
         return getattr(self.factory, "__name__", type(self.factory).__name__).strip("<>")
 
+    @property
+    def is_torchs_own(self) -> bool:
+        """Whether all is known of how it draws before it does."""
+        return self.is_class and self.factory.__module__.startswith("torch.distributions.")
+
     def event_dims(self, arguments: Any) -> list[int] | None:
         """The event dimensions of the parameters given by nodes; `None` if they cannot simply be batched."""
         declared = getattr(self.factory, "arg_constraints", None) if self.is_class and arguments.flat else None
         if not isinstance(declared, dict):
             return None
-        names = [*list(inspect.signature(self.factory).parameters)[: arguments.positional], *arguments.keywords]
+        names = self._parameters(arguments)
         if not set(names) <= declared.keys():
             return None
         dims = [declared[name].event_dim for name in names]
@@ -84,37 +117,63 @@ class DistributionLaw:
         # The batch dimensions of a constant would be taken for plates: such a distribution is mapped instead.
         return None if constants else [dims[i] for i in arguments.places]
 
-    def draw(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Tensor, Distribution]:
+    def _parameters(self, arguments: Any) -> list[str]:
+        """The names of the distribution's parameters, in the order of the arguments."""
+        return [*list(inspect.signature(self.factory).parameters)[: arguments.positional], *arguments.keywords]
+
+    def noise_parents(self, arguments: Any) -> list[Any]:
+        """The nodes that the noise of a pathwise draw is known to depend on: in them there is one derivative only."""
+        names = noise_parameters(self.factory) if self.is_class else ()  # type: ignore[arg-type]
+        known = names and not set(names).isdisjoint(inspect.signature(self.factory).parameters)
+        if not (known and arguments.flat):
+            return list(arguments.nodes) if names else []
+        parameters = self._parameters(arguments)
+        return [arguments.leaves[i] for i in arguments.places if parameters[i] in names]
+
+    def straight_through(self) -> str | None:
+        """The name of a straight-through class that draws here, as far as can be told before anything is built."""
+        return next((family.__name__ for family in named_families(self.factory) if is_straight_through(family)), None)
+
+    def draw(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Tensor, Kept]:
         built = self.build(node, node.inputs, values, node.parent_axes, run)
         if node.parent_axes:
             _refuse_temperatures(node, built)
+        remembering = moving(built) if inverts(built) else built
         with run.placed():
-            value = built.sample(torch.Size([run.sizes[axis] for axis in node.repeats]))
+            value = remembering.sample(torch.Size([run.sizes[axis] for axis in node.repeats]))
         value = value.detach() if value.requires_grad else value  # torch's own distributions hand out constants
-        return _arrange(value, node.drawn_axes, node.axes), built
+        if remembering is not built and not in_transform():
+            _refuse_lost(node, value, remembering, built)
+        return _arrange(value, node.drawn_axes, node.axes), Kept(built)
 
     def draw_pathwise(
         self, node: Any, values: Sequence[Any], run: Any, noise: list[Tensor] | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """A reparameterised draw, from fresh noise or from recorded noise, and the noise."""
-        built = self.build(node, node.inputs, values, node.parent_axes, run, validate=noise is None)
+    ) -> tuple[Tensor, list[Tensor], Kept]:
+        """A reparameterised draw, from fresh noise or from recorded noise, the noise, and what `score` can reuse."""
+        built = moving(self.build(node, node.inputs, values, node.parent_axes, run, validate=noise is None))
         if not built.has_rsample:
             raise SamplingError(_no_path(node, type(built).__name__))
+        if is_straight_through(built):
+            raise SamplingError(straight_through_message(node, type(built).__name__))
         _refuse_temperatures(node, built)
         # The placeholder of an update may have plates that the draw does not have, and the draw's own plate as well.
         if noise is not None:
             noise = [_arrange(x, node.declared.drawn_axes, node.drawn_axes) for x in noise]
         with NoiseTape(node, noise) as tape:
             value = built.rsample(torch.Size([run.sizes[axis] for axis in node.repeats]))
-        return _arrange(value, node.drawn_axes, node.axes), tape.recorded
+        return _arrange(value, node.drawn_axes, node.axes), tape.recorded, Kept(built, value)
 
     def score(
-        self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, built: Any = None
+        self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, kept: Kept | None = None
     ) -> Tensor:
+        if kept is not None and kept.draw is not None:
+            return self._score_moved(node, kept.built, kept.draw)
         parent_axes, axes, drawn_axes = node.parent_axes, node.axes, node.drawn_axes
-        if built is None:
+        if kept is None:
             parent_axes = union(*(parent.axes for parent in inputs))
             built = self.build(node, inputs, values, parent_axes, run, validate=False)
+        else:
+            built = kept.built
         if not self.fixed_support and moving_support(built):
             raise SamplingError(moving_support_message(node))
         if parent_axes != node.parent_axes:
@@ -122,53 +181,81 @@ class DistributionLaw:
             value = vz.align(value, node.axes, axes)
             # Parents that vary with the draw, copies of an update's parameters, have its plates in their batch.
             drawn_axes = (*without(axes, parent_axes), *parent_axes)
-        log_prob = built.log_prob(_arrange(value, axes, drawn_axes))
-        own = len(built.batch_shape) - len(parent_axes)
-        if own:
-            log_prob = log_prob.sum(tuple(range(-own, 0)))
+        log_prob = _summed(built, built.log_prob(_arrange(value, axes, drawn_axes)), parent_axes)
         return _arrange(log_prob, drawn_axes, axes)
 
-    def outcomes(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Tensor, int]:
+    def _score_moved(self, node: Any, built: Distribution, draw: Tensor) -> Tensor:
+        """The log-probability of a pathwise draw, by the distribution that drew it.
+
+        Its transforms know what they mapped. Inverses would not: in single precision the hyperbolic tangent of 10 is 1.
+        """
+        log_prob = _summed(built, built.log_prob(draw), node.parent_axes)
+        return _arrange(log_prob, node.drawn_axes, node.axes)
+
+    def trials(self, node: Any, values: Sequence[Any], run: Any) -> Tensor:
+        return most_trials(self.build(node, node.inputs, values, node.parent_axes, run, validate=False))
+
+    def outcomes(self, node: Any, values: Sequence[Any], run: Any, trials: int) -> tuple[Tensor, int]:
         built = self.build(node, node.inputs, values, node.parent_axes, run, validate=False)
-        if not built.has_enumerate_support:
-            raise NotImplementedError(f"{type(built).__name__} has no finite support")
-        return built.enumerate_support(expand=True), len(built.batch_shape) - len(node.parent_axes)
+        found, batch = finite_support(built, trials)
+        return found, batch - len(node.parent_axes)
+
+    def margins(self, node: Any, values: Sequence[Any], run: Any) -> list[Tensor]:
+        return margins(self._build(node, node.inputs, values, node.parent_axes, run, validate=False))
 
     def build(
         self, node: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes, run: Any, validate: bool = True
     ) -> Distribution:
-        """The distribution with batch shape `(*axes, *batch of one draw)`."""
+        """The distribution with batch shape `(*axes, *batch of one draw)`, ready to be scored."""
+        try:
+            built = self._build(node, inputs, values, axes, run, validate)
+        except RuntimeError as error:
+            if not in_transform():
+                raise
+            raise SamplingError(
+                f"sample {node.name!r} (axes: {describe(node.axes)}): {self.name} cannot be built inside a transform, "
+                f"where values cannot be looked at: {error}"
+            ) from error
+        run.note_margins(node, margins(built))
+        return mended(built, validate)
+
+    def _build(
+        self, node: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes, run: Any, validate: bool
+    ) -> Distribution:
+        """The distribution as torch makes it."""
         if axes:
             if node.event_dims is None:
-                return self._map(node.arguments, inputs, values, axes)
+                return self._map(node, inputs, values, axes)
             if len(values) > 1:  # a lone parameter has nothing to be in line with
                 values = _pad_batches(values, [parent.axes for parent in inputs], axes, node.event_dims)
         args, kwargs = node.arguments.fill(values)
         if not self.is_class:
-            with _validation(validate), run.placed():
+            with _validation(validate), run.placed(), _in_words(node, "its function", self.factory, values):
                 return self.factory(*args, **kwargs)
         # Numbers say nothing of dtype and device. With axes, at least one parameter is a tensor.
-        if not axes and not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
+        if self.is_class and not axes and not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
             args = [run.number(v) for v in args]
             kwargs = {name: run.number(v) for name, v in kwargs.items()}
-        if not validate:
-            kwargs["validate_args"] = False
-        return self.factory(*args, **kwargs)
+        if self.is_class and (validate or not issubclass(self.factory, _LOOKS_ANYWAY)):  # type: ignore[arg-type]
+            kwargs = kwargs if validate else {**kwargs, "validate_args": False}
+            return self.factory(*args, **kwargs)
+        with _validation(validate), run.placed():
+            return self.factory(*args, **kwargs)
 
-    def _map(self, arguments: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes) -> Distribution:
+    def _map(self, node: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes) -> Distribution:
         """Build one draw's distribution under vmap, and the plate's distribution from its mapped parameters."""
         template: list[Distribution] = []
         varies: list[bool] = []
 
         def parameters(*one: Any) -> list[Tensor]:
-            args, kwargs = arguments.fill(one)
+            args, kwargs = node.arguments.fill(one)
             template[:] = [self.factory(*args, **kwargs)]
             leaves = collect(template[0])
             varies[:] = [torch._C._functorch.is_batchedtensor(leaf) for leaf in leaves]
             return leaves
 
         aligned = _aligned(values, inputs, axes)
-        with _validation(False):
+        with _validation(False), _in_words(node, "its function", self.factory, aligned, len(axes)):
             mapped = vz.vectorize(parameters, len(axes))(*aligned)
         sizes = _sizes(aligned, len(axes))
         mapped = [leaf.expand(*sizes, *leaf.shape[len(axes) :]) for leaf in mapped]
@@ -204,7 +291,7 @@ class SamplerLaw:
         return value, None
 
     def score(
-        self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, built: Any = None
+        self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, kept: Any = None
     ) -> Tensor:
         axes = union(node.plates, *(parent.axes for parent in inputs))
         own = [(*axes, node.time) if self.time else axes, *(parent.axes for parent in inputs)]
@@ -237,20 +324,30 @@ class SamplerLaw:
 
         value, *parents = values
         log_prob = bound(self.sampler.log_prob)
-        if self.sampler.batched:
+        aligned = [vz.align_tree(parent, a, axes) for parent, a in zip(parents, own[1:], strict=True)]
+        word = f"{self.name}.log_prob"
+        with _in_words(node, word, self.sampler.log_prob, [value, *aligned], len(axes)):
+            if not self.sampler.batched:
+                return vz.vectorize(log_prob, len(axes))(value, *aligned)
             stacked = bound(self.sampler.log_prob_stacked)
             return vz.vectorize_shared(log_prob, stacked, value, parents, list(own[1:]), axes)
-        aligned = [vz.align_tree(parent, a, axes) for parent, a in zip(parents, own[1:], strict=True)]
-        return vz.vectorize(log_prob, len(axes))(value, *aligned)
 
-    def outcomes(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Any, int]:
+    def margins(self, node: Any, values: Sequence[Any], run: Any) -> list[Tensor]:
+        return []
+
+    def trials(self, node: Any, values: Sequence[Any], run: Any) -> Tensor:
+        return torch.zeros(())
+
+    def outcomes(self, node: Any, values: Sequence[Any], run: Any, trials: int) -> tuple[Any, int]:
         axes = node.parent_axes
 
         def enumerate_one(*parents: Any) -> Any:
             args, kwargs = node.arguments.fill(parents)
             return self.sampler.enumerate(*args, **kwargs)
 
-        value = vz.vectorize(enumerate_one, len(axes))(*_aligned(values, node.inputs, axes))
+        aligned = _aligned(values, node.inputs, axes)
+        with _in_words(node, f"{self.name}.enumerate", self.sampler.enumerate, aligned, len(axes)):
+            value = vz.vectorize(enumerate_one, len(axes))(*aligned)
         return map_tensors(lambda leaf: leaf.movedim(len(axes), 0), value), 0
 
     def _check_path(self, node: Any, scored: Tensor, parents: Sequence[Any]) -> None:
@@ -275,40 +372,6 @@ class SamplerLaw:
                 + (" and one time dimension of the same length after it" if self.time else "")
                 + f"; got {[tuple(leaf.shape) for leaf in leaves]}"
             )
-
-
-class NoiseTape(TorchFunctionMode):
-    """Records the parameter-free noise of a reparameterised draw, or plays recorded noise back.
-
-    NOTE [why noise is recorded]
-    A surrogate is a pure function of (inputs, trace), so a pathwise draw must be rebuilt from the trace, at any
-    parameters and to any derivative order. Every `rsample` with a differentiable path to all orders is a function of
-    its parameters and of noise from one of a few torch calls; recording what those calls return is all it takes.
-    """
-
-    _fresh = frozenset({torch.rand, torch.randn, torch.rand_like, torch.randn_like})
-    # Their results are drawn from parameters. A "straight-through" draw makes one, and is no function of noise.
-    _parametric = frozenset(
-        "_standard_gamma _sample_dirichlet multinomial bernoulli bernoulli_ poisson binomial".split()
-    )
-
-    def __init__(self, node: Any, noise: list[Tensor] | None = None) -> None:
-        super().__init__()
-        self.node = node
-        self.replay = None if noise is None else iter(noise)
-        self.recorded: list[Tensor] = []
-
-    def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if getattr(fn, "__name__", "") in self._parametric:
-            raise SamplingError(
-                f"PW on sample {self.node.name!r} ({self.node.law.name}): its noise depends on its parameters, so the "
-                "draw cannot be replayed to every derivative order; use SF for this node"
-            )
-        if fn not in self._fresh and fn not in NOISE_IN_PLACE:
-            return fn(*args, **(kwargs or {}))
-        noise = next(self.replay) if self.replay is not None else fn(*args, **(kwargs or {}))
-        self.recorded.append(noise.clone() if self.replay is None else noise)
-        return noise
 
 
 def moving_support_message(node: Any) -> str:
@@ -336,6 +399,15 @@ def _refuse_temperatures(node: Any, built: Distribution) -> None:
 
 
 @contextmanager
+def _in_words(node: Any, what: str, fn: Any, values: Sequence[Any], dims: int = 0) -> Iterator[None]:
+    """What a user's function raises, with the sample node, the user's line and what to write instead."""
+    try:
+        yield
+    except Exception as error:
+        raise_in_words(error, f"sample {node.name!r} (axes: {describe(node.axes)})", what, fn, values, dims)
+
+
+@contextmanager
 def _validation(wanted: bool) -> Iterator[None]:
     """Argument checks of distributions that a user's function builds. They branch on values, which vmap cannot."""
     before = Distribution._validate_args
@@ -344,6 +416,27 @@ def _validation(wanted: bool) -> Iterator[None]:
         yield
     finally:
         Distribution.set_default_validate_args(before)
+
+
+def _summed(built: Distribution, log_prob: Tensor, parent_axes: Axes) -> Tensor:
+    """The log-probability of whole draws: dimensions that one draw's parameters have are part of the draw."""
+    own = len(built.batch_shape) - len(parent_axes)
+    return log_prob.sum(tuple(range(-own, 0))) if own else log_prob
+
+
+def _refuse_lost(node: Any, draw: Tensor, remembering: Distribution, built: Distribution) -> None:
+    """Refuse draws whose transforms do not lead back: a score by their inverses would be another draw's."""
+    with torch.no_grad():
+        known, found = remembering.log_prob(draw), built.log_prob(draw)
+    lost = known.isfinite() & ~((found - known).abs() <= _LOST)
+    if bool(lost.any()):
+        where = tuple(int(i) for i in torch.nonzero(lost)[0])
+        raise SamplingError(
+            f"sample {node.name!r} (axes: {describe(node.axes)}): a draw of {node.law.name} is {draw[where]} in "
+            f"{draw.dtype}, from which its transforms do not lead back: its log-probability would be "
+            f"{float(found[where]):.4g}, and is {float(known[where]):.4g}. Sample what is transformed and transform it "
+            'in the graph, torch.tanh(sg.sample("x", Normal, ...)); or use PW for this node, or double precision'
+        )
 
 
 def _arrange(value: Tensor, axes: Axes, target: Axes) -> Tensor:

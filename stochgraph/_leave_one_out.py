@@ -18,33 +18,34 @@ from ._axes import Axes, Axis, at_least_two, describe
 from ._control import control_variate
 from ._derive import Derivation
 from ._errors import CompileError, SamplingError
+from ._exponentials import Exponential, Scale
 from ._program import execute, schedule, split
 from ._reach import averaging_plate, descends_from, samples_in
-from ._rules import COST, Kind, Rule, Site
-from ._surrogate import Controlled, Score, Weight
+from ._rules import COST, Control, Kind, Pending, Rule, Site, settled
+from ._surrogate import Score, Weight
 from ._trees import map_tensors
 from ._update import CompiledUpdate, all_axes
 
 _CELLS = 16384  # how many numbers a node may have in one chunk of replays
 
 
-def leave_one_out(site: Site) -> nd.Node | None:
+def _compared_with_replays(site: Site) -> nd.Node | None:
     """The control variate of a sample for a term that sums its scores over its plate; `None` for any other term."""
     plate = _summed_plate(site)
     if plate is None:
         return None
     if site.sample.plate is plate and site.sample.n == 1:
         raise CompileError(_plate_of_one(site.name, site.sample.axes, plate))
-    return _compared(site, plate, _replay(site, plate))
+    left_out = (plate, _left_out(plate))
+    return control_variate(site, _replay(site, plate), site.aligned | {plate}, left_out=left_out)
+
+
+LEAVE_ONE_OUT = Control(_compared_with_replays, later_only=True)
 
 
 def _summed_plate(site: Site) -> Axis | None:
     plate = averaging_plate(site.sample)
     return None if plate in site.aligned else plate
-
-
-def _compared(site: Site, plate: Axis, replay: nd.Node) -> nd.Node:
-    return control_variate(site, replay, site.aligned | {plate}, left_out=(plate, _left_out(plate)))
 
 
 def _left_out(plate: Axis) -> Axis:
@@ -53,7 +54,7 @@ def _left_out(plate: Axis) -> Axis:
 
 
 def _replay(site: Site, plate: Axis) -> "Replay":
-    return site.derivation.share(("replay", site.node, plate), lambda: _make_replay(site, plate))
+    return site.derivation.share(("replay", site.node, site.name), lambda: _make_replay(site, plate))
 
 
 def _make_replay(site: Site, plate: Axis) -> "Replay":
@@ -67,28 +68,21 @@ def _make_replay(site: Site, plate: Axis) -> "Replay":
     Where a later sample has a baseline, the ratios of its draws are compared with it as their scores are. Without one
     a replay adds the noise of those ratios times the mean cost, however small the effect of the draw left out.
     """
-    derivation, node = site.derivation, site.node
-    exact = derivation.share("replays", lambda: _weighting_everything(derivation))
-    reaching = exact.reach[Kind.WEIGHT][node]
-    root = exact.derive(node, frozenset((s, _kind_of(exact.rules[s])) for s in reaching))
-    controls = []
-    for later in _later(site, plate):
-        within = Site(exact, node, later.name, Kind.WEIGHT, root)
-        own = _summed_plate(within)
-        if own is not None and own != plate:
-            controls.append(_compared(within, own, _replay(later, own)))
-    return Replay(node, site.name, plate, Controlled(root, controls) if controls else root, derivation)
+    exact = site.derivation.share("replays", lambda: _weighting_everything(site.derivation))
+    root = exact.derive(site.node, _ratios(exact, site))
+    return Replay(site.node, site.name, plate, root, exact.drawing)
 
 
-def _later(site: Site, plate: Axis) -> list[Site]:
-    """Other samples that are drawn after the site's own, reach the node with it and are left-one-out."""
-    derivation, node = site.derivation, site.node
-    after = descends_from(derivation.order, site.sample)
-    settled = frozenset((s, Kind.WEIGHT) for s in derivation.reach[Kind.WEIGHT][node])
-    ends_here = [s for s, aligned in derivation.alignments_below(node, settled).items() if aligned is not None]
-    chosen = [s for s in ends_here if derivation.samples[s] in after and derivation.rules[s].control is leave_one_out]
-    found = [Site(derivation, node, s, Kind.WEIGHT, site.term) for s in chosen if s != site.name]
-    return [later for later in found if _summed_plate(later) not in (None, plate)]
+def _ratios(exact: Derivation, site: Site) -> Pending:
+    """What is weighted in the replays of a site, and how: the draws' own plate plainly, others with their controls."""
+    after = descends_from(exact.order, site.sample)
+    plain = {site.name}
+    for name, sample in exact.samples.items():
+        control = exact.rules[name].control
+        later = sample in after and averaging_plate(sample) != averaging_plate(site.sample)
+        if control and control.later_only and not later:
+            plain.add(name)
+    return settled(exact.weighted(exact.reach[Kind.WEIGHT][site.node]), plain)
 
 
 def _weighting_everything(derivation: Derivation) -> Derivation:
@@ -98,21 +92,12 @@ def _weighting_everything(derivation: Derivation) -> Derivation:
     if len(names) == len(derivation.rules) and all(_boxes_all(rule) for rule in derivation.rules.values()):
         return derivation
     rules = {s: Rule(pathwise=True) if s in derivation.pathwise else _boxed(derivation.rules.get(s)) for s in names}
-    return Derivation(derivation.order, rules, shared=derivation.shared)
+    return Derivation(derivation.order, rules, shared=derivation.shared, drawing=derivation)
 
 
 def _boxed(rule: Rule | None) -> Rule:
-    """The rule that boxes costs, with the baseline that the sample has."""
-    return COST if rule is None or not rule.boxes_costs or _has_replays(rule) else Rule(control=rule.control)
-
-
-def _kind_of(rule: Rule) -> Kind:
-    """How the sample's ratios go into a replay: with their baseline, if there is one."""
-    return Kind.WEIGHT if rule.control is None or _has_replays(rule) else Kind.CONTROLLED
-
-
-def _has_replays(rule: Rule) -> bool:
-    return rule.control is leave_one_out
+    """The rule that boxes costs, with the control variates that the sample has."""
+    return COST if rule is None or not rule.boxes_costs else Rule(control=rule.control)
 
 
 def _boxes_all(rule: Rule) -> bool:
@@ -133,11 +118,12 @@ class LeftOut:
         full = value.expand(*value.shape[:dim], self.count, *value.shape[dim + 1 :])
         return full.index_select(dim, self.index.reshape(1))
 
-    def without(self, value: Tensor, axes: Axes) -> Tensor:
-        """The value with zero for the draw left out."""
+    def replaced(self, value: Tensor, axes: Axes, number: float) -> Tensor:
+        """The value with a number in place of what belongs to the draw left out."""
         dim = axes.index(self.plate)
-        others = torch.arange(self.count, device=value.device) != self.index
-        return value * others.reshape([-1] + [1] * (value.dim() - dim - 1))
+        own = torch.arange(self.count, device=value.device) == self.index
+        filled = torch.full((), number, dtype=value.dtype, device=value.device)
+        return torch.where(own.reshape([-1] + [1] * (value.dim() - dim - 1)), filled, value)
 
     def mean(self, value: Tensor, axes: Axes, dims: tuple[int, ...]) -> Tensor:
         """The mean over some dimensions, the plate's among them, without the draw left out."""
@@ -156,6 +142,7 @@ class Replay(nd.Node):
 
     def __init__(self, node: nd.Node, name: str, plate: Axis, root: nd.Node, derivation: Derivation) -> None:
         self.sample, self.plate, self.left_out, self.root = derivation.samples[name], plate, _left_out(plate), root
+        self.node = node
         self.term_axes = node.axes
         self.program, self.captured = _split(root, plate, name)
         self.names = _weighted_in(self.program)
@@ -198,7 +185,7 @@ class Replay(nd.Node):
         if self.plate not in self.term_axes:
             return value
         # Leaving draw i out of the means does not take it out of its own entry, which is compared with nothing.
-        return map_tensors(lambda leaf: left_out.without(leaf, self.term_axes), value)
+        return map_tensors(lambda leaf: left_out.replaced(leaf, self.term_axes, 0.0), value)
 
     def _chunk(self, run: Any) -> int:
         cells = max((prod(run.sizes.get(axis, 1) for axis in axes) for axes in all_axes(self.program)), default=1)
@@ -222,6 +209,8 @@ def _reduces(node: nd.Node, plate: Axis) -> bool:
         return any(_reduces(inner, plate) for inner in node.program)
     if isinstance(node, Weight):
         return plate in node.summed
+    if isinstance(node, (Scale, Exponential)):
+        return plate in node.plates
     return isinstance(node, nd.Reduction) and plate in node.over
 
 

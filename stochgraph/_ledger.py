@@ -144,7 +144,8 @@ class _Walk:
             if isinstance(node, nd.Sample):
                 state = replace(state, via=(node.name, *state.via))
             for i, parent in enumerate(node.inputs):
-                yield parent, self._through(node, i, state)
+                if parent.carries:
+                    yield parent, self._through(node, i, state)
 
     def _through(self, node: nd.Node, position: int, state: _State) -> _State:
         """Through a declared operation, to one of its inputs."""
@@ -218,7 +219,7 @@ def _children(node: nd.Node) -> tuple[nd.Node, ...]:
         return node.inputs[:1]
     if isinstance(node, CompiledUpdate):
         return (*node.inputs[: 1 + node.rate_count], node.surrogate)
-    return node.inputs
+    return tuple(parent for parent in node.inputs if parent.carries)
 
 
 def _top_down(root: nd.Node) -> Iterator[nd.Node]:

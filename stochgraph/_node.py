@@ -23,6 +23,7 @@ from torch.utils import _pytree as pytree
 from . import _vectorize as vz
 from ._axes import Axes, Axis, describe, union, without
 from ._errors import SamplingError
+from ._failures import raise_in_words
 from ._trees import map_tensors, tensors
 
 # Functions that act on every element alone: broadcasting maps them over plates and time, no vmap needed.
@@ -96,6 +97,7 @@ class Node:
 
     kind = "node"
     late = False  # whether it is evaluated as late as its users allow, and not in the order of the declaration
+    carries = True  # whether its value depends on its inputs in a way that any result depends on
     named = False  # whether the user gave it its name, with name=
 
     def __init__(self, name: str, index: int, inputs: Sequence["Node"]) -> None:
@@ -191,11 +193,14 @@ class Apply(Node):
         if self.arithmetic:
             values = [v.long() if isinstance(v, Tensor) and v.dtype in _SMALL else v for v in values]
         if self.elementwise:
-            return self._call(*self.broadcast(values))
+            try:
+                return self._call(*self.broadcast(values))
+            except Exception as error:
+                raise_in_words(error, _label(self), "its operation", self.fn, values, len(self.axes))
         aligned = [vz.align_tree(v, axes, self.axes) for v, axes in zip(values, self.input_axes, strict=True)]
         if not self.axes:  # a function may change its own containers, and not those of the trace
             aligned = [map_tensors(lambda leaf: leaf, value) for value in aligned]
-        with _named(self, [*values, *self.arguments.constants]):
+        with _named(self, self.fn, aligned, len(self.axes), self.arguments.constants):
             return vz.vectorize(self._call, len(self.axes))(*aligned)
 
 
@@ -314,25 +319,29 @@ class Reduce(Node):
         axes = self.inputs[0].axes
         kept = [i for i, axis in enumerate(axes) if axis not in self.over]
         value = map_tensors(lambda leaf: leaf.movedim(kept, tuple(range(len(kept)))), values[0])
-        with _named(self, values):
+        with _named(self, self.fn, [value], len(kept)):
             return vz.vectorize(self.fn, len(kept))(value)
 
 
 @contextmanager
-def _named(node: Node, values: list[Any]) -> Iterator[None]:
-    """What a user's function raises, with its node; and a refusal of functions that write into their arguments."""
-    before = _versions(values)
+def _named(node: Node, fn: Any, values: list[Any], dims: int, constants: Sequence[Tensor] = ()) -> Iterator[None]:
+    """What a user's function raises, in words; and a refusal of functions that write into their arguments."""
+    read = [*values, *constants]
+    before = _versions(read)
     try:
         yield
     except Exception as error:
-        error.add_note(f"while computing node {node.name!r} (axes: {describe(node.axes)}), written for one draw")
-        raise
-    if _versions(values) != before:
+        raise_in_words(error, _label(node), "its function", fn, values, dims)
+    if _versions(read) != before:
         raise SamplingError(
-            f"node {node.name!r} (axes: {describe(node.axes)}): its function changes one of its arguments in place, "
-            "which other nodes read, and the trace. What it has written stays there: make inputs and traces anew. Use "
-            "the operation that makes a new tensor, or x.clone() first"
+            f"{_label(node)}: its function changes one of its arguments in place, which other nodes read, and the "
+            "trace. What it has written stays there: make inputs and traces anew. Use the operation that makes a new "
+            "tensor, or x.clone() first"
         )
+
+
+def _label(node: Node) -> str:
+    return f"node {node.name!r} (axes: {describe(node.axes)})"
 
 
 def _versions(values: list[Any]) -> list[int]:
@@ -347,6 +356,19 @@ class Stop(Node):
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         return map_tensors(Tensor.detach, values[0])
+
+
+class Zero(Node):
+    """Zeros like the values of its input: what is left of a summand that a draw does not reach."""
+
+    kind = "zero"
+    carries = False
+
+    def __init__(self, base: Node) -> None:
+        super().__init__(f"0 * {base.name}", base.index, [base])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        return map_tensors(torch.zeros_like, values[0])
 
 
 class Sample(Node):
@@ -410,7 +432,7 @@ class LogProb(Node):
         super().__init__(name, index, [sample, *sample.inputs])
 
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
-        return run.score(self.sample, values[0], self.inputs[1:], values[1:])
+        return run.score(self.sample, self.inputs, values)
 
 
 class Update(Node):

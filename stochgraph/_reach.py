@@ -12,7 +12,46 @@ from ._rules import COST, Rule
 _BOTH = (operator.add, operator.sub)
 _UNARY = (operator.neg, operator.pos)
 
-Reach = dict[nd.Node, dict[str, frozenset[Axis]]]
+
+class Reach(dict[nd.Node, dict[str, frozenset[Axis]]]):
+    """For every node, the samples that reach it and are not boxed yet, with the axes on which they do so draw by draw.
+
+    A sample is gone from a node once all its routes there have been boxed at a mean, or dropped at an update. At the
+    node `cut` nothing arrives. Nodes that are made later, the parts of terms, are looked at when they are asked for.
+    """
+
+    def __init__(
+        self,
+        order: Iterable[nd.Node],
+        sources: Mapping[str, nd.Sample],
+        rules: Mapping[str, Rule],
+        cut: nd.Node | None = None,
+    ) -> None:
+        self.sources, self.rules, self.cut = sources, rules, cut
+        for node in order:
+            self[node] = self._arriving(node)
+
+    def __missing__(self, node: nd.Node) -> dict[str, frozenset[Axis]]:
+        stack = [node]
+        while stack:
+            unknown = [parent for parent in stack[-1].inputs if parent not in self]
+            stack.extend(unknown)
+            if not unknown:
+                top = stack.pop()
+                self[top] = self._arriving(top)
+        return self[node]
+
+    def _arriving(self, node: nd.Node) -> dict[str, frozenset[Axis]]:
+        merged: dict[str, frozenset[Axis]] = {}
+        if node is not self.cut and node.carries:
+            for parent in node.inputs:
+                for name, aligned in self[parent].items():
+                    merged[name] = merged.get(name, aligned) & aligned
+            own = frozenset(node.axes)
+            merged = {s: a & own for s, a in merged.items() if _passes(node, s, self.sources, self.rules)}
+        if isinstance(node, nd.Sample) and node.name in self.sources:
+            merged[node.name] = frozenset(node.axes)
+        return merged
 
 
 def samples_in(order: Iterable[nd.Node]) -> dict[str, nd.Sample]:
@@ -50,28 +89,6 @@ def linear_operands(node: nd.Node, pending: Iterable[str], reach: Mapping[nd.Nod
         free = all(reach[node.inputs[i]].keys().isdisjoint(pending) for i in below)
         return [0] if numerator and free else None
     return None
-
-
-def find_reach(
-    order: list[nd.Node], sources: Mapping[str, nd.Sample], rules: Mapping[str, Rule], cut: nd.Node | None = None
-) -> Reach:
-    """For every node, the samples that reach it and are not boxed yet, with the axes on which they do so draw by draw.
-
-    A sample is gone from a node once all its routes there have been boxed at a mean, or dropped at an update. At the
-    node `cut` nothing arrives.
-    """
-    reach: Reach = {}
-    for node in order:
-        merged: dict[str, frozenset[Axis]] = {}
-        if node is not cut:
-            for parent in node.inputs:
-                for name, aligned in reach[parent].items():
-                    merged[name] = merged.get(name, aligned) & aligned
-            merged = {s: a & frozenset(node.axes) for s, a in merged.items() if _passes(node, s, sources, rules)}
-        if isinstance(node, nd.Sample) and node.name in sources:
-            merged[node.name] = frozenset(node.axes)
-        reach[node] = merged
-    return reach
 
 
 def _passes(node: nd.Node, name: str, sources: Mapping[str, nd.Sample], rules: Mapping[str, Rule]) -> bool:
@@ -148,5 +165,5 @@ def first_mixing(start: nd.Node, goal: nd.Node, plates: Iterable[Axis]) -> tuple
 def data_of(update: nd.Update, order: list[nd.Node]) -> list[str]:
     """The samples that feed an update's objective, other than through what it is a function of."""
     samples = samples_in(order)
-    reach = find_reach(order, samples, dict.fromkeys(samples, COST), cut=update.variable)
+    reach = Reach(order, samples, dict.fromkeys(samples, COST), cut=update.variable)
     return list(reach[update.objective])

@@ -46,10 +46,35 @@ NOTHING: Pending = frozenset()
 
 
 @dataclass(frozen=True)
+class Control:
+    """A control variate: what makes the node of zero mean at a site, `None` where there is nothing to compare with.
+
+    Attributes:
+        make: makes the node.
+        whole: it predicts the cost as declared, and not the part of it that the sample's box covers.
+        later_only: replays of another sample have it only if its own sample is drawn later, on another plate.
+    """
+
+    make: "Callable[[Site], nd.Node | None]"
+    whole: bool = False
+    later_only: bool = False
+
+
+@dataclass(frozen=True)
 class Site:
-    """Where a sample's box ends: the declared node, its derived form `term`, and how the box is meant."""
+    """Where a sample's control variate stands.
+
+    Attributes:
+        derivation: what derives the surrogate.
+        place: the declared node that the control variate is added to.
+        node: the part of it that the sample's box covers, which is what is compared.
+        name: the sample's.
+        kind: how the box is meant.
+        term: the derived form of `node`.
+    """
 
     derivation: "Derivation"
+    place: nd.Node
     node: nd.Node
     name: str
     kind: Kind
@@ -63,15 +88,12 @@ class Site:
     @property
     def aligned(self) -> frozenset[Axis]:
         """The axes along which the term depends on the sample draw by draw."""
-        return self.derivation.reach[self.kind][self.node][self.name]
+        return self.derivation.reach[self.kind][self.place][self.name]
 
     @property
     def apart(self) -> frozenset[Axis]:
         """Those of them along which it does not meet other draws on a route that is boxed elsewhere, or not at all."""
-        return self.derivation.dependence[self.node][self.name]
-
-
-Control = Callable[[Site], nd.Node | None]  # to a node of zero mean
+        return self.derivation.dependence[self.place][self.name]
 
 
 def value_rules(rules: Mapping[str, Rule]) -> dict[str, Rule]:
@@ -84,7 +106,6 @@ def routing(kind: Kind) -> Kind:
     return Kind.SCORE if kind is Kind.SCORE else Kind.WEIGHT
 
 
-def settled(pending: Pending, names: Iterable[str]) -> Pending:
-    """The pending boxes, those of `names` no longer waiting for a control variate."""
-    chosen = set(names)
-    return frozenset((s, routing(kind) if s in chosen else kind) for s, kind in pending)
+def settled(pending: Pending, names: Iterable[str] | None = None) -> Pending:
+    """The pending boxes, those of `names` (default: all) no longer waiting for a control variate."""
+    return frozenset((s, routing(kind) if names is None or s in names else kind) for s, kind in pending)

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from . import _node as nd
 from ._axes import Axis, describe
-from ._errors import SamplingError
+from ._errors import FunctionError, SamplingError
 from ._indexing import in_transform, transform_rules
 from ._law import DistributionLaw
+from ._mends import at_edge, edge_message
 from ._program import execute
 from ._surrogate import Score
 from ._trace import Trace
@@ -48,10 +49,12 @@ class Run:
         self.draws: dict[str, Any] = dict(trace.draws) if trace else {}
         self.noise: dict[str, list[Tensor]] = dict(trace.noise) if trace else {}
         self.log_probs: Mapping[str, Tensor] = trace.log_probs if trace else {}
-        self.built: dict[str, tuple[Sequence[nd.Node], Any]] = {}
+        self.kept: dict[nd.Node, Any] = {}  # what scores can reuse of the draws, by the node that drew
         self.values: dict[nd.Node, Any] = {}
         self.found: dict[nd.Node, Tensor] = {}  # scores that updates hand over
+        self.edges: dict[nd.Sample, bool] = {}  # where probabilities are 0 or 1: whether they are differentiated
         self.left_out: Any = None
+        self.watch: Any = None  # see `_first_pass.Watch`
 
     @cached_property
     def like(self) -> Tensor | None:
@@ -79,7 +82,7 @@ class Run:
 
     def again(self, inputs: Mapping[str, Any]) -> "Run":
         """A pass with the same draws at other inputs."""
-        return Run(inputs, {}, Trace(draws=self.draws, noise=self.noise))
+        return Run(inputs, {}, Trace(draws=self.draws, noise=self.noise), self.piece)
 
     def continued(self) -> "Run":
         """A pass that begins with what this one has drawn so far, and draws the rest."""
@@ -89,14 +92,14 @@ class Run:
     def leaving_out(self, left_out: Any, log_probs: Mapping[str, Tensor]) -> "Run":
         """This pass with one draw left out of the means over its plate. See `_leave_one_out.LeftOut`."""
         other = copy.copy(self)
-        other.left_out, other.log_probs, other.built = left_out, log_probs, {}
+        other.left_out, other.log_probs, other.kept = left_out, log_probs, {}
         other.found = {}
         return other
 
     def within(self, plate: Axis, size: int) -> "Run":
         """This pass for some entries of a plate: what is computed there is handed over apart."""
         other = copy.copy(self)
-        other.sizes, other.built, other.found = {**self.sizes, plate: size}, {}, {}
+        other.sizes, other.kept, other.found = {**self.sizes, plate: size}, {}, {}
         return other
 
     def execute(self, program: Sequence[nd.Node]) -> dict[nd.Node, Any]:
@@ -121,7 +124,7 @@ class Run:
         self._note_sizes(node.declared, value)
         if node.pathwise:
             assert isinstance(node.law, DistributionLaw)
-            return node.law.draw_pathwise(node, values, self, self.noise[node.name])[0]
+            value, _, self.kept[node] = node.law.draw_pathwise(node, values, self, self.noise[node.name])
         return value
 
     def _draw(self, node: nd.Sample, values: list[Any]) -> Any:
@@ -133,10 +136,12 @@ class Run:
         try:
             if node.pathwise:
                 assert isinstance(node.law, DistributionLaw)
-                value, self.noise[node.name] = node.law.draw_pathwise(node, values, self, None)
+                value, self.noise[node.name], self.kept[node] = node.law.draw_pathwise(node, values, self, None)
             else:
-                value, built = node.law.draw(node, values, self)
-                self.built[node.name] = (node.inputs, built)
+                value, self.kept[node] = node.law.draw(node, values, self)
+        except FunctionError as error:
+            error.args = (f"{error}{self._origin()}",)
+            raise
         except (ValueError, RuntimeError) as error:
             if isinstance(error, SamplingError):
                 raise
@@ -168,16 +173,31 @@ class Run:
                         f"along {axis.name!r}, and {before}: a trace belongs to one pass, and to the batch of that pass"
                     )
 
-    def score(self, node: nd.Sample, value: Any, inputs: Sequence[nd.Node], values: list[Any]) -> Tensor:
-        """The log-probability of each draw, with the distribution that drew it if its parents are the same nodes."""
-        drawn_with, built = self.built.get(node.name, ((), None))
-        reusable = built if drawn_with == inputs else None
-        return node.law.score(node, value, inputs, values, self, reusable)
+    def score(self, sample: nd.Sample, inputs: Sequence[nd.Node], values: list[Any]) -> Tensor:
+        """The log-probability of each draw, with the distribution that drew it if its parents are the same nodes.
+
+        `inputs` are the node that drew, or what stands for it, and the parents.
+        """
+        drawn, *parents = inputs
+        kept = self.kept.get(drawn) if drawn.inputs == inputs[1:] else None
+        return sample.law.score(drawn if kept else sample, values[0], parents, values[1:], self, kept)
+
+    def note_margins(self, node: nd.Sample, margins: Sequence[Tensor]) -> None:
+        """Note whether probabilities are at the edge. Inside transforms there is no telling."""
+        found = at_edge(margins) if margins and not in_transform() else []
+        if found:
+            self.edges[node] = self.edges.get(node, False) or any(margin.requires_grad for margin in found)
+
+    def check_edges(self) -> None:
+        """Refuse probabilities that are differentiated where an outcome is impossible."""
+        for node, differentiated in self.edges.items():
+            if differentiated:
+                raise SamplingError(edge_message(node))
 
     def check_scores(self) -> None:
         """Refuse log-probabilities that are not finite, with the draw that gave them."""
         for node, value in self.values.items():
-            if isinstance(node, Score) and not bool(torch.isfinite(value).all()):
+            if isinstance(node, (Score, nd.LogProb)) and not bool(torch.isfinite(value).all()):
                 raise SamplingError(self._not_finite(node.sample, value))
 
     def _not_finite(self, sample: nd.Sample, log_prob: Tensor) -> str:

@@ -29,13 +29,9 @@ class Score(nd.Node):
         self.sample = sample
         super().__init__(f"log p({sample.name})", sample.index, [drawn, *parents])
 
-    def prepare(self) -> None:
-        super().prepare()
-        self._parents = self.inputs[1:]
-
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
         found = run.found.get(self)
-        return run.score(self.sample, values[0], self._parents, values[1:]) if found is None else found
+        return run.score(self.sample, self.inputs, values) if found is None else found
 
 
 class Weight(nd.Node):

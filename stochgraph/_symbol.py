@@ -18,6 +18,7 @@ from torch.utils import _pytree as pytree
 from . import _node as nd
 from ._axes import Axis, describe
 from ._errors import DeclarationError
+from ._functions import called_module, constant_in_words, held, surely_read, variable_of
 
 _current: ContextVar["Declaration | None"] = ContextVar("declaration", default=None)
 
@@ -202,11 +203,11 @@ def declare_apply(
     if not symbols:
         raise DeclarationError(f"sg.apply of {label!r}: no argument is a node, so there is nothing to declare")
     declaration = current(label)
-    refuse_captured(fn, f"sg.apply of {label!r}")
+    refuse_captured([fn, args, kwargs], f"sg.apply of {label!r}")
     arguments = nd.Arguments(to_nodes(tuple(args)), to_nodes(dict(kwargs)))
     given = declaration.name("apply", name, label or "apply")
-    called = fn if kwargs else _plain(fn)
-    return declaration.add(nd.Apply(given, len(declaration.nodes), called, arguments), named=name is not None)
+    kept = held(fn if kwargs else _plain(fn))
+    return declaration.add(nd.Apply(given, len(declaration.nodes), kept, arguments), named=name is not None)
 
 
 _CANONICAL: dict[str, Callable[..., Any]] = {
@@ -251,10 +252,10 @@ def to_nodes(tree: Any) -> Any:
 
 
 def _to_node(leaf: Any) -> Any:
-    """A symbol's node; a constant as it is, arrays as tensors."""
+    """A symbol's node; a constant as it is, arrays as tensors, functions with their variables."""
     if isinstance(leaf, np.ndarray):
         return torch.as_tensor(leaf)
-    return leaf._node if isinstance(leaf, Symbol) else leaf
+    return leaf._node if isinstance(leaf, Symbol) else held(leaf)
 
 
 def _nodes_in(tree: Any) -> Sequence[nd.Node]:
@@ -273,16 +274,26 @@ def _refuse_in_place(name: str, node: nd.Node) -> None:
         )
 
 
-def refuse_captured(fn: Any, where: str) -> None:
-    """A node inside a function's closure would reach it without its value."""
-    for cell in getattr(fn, "__closure__", None) or ():
-        try:
-            content = cell.cell_contents
-        except ValueError:  # not bound yet
-            continue
+def refuse_captured(call: Sequence[Any], where: str) -> None:
+    """Refuse what a call captures, a function and its arguments, and must not.
+
+    A node would reach the function without its value, and a tensor that requires grad is no constant. A module may be
+    called with other parameters than its own, unless it is what is called.
+    """
+    leaves = [leaf for leaf in pytree.tree_leaves(list(call)) if not isinstance(leaf, Symbol)]
+    for name, content in (found for leaf in leaves for found in surely_read(leaf)):
         if isinstance(content, Symbol):
-            name = content._node.name
-            raise DeclarationError(f"{where}: the function captures the node {name!r}; pass it as an argument")
+            raise DeclarationError(
+                f"{where}: the function captures the node {content._node.name!r}; pass it as an argument"
+            )
+        if isinstance(content, torch.Tensor) and content.requires_grad:
+            variable = name or variable_of(content)
+            raise DeclarationError(f"{where}: it captures {constant_in_words(variable, content)}")
+    for name, parameter in called_module(call[0]).named_parameters():
+        if parameter.requires_grad:
+            variable = variable_of(parameter) or f"module.{name}"
+            words = constant_in_words(variable, parameter, variable.removesuffix(f".{name}"))
+            raise DeclarationError(f"{where}: it captures {words}")
 
 
 def built_inside(where: str, dist: str) -> str:

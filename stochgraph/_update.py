@@ -25,12 +25,17 @@ from torch.utils import _pytree as pytree
 from . import _node as nd
 from . import _vectorize as vz
 from ._axes import Axes, describe, union, without
+from ._errors import SamplingError
 from ._indexing import in_transform
 from ._pieces import Cut, find_cut
 from ._program import execute, split
 from ._surrogate import Score
 from ._trees import map_tensors, tensors
 
+OF_A_BATCH = (
+    "A dimension is left that no plate stands for. Of a batch among the inputs, declare the rows, rows = "
+    'sg.data("row", rows), and reduce them, sg.mean(..., over="row"); of one draw, reduce it in a function, x.sum()'
+)
 _FROM_NODE = object()  # marks a step size that a node gives
 
 
@@ -113,13 +118,15 @@ class CompiledUpdate(nd.Node):
         known[self.psi] = psi
         execute(self.programs[which], run, known)
         root = self.surrogates[which]
+        if run.watch is not None and not in_transform():
+            run.watch.look(self.programs[which], root, known, self.update.objective)
         value: Tensor = known[root]
         own = len(root.axes)
         if not isinstance(value, Tensor) or value.dim() != own:
             got = f"the shape {tuple(value.shape[own:])}" if isinstance(value, Tensor) else type(value).__name__
-            raise ValueError(
+            raise SamplingError(
                 f"update {self.update.name!r}: the inner objective {self.update.objective.name!r} must be a number per "
-                f"draw, got {got}: take its sum or its mean"
+                f"draw, got {got}: take its sum or its mean" + (f". {OF_A_BATCH}" if isinstance(value, Tensor) else "")
             )
         return value
 

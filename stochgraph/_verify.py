@@ -4,10 +4,11 @@ The truth is the derivative of `sum over outcomes D of p(D; theta) * value(D; th
 log-probabilities, with the derivative of an update taken for fixed draws. No box, no estimator has a part in it.
 """
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,16 +16,19 @@ from torch.utils import _pytree as pytree
 
 from . import _node as nd
 from ._axes import describe
-from ._compile import Compiled
+from ._compile import Compiled, watched
 from ._data import data_sizes
 from ._derive import Derivation
 from ._errors import VerificationError
+from ._failures import shortened
+from ._mends import at_edge, edge_message
 from ._program import schedule
 from ._rules import VALUE
 from ._run import Run
 from ._trace import Trace
 
 _CHUNK = 4096
+_ZERO = 1e-12  # of the mean size of an estimate: a truth below it is zero, but for rounding
 
 
 @dataclass(frozen=True)
@@ -36,7 +40,9 @@ class Verification:
         expectation: the exact mean of the estimator.
         bias: `expectation - truth`.
         variance: the exact variance of the estimator, coordinate by coordinate.
-        relative_bias: Euclidean norm of `bias` over that of `truth`.
+        relative_bias: Euclidean norm of `bias` over that of `truth`; where that is zero, but for rounding, over the
+            mean norm of an estimate.
+        relative_to: which of the two `relative_bias` is relative to, "truth" or "estimates".
         outcomes: how many joint outcomes of positive probability there are.
         order: the order of the derivative.
 
@@ -50,6 +56,7 @@ class Verification:
     bias: Any
     variance: Any
     relative_bias: float
+    relative_to: Literal["truth", "estimates"]
     outcomes: int
     order: int
     _total_variance: float = field(repr=False)
@@ -61,17 +68,22 @@ class Verification:
 
     def __str__(self) -> str:
         return (
-            f"order {self.order}, {self.outcomes} outcomes: relative bias {self.relative_bias:.3e}, "
+            f"order {self.order}, {self.outcomes} outcomes: relative bias {self.relative_bias:.3e}{self._of}, "
             f"total variance {self.total_variance:.4g}"
         )
+
+    @property
+    def _of(self) -> str:
+        return "" if self.relative_to == "truth" else " (of the mean size of an estimate, the truth being 0)"
 
     def _repr_markdown_(self) -> str:
         return (
             "| order | outcomes | relative bias | total variance |\n|---|---|---|---|\n"
-            f"| {self.order} | {self.outcomes} | {self.relative_bias:.3e} | {self.total_variance:.4g} |"
+            f"| {self.order} | {self.outcomes} | {self.relative_bias:.3e}{self._of} | {self.total_variance:.4g} |"
         )
 
 
+@shortened()
 def verify(
     compiled: Compiled,
     *inputs: Any,
@@ -123,7 +135,7 @@ def verify(
     outcomes = _Outcomes(compiled, inputs, sizes or {}, max_outcomes)
     outcomes.enumerate()
     flat, restore = _flatten(compiled, inputs)
-    truth = _accumulate(outcomes, lambda draws: _expected_value(outcomes, restore, draws, flat, order))
+    truth = _truth(outcomes, restore, flat, order)
     probability, log_probs = outcomes.probabilities(flat, restore)
     if abs(float(probability.sum()) - 1) > 1e-6:
         raise VerificationError(
@@ -136,21 +148,24 @@ def verify(
     variance = (weights * (estimates - mean) ** 2).sum(0)
     shape = _shaper(compiled, inputs, order)
     bias = mean - truth
+    size = (probability * estimates.flatten(1).norm(dim=1)).sum()
     return Verification(
         shape(truth),
         shape(mean),
         shape(bias),
         shape(variance),
-        _relative(bias, truth),
+        *_relative(bias, truth, size),
         len(probability),
         order,
         float(variance.sum()),
     )
 
 
-def _relative(bias: Tensor, truth: Tensor) -> float:
-    size = float(truth.norm())
-    return float(bias.norm()) / size if size else (0.0 if float(bias.norm()) == 0 else float("inf"))
+def _relative(bias: Tensor, truth: Tensor, size: Tensor) -> tuple[float, Literal["truth", "estimates"]]:
+    """How large the bias is, and relative to what; `size` is the mean norm of an estimate."""
+    if float(truth.norm()) < _ZERO * float(size):
+        return float(bias.norm() / size), "estimates"
+    return float(bias.norm() / truth.norm()) if bool(bias.any()) else 0.0, "truth"
 
 
 class _Outcomes:
@@ -159,6 +174,7 @@ class _Outcomes:
     def __init__(self, compiled: Compiled, inputs: Any, sizes: Mapping[str, int], limit: int) -> None:
         self.names, self.inputs, self.limit = compiled.graph.inputs, inputs, limit
         run = compiled._run(inputs, sizes)  # refuses wrong inputs and sizes
+        self.watched, self.differentiated = list(watched(run.inputs, compiled.wrt).values()), set(compiled.rules)
         self.wanted = {**sizes, **data_sizes(compiled.graph._data, run.inputs)}
         order = compiled.graph._order
         self.samples = [node for node in order if isinstance(node, nd.Sample)]
@@ -167,10 +183,12 @@ class _Outcomes:
         self.scores = {node.name: value.score(node) for node in self.samples}
         self.program = schedule([self.objective, *self.scores.values()])
         self.draws: dict[str, Any] = {}
-        self.count = 1
+        self.count = 1  # a graph without draws has one outcome
 
     def enumerate(self) -> None:
         for node in self.samples:
+            if node.name in self.differentiated:
+                self._refuse_edges(node)
             self._extend(node)
             self._drop_impossible(node)
 
@@ -199,26 +217,42 @@ class _Outcomes:
         self.draws[node.name] = pytree.tree_unflatten(grown, spec)
         self.count *= repeats
 
+    def _refuse_edges(self, node: nd.Sample) -> None:
+        """Refuse an impossible outcome whose probability moves: the sum over outcomes would not see it."""
+        with torch.enable_grad():
+            margins = self._at_parents(node, node.law.margins, self.watched)
+        if any(margin.requires_grad for margin in at_edge(margins)):
+            raise VerificationError(edge_message(node))
+
     def _support(self, node: nd.Sample) -> tuple[Any, int]:
         own: list[int] = []
-        parents = self.scores[node.name].inputs[1:]
-        program = schedule(parents)
+        trials = int(self._at_parents(node, node.law.trials).max())
 
-        def one(_: Tensor, draws: dict[str, Any]) -> Any:
-            run = self._run(self.inputs, draws)
-            values = run.execute(program)
-            found, dims = node.law.outcomes(node, [values[parent] for parent in parents], run)
+        def outcomes(*place: Any) -> Any:
+            found, dims = node.law.outcomes(*place, trials)
             own[:] = [dims]
             return found
 
         try:
-            support = torch.vmap(one)(torch.arange(self.count), self.draws)
+            support = self._at_parents(node, outcomes)
         except NotImplementedError as error:
             raise VerificationError(
                 f"sample {node.name!r} ({node.law.name}) cannot be enumerated exactly: {error}. "
-                "Use a discrete distribution, or measure with sg.profile"
+                "Use a distribution with finitely many outcomes, or measure with sg.profile"
             ) from None
         return support, own[0]
+
+    def _at_parents(self, node: nd.Sample, fn: Callable[..., Any], inputs: Any = None) -> Any:
+        """`fn(node, values of its parents, run)` for every outcome."""
+        parents = self.scores[node.name].inputs[1:]
+        program = schedule(parents)
+
+        def one(draws: dict[str, Any]) -> Any:
+            run = self._run(self.inputs if inputs is None else inputs, draws)
+            values = run.execute(program)
+            return fn(node, [values[parent] for parent in parents], run)
+
+        return self.map(one)
 
     def _drop_impossible(self, node: nd.Sample) -> None:
         score = self.scores[node.name]
@@ -227,10 +261,23 @@ class _Outcomes:
         def one(draws: dict[str, Any]) -> Tensor:
             return self._run(self.inputs, draws).execute(program)[score].sum()
 
-        possible = torch.vmap(one)(self.draws) > -torch.inf
+        possible = self.map(one) > -torch.inf
         if not bool(possible.all()):
             self.draws = pytree.tree_map(lambda x: x[possible], self.draws)
             self.count = int(possible.sum())
+
+    def map(self, fn: Callable[..., Any], *more: Any, chunk: int | None = None) -> Any:
+        """`fn(draws, *more)` for every outcome; `more` has one entry for each."""
+        number = torch.arange(self.count)  # something to map over, in a graph without draws
+        mapped = torch.vmap(lambda _, draws, *others: fn(draws, *others), chunk_size=chunk)
+        return mapped(number, self.draws, *more)
+
+    def some(self, start: int) -> "_Outcomes":
+        """The outcomes from a place on, as many as are evaluated at once."""
+        part = copy.copy(self)
+        part.draws = pytree.tree_map(lambda x: x[start : start + _CHUNK], self.draws)
+        part.count = min(_CHUNK, self.count - start)
+        return part
 
     def _run(self, inputs: Any, draws: dict[str, Any]) -> Run:
         trace = Trace(draws=draws)
@@ -244,9 +291,9 @@ class _Outcomes:
 
     def probabilities(self, flat: Tensor, restore: Callable[[Tensor], Any]) -> tuple[Tensor, dict[str, Tensor]]:
         """The probability of every outcome, and the log-probability of every draw in it."""
-        log_probs = torch.vmap(lambda draws: self.evaluate(restore(flat), draws)[1], chunk_size=_CHUNK)(self.draws)
-        total = sum(x.reshape(self.count, -1).sum(1) for x in log_probs.values())
-        return torch.as_tensor(total).exp(), log_probs
+        log_probs = self.map(lambda draws: self.evaluate(restore(flat), draws)[1], chunk=_CHUNK)
+        totals = (x.reshape(self.count, -1).sum(1) for x in log_probs.values())
+        return sum(totals, start=flat.new_zeros(self.count)).exp(), log_probs
 
 
 def _combine(leaf: Tensor, lead: int, own: int, sizes: list[int], cells: list[int], index: Tensor) -> Tensor:
@@ -299,25 +346,21 @@ def _derivative(fn: Callable[..., Tensor], order: int) -> Callable[..., Tensor]:
     return derived
 
 
-def _expected_value(
-    outcomes: _Outcomes, restore: Callable[[Tensor], Any], draws: dict[str, Any], flat: Tensor, order: int
-) -> Tensor:
-    """The derivative of `sum_D p(D; theta) value(D; theta)` over some outcomes."""
+def _truth(outcomes: _Outcomes, restore: Callable[[Tensor], Any], flat: Tensor, order: int) -> Tensor:
+    """The derivative of `sum_D p(D; theta) value(D; theta)`."""
+    parts = [outcomes.some(start) for start in range(0, outcomes.count, _CHUNK)]
+    return torch.stack([_expected_value(part, restore, flat, order) for part in parts]).sum(0)
 
-    def one(vector: Tensor, one_draws: dict[str, Any]) -> Tensor:
-        value, log_probs = outcomes.evaluate(restore(vector), one_draws)
-        return torch.stack([x.sum() for x in log_probs.values()]).sum().exp() * value
 
+def _expected_value(outcomes: _Outcomes, restore: Callable[[Tensor], Any], flat: Tensor, order: int) -> Tensor:
     def total(vector: Tensor) -> Tensor:
-        return torch.vmap(one, in_dims=(None, 0))(vector, draws).sum()
+        def one(draws: dict[str, Any]) -> Tensor:
+            value, log_probs = outcomes.evaluate(restore(vector), draws)
+            return sum((x.sum() for x in log_probs.values()), start=vector.new_zeros(())).exp() * value
+
+        return outcomes.map(one).sum()
 
     return _derivative(total, order)(flat)
-
-
-def _accumulate(outcomes: _Outcomes, part: Callable[[dict[str, Any]], Tensor]) -> Tensor:
-    starts = range(0, outcomes.count, _CHUNK)
-    pieces = [part(pytree.tree_map(lambda x, s=start: x[s : s + _CHUNK], outcomes.draws)) for start in starts]
-    return torch.stack(pieces).sum(0)
 
 
 def _estimates(
@@ -334,4 +377,4 @@ def _estimates(
         trace = Trace(draws=draws, log_probs=recorded)
         return _derivative(lambda vector: surrogate(*restore(vector), trace), order)(flat)
 
-    return torch.vmap(one, chunk_size=_CHUNK)(outcomes.draws, log_probs).detach()
+    return outcomes.map(one, log_probs, chunk=_CHUNK).detach()

@@ -84,6 +84,7 @@ def linear_by_hand(observation, mask, target):
 
     steps = [(i, t) for i in range(4) for t in range(6) if mask[i, t]]
     moments, products = 1e-5 * torch.eye(10, dtype=F64), torch.zeros(10, dtype=F64)
+    moments[-1, -1] = 0.0  # the intercept is not penalised
     for i, t in steps:
         row = features(i, t)
         moments += torch.outer(row, row)

@@ -6,7 +6,7 @@ Quadrature with 8 nodes per draw is exact for polynomials up to degree 15, so ex
 import numpy as np
 import pytest
 import torch
-from torch.distributions import Gamma, LogNormal, MultivariateNormal, Normal
+from torch.distributions import LogNormal, MultivariateNormal, Normal
 
 import stochgraph as sg
 from tests.problems import F64
@@ -165,15 +165,6 @@ def test_pathwise_multivariate_normal_in_a_plate():
     x, z = trace.draws["x"], trace.draws["z"]
     expected = (2 * x.sum(-1) * z[:, None]).mean().expand(2)
     torch.testing.assert_close(torch.func.grad(lambda t: compiled.surrogate(t, trace))(theta), expected)
-
-
-def test_pathwise_refuses_noise_that_depends_on_parameters():
-    @sg.graph
-    def objective(theta):
-        return sg.mean(sg.sample("x", Gamma, theta, 1.0, n=3))
-
-    with pytest.raises(sg.SamplingError, match=r"'x' \(Gamma\): its noise depends on its parameters"):
-        objective.compile(sg.PW()).sample(torch.tensor(1.5))
 
 
 def test_mixed_score_function_and_pathwise():

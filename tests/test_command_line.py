@@ -152,6 +152,16 @@ def test_bad_options_are_refused_before_anything_is_done(tmp_path, monkeypatch, 
     assert not list(tmp_path.iterdir())
 
 
+def test_a_run_is_started_over_on_request(folder):
+    (folder / "checkpoints").rename(folder / "moved")
+    command = ["train", "--config", folder / "run.json"]
+    refused = call(*command)
+    assert refused.exit_code == 1
+    assert "--restart" in refused.output
+    assert call(*command, "--restart").exit_code == 0
+    assert RunFolder(folder / "earlier-1").metrics("evaluation")[0] == RunFolder(folder).metrics("evaluation")[0]
+
+
 def test_evaluation(folder):
     printed = call("evaluate", folder, "--steps", 2, "--tasks", 5).output
     assert "after 4 iterations, 5 held-out tasks, return ± standard error:" in printed

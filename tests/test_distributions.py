@@ -260,6 +260,22 @@ def test_under_transforms(name, as_function):
     torch.testing.assert_close(torch.func.hessian(compiled.surrogate)(THETA, trace), second, **EXACT)
 
 
+@pytest.mark.parametrize("as_function", [False, True], ids=["as it is", "through a function"])
+@pytest.mark.parametrize("case", [*CASES.values(), *BATCHES.values()], ids=[*CASES, *(f"{b}, batch" for b in BATCHES)])
+def test_scores_can_be_mapped(case, as_function):
+    """Over parameters and over traces, though some of torch's own log-probabilities look at values."""
+    compiled = declare(case, LAYOUTS["half"], as_function).compile(sg.SF())
+    sizes = dict.fromkeys(axes_of(case, LAYOUTS["half"]), 2)
+    traces = [compiled.sample(THETA, generator=seed(k), sizes=sizes) for k in range(2)]
+    many = THETA + torch.tensor([[0.0], [0.1]], dtype=F64)
+    stacked = torch.utils._pytree.tree_map(lambda *leaves: torch.stack(leaves), *traces)
+    for fn in (torch.func.grad(compiled.surrogate), torch.func.jacrev(torch.func.grad(compiled.surrogate))):
+        for dims, number in (((0, None), (many, traces[0])), ((None, 0), (THETA, stacked)), ((0, 0), (many, stacked))):
+            mapped = torch.func.vmap(fn, in_dims=dims)(*number)
+            at = [(many[k] if dims[0] == 0 else THETA, traces[k if dims[1] == 0 else 0]) for k in range(2)]
+            torch.testing.assert_close(mapped, torch.stack([fn(*one) for one in at]), rtol=1e-10, atol=1e-10)
+
+
 def test_numbers_as_parents():
     @sg.graph
     def objective(theta):

@@ -1,6 +1,7 @@
 """Finite decision processes: exact values against sums, brute force and finite differences."""
 
 import itertools
+import math
 from typing import Any
 
 import pytest
@@ -27,9 +28,9 @@ def random_processes(tasks=5, states=4, actions=3, discount=DISCOUNT, seed=0):
     return exact.process(Dynamics(probability, tables.reward, ends), discount)
 
 
-def lakes(tasks=6, holes=0.3, seed=0):
+def lakes(tasks=6, holes=0.3, seed=0, **options):
     torch.manual_seed(seed)
-    lake = FrozenLake(holes=holes)
+    lake = FrozenLake(holes=holes, **options)
     tables, which = lake.dynamics(lake.task_distribution().sample((tasks,)).double())
     return exact.process(Dynamics(*(field[which] for field in tables)), DISCOUNT)
 
@@ -121,6 +122,21 @@ def test_the_best_policy_of_frozen_lakes():
         ahead = torch.einsum("...sat,...t->...sa", processes.probability, values)
         values = (processes.reward + processes.discount * ahead).amax(-1)
     torch.testing.assert_close(exact.optimal_values(processes), values, rtol=0, atol=1e-12)
+
+
+def test_the_returns_of_lakes_whose_goal_pays():
+    """The best walk has six moves where the holes leave a way of that length, and arrives for good."""
+    pytest.importorskip("gymnasium")
+    for holes, uniform in ((0.3, -0.37), (0.1, -0.13)):
+        processes = lakes(40, holes, slippery=False, goal="pays")
+        best = (processes.start * exact.optimal_values(processes)).sum(-1)
+        lengths = torch.log(best * (1 - DISCOUNT)) / math.log(DISCOUNT) + 1  # d**(moves - 1) / (1 - d)
+        assert ((lengths - lengths.round()).abs() < 1e-9).all()
+        assert float(lengths.min().round()) == 6
+        assert float(best.max()) == pytest.approx(0.8**5 / 0.2)
+        assert float((lengths.round() == 6).double().mean()) > 0.8
+        found = float(exact.returns(processes, torch.full((16, 4), 0.25, dtype=F64)).mean())
+        assert found == pytest.approx(uniform, abs=0.03)
 
 
 def test_several_policies_of_one_process_and_the_other_way_round():

@@ -121,6 +121,45 @@ def test_lakes_are_gymnasiums(size, slippery, hole_reward):
         torch.testing.assert_close(found.probability, probability, **EXACT)
 
 
+@pytest.mark.parametrize("slippery", [True, False])
+def test_a_goal_that_pays_is_gymnasiums_lake_but_for_the_goal(slippery):
+    """Holes and ice are as they were; the goal is left by no action, and every one of them earns 1."""
+    pytest.importorskip("gymnasium")
+    ends, pays = (FrozenLake(slippery=slippery, goal=goal) for goal in ("ends", "pays"))
+    torch.manual_seed(0)
+    for task in ends.task_distribution().sample((5,)).double():
+        one, other = ends.table(task), pays.table(task)
+        for before, after in zip(one, other, strict=True):
+            assert torch.equal(before[:-1], after[:-1])
+        stay = torch.zeros(4, 16, dtype=F64)
+        stay[:, -1] = 1.0
+        assert torch.equal(other.probability[-1], stay)
+        assert torch.equal(other.reward[-1], stay)
+        assert bool(one.ends[-1])
+        assert not bool(other.ends[-1])
+
+
+def test_walks_go_on_where_the_goal_pays():
+    """Right and down past a lake of four tiles: the second step arrives, and all that follow are paid."""
+    pytest.importorskip("gymnasium")
+    lake = FrozenLake(size=2, slippery=False, goal="pays")
+    lake.reset(LAKES[:1])
+    found = [lake.step(torch.tensor([move])) for move in (2, 1, 0, 3, 2)]
+    assert [float(reward) for _, reward, _ in found] == [0.0, 1.0, 1.0, 1.0, 1.0]
+    assert not any(bool(done) for *_, done in found)
+    assert all(int(state.argmax()) == 3 for state, *_ in found[1:])
+
+
+def test_estimators_are_proved_on_lakes_whose_goal_pays():
+    pytest.importorskip("gymnasium")
+    walks = Rollouts(FrozenLake(size=2, slippery=False, goal="pays", horizon=2), TabularSoftmax(4, 4))
+    graph = adapted_return(
+        walks, lambda: walks.environment.declare_tasks(1, among=LAKES), inner_rate=0.7, inner=1, outer=1
+    )
+    assert sg.verify(graph.compile(sg.SF()), parameters(walks.policy)).relative_bias < 1e-10
+    assert sg.verify(graph.compile(sg.MAML()), parameters(walks.policy)).relative_bias > 1e-3
+
+
 def test_what_cannot_be_enumerated_says_so():
     theta = parameters(TabularSoftmax(2, 2))
     noisy = Rollouts(RandomMDP(2, 2, horizon=2), TabularSoftmax(2, 2))

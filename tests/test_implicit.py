@@ -11,7 +11,7 @@ from typing import Any
 import networkx as nx
 import pytest
 import torch
-from torch.distributions import Bernoulli, Categorical, Normal
+from torch.distributions import Bernoulli, Categorical, LogNormal, Normal
 
 import stochgraph as sg
 from stochgraph._symbol import _current
@@ -927,8 +927,9 @@ def test_single_precision():
         assert difference(linear.solve(problem.curvature(target), rhs), torch.linalg.solve(matrix, rhs)) < 1e-3
 
 
-def test_solutions_are_freed():
-    """Nothing that is kept for the derivative holds the solution in a circle."""
+@pytest.mark.parametrize("estimator", [None, sg.SF(), sg.PW()], ids=str)
+def test_solutions_are_freed(estimator):
+    """Nothing that is kept for the derivative holds the solution in a circle, nor what is drawn from it."""
     seen = []
 
     def value(theta):
@@ -939,9 +940,12 @@ def test_solutions_are_freed():
     def objective(theta):
         psi = sg.unknown("psi", like=theta)
         solved = sg.argmax(-((psi - theta) ** 2).sum(), over=psi)
-        return sg.apply(value, solved)
+        if estimator is None:
+            return sg.apply(value, solved)
+        x = sg.sample("x", LogNormal, solved, 1.0)
+        return sg.apply(lambda t, x: value(t) + x.sum(), solved, x) + sg.apply(torch.sum, sg.log_prob(x))
 
-    compiled = objective.compile({})
+    compiled = objective.compile(estimator or {})
     gc.collect()
     gc.disable()
     try:

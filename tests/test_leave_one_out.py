@@ -295,3 +295,23 @@ def test_the_baseline_of_a_later_sample_goes_into_the_replays():
     plain, moved, linearised = (float(each.variance.sum()) for each in found)
     assert abs(moved - plain) < 0.1 * plain
     assert abs(moved - linearised) < 0.1 * linearised
+
+
+def test_explain_says_where_it_is_the_score_function():
+    """Behind linear operations it compares nothing, and the baseline that does is named."""
+
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta, n=3)
+        y = sg.sample("y", Bernoulli, logits=-theta, n=3)
+        z = sg.sample("z", Bernoulli, logits=2.0 * theta)
+        return 2.0 * sg.mean(torch.exp(x)) + sg.mean(y) ** 2 + z
+
+    text = str(objective.compile(sg.LOO()).explain())
+    assert "x: only linear operations follow its plate, where LOO is SF" in text
+    assert "baseline=" in text
+    assert "y: only" not in text
+    assert "z: only" not in text  # it has no plate, and no other draws to be compared with
+    for estimator in (sg.SF(), {"x": sg.SF(baseline="loo"), "y": sg.LOO(), "z": sg.SF()}):
+        assert "only linear" not in str(objective.compile(estimator).explain())
+    assert "only linear" not in str(problems.bandit(1).compile({"D1": sg.LOO(), "tau": sg.SF()}).explain())

@@ -13,6 +13,8 @@ from stochgraph.algorithms.policies import (
     CategoricalModule,
     GaussianMLP,
     GaussianModule,
+    HeteroscedasticMLP,
+    HeteroscedasticModule,
     Parameters,
     TabularSoftmax,
 )
@@ -21,6 +23,7 @@ from tests.problems import F64
 
 EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-10}
 NETWORK = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 4)).double()
+WIDE = torch.nn.Sequential(torch.nn.Linear(3, 5), torch.nn.Tanh(), torch.nn.Linear(5, 8)).double()
 GAUSSIAN: dict[str, Any] = {
     "network": GaussianMLP(3, 4, hidden=(5,)),
     "linear": GaussianMLP(3, 4, hidden=()),
@@ -28,6 +31,8 @@ GAUSSIAN: dict[str, Any] = {
     "floor": GaussianMLP(3, 4, hidden=(5, 6), least_log_std=0.1),
     "held": GaussianMLP(3, 4, hidden=(5,), log_std=-1.0, learn_std=False),
     "held module": GaussianModule(NETWORK, 4, log_std=0.3, learn_std=False),
+    "variances": HeteroscedasticMLP(3, 4, hidden=(5, 6), least_log_std=-1.0),
+    "variances of a module": HeteroscedasticModule(WIDE, 4),
 }
 SOFTMAX: dict[str, Any] = {
     "network": CategoricalMLP(3, 4, hidden=(5,)),
@@ -48,7 +53,11 @@ def some(policy: Any, number: int) -> Parameters:
 def distribution(policy: Any, theta: Parameters, observation: Tensor) -> Any:
     if policy in SOFTMAX.values():
         return Categorical(logits=policy.logits(theta, observation))
-    return Independent(Normal(policy.mean(theta, observation), policy.std(theta)), 1)
+    mean, log_std = policy.moments(theta, observation)
+    if hasattr(policy, "std"):
+        assert torch.equal(mean, policy.mean(theta, observation))
+        assert torch.equal(log_std.exp(), policy.std(theta))
+    return Independent(Normal(mean, log_std.exp()), 1)
 
 
 @pytest.mark.parametrize("policy", ALL, ids=NAMES)
@@ -135,6 +144,46 @@ def test_a_standard_deviation_that_is_held_fixed():
     torch.testing.assert_close(policy.std(theta), torch.tensor([0.1]))
     assert problem.draw(theta, iteration=0).value_and_grad(theta)[1].keys() == theta.keys()
     assert GaussianMLP(1, 1, log_std=-9.0, learn_std=False).std(theta).log() == -5.0  # the floor holds for it too
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [GAUSSIAN["variances"], GAUSSIAN["variances of a module"], HeteroscedasticMLP(3, 4, hidden=())],
+    ids=["network", "module", "linear"],
+)
+def test_the_network_gives_variances(policy):
+    """By hand: the second half of the outputs, which depends on the observation, not below the floor."""
+    theta, observation = some(policy, 0), torch.randn(9, 3, generator=torch.Generator().manual_seed(0), dtype=F64)
+    layers = len(theta) // 2
+    outputs = observation
+    for k in range(layers):
+        outputs = outputs @ theta[f"{2 * k}.weight"].mT + theta[f"{2 * k}.bias"]
+        outputs = torch.tanh(outputs) if k < layers - 1 else outputs
+    mean, log_std = policy.moments(theta, observation)
+    torch.testing.assert_close(mean, outputs[:, :4], **EXACT)
+    torch.testing.assert_close(log_std, outputs[:, 4:].clamp(min=policy.least_log_std), **EXACT)
+    assert log_std.std(0).min() > 0.1
+
+
+def test_variances_start_where_they_are_asked_to():
+    policy = HeteroscedasticMLP(3, 4, hidden=(5,), log_std=-0.7)
+    theta = policy.initial(torch.Generator().manual_seed(0), F64)
+    mean, log_std = policy.moments(theta, torch.zeros(2, 3, dtype=F64))
+    assert torch.equal(mean, torch.zeros(2, 4, dtype=F64))
+    torch.testing.assert_close(log_std, torch.full((2, 4), -0.7, dtype=F64), **EXACT)
+    with pytest.raises(ValueError, match=r"returns \(1, 4\), for actions of size 4: 8 outputs are expected"):
+        HeteroscedasticModule(NETWORK, 4).moments(dict(NETWORK.named_parameters()), torch.zeros(1, 3, dtype=F64))
+
+
+@pytest.mark.parametrize("algorithm", ["lsf", "bomrl-practical", "promp"])
+def test_runs_with_variances_of_the_network(algorithm):
+    run = Configuration(policy="network-with-variances", algorithm=algorithm, horizon=4, hidden=(3,), tasks=2, inner=3)
+    problem = Problem(run.replace(outer=3))
+    theta = problem.initial()
+    assert theta["2.bias"].shape == (4,)
+    before = {name: leaf.clone() for name, leaf in theta.items()}
+    problem.learner(theta).step(theta, problem.draw(theta, iteration=0))
+    assert all((leaf != before[name]).any() for name, leaf in theta.items())
 
 
 def test_a_module_with_a_log_std_of_its_own():

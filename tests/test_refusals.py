@@ -284,6 +284,12 @@ def test_what_is_no_estimator():
         declare(gaussian).compile("SF")
 
 
+def test_what_is_no_estimator_of_a_graph_without_samples():
+    graph = sg.graph(lambda theta: sg.descend(theta, theta**2, 0.1))
+    with pytest.raises(sg.CompileError, match=r"<lambda>: <function FirstOrder .* is not an estimator; use sg.SF\(\)"):
+        graph.compile(sg.FirstOrder)
+
+
 @pytest.mark.parametrize(
     ("words", "message"), [(("box", "cost"), "curvature='box'"), (("log", "all"), "influence='all'")]
 )
@@ -462,6 +468,63 @@ def test_an_objective_that_is_no_scalar():
     compiled = declare(lambda t: t * sg.mean(sg.sample("x", Normal, 0.0, 1.0, n=3))).compile(sg.SF())
     with pytest.raises(sg.SamplingError, match=r"must be a real scalar, got shape \(2,\)"):
         compiled.sample(torch.ones(2))
+
+
+BATCH = torch.arange(6.0).reshape(3, 2)
+
+
+@pytest.mark.parametrize("word", ["objective", "ascend", "descend", "argmax"])
+def test_a_batch_that_no_plate_stands_for(word):
+    """A mini-batch among the inputs leaves its rows in whatever is computed from it."""
+
+    def body(theta, batch):
+        loss = sg.apply(lambda t, rows: -((rows @ t) ** 2), theta, batch)
+        if word == "objective":
+            return loss
+        if word == "argmax":
+            psi = sg.unknown("psi", like=theta)
+            return sg.argmax(sg.apply(lambda p, t, rows: -((rows @ (p - t)) ** 2), psi, theta, batch), over=psi).sum()
+        return getattr(sg, word)(theta, loss, lr=0.1).sum()
+
+    compiled, theta = sg.graph(body).compile({}), torch.ones(2)
+    message = r"got .*\(3,\).*sg\.data\(\"row\", rows\).*sg\.mean\(\.\.\., over=\"row\"\)"
+    for call in (compiled.sample, compiled.value_and_grad):
+        with pytest.raises(sg.SamplingError, match=message):
+            call(theta, BATCH)
+
+
+@pytest.mark.parametrize("given", ["module", "list", "dict", "parameters"])
+def test_a_module_in_place_of_its_parameters(given):
+    module = torch.nn.Linear(2, 1)
+    inputs: dict[str, Any] = {
+        "module": module,
+        "list": [module, torch.ones(2)],
+        "dict": {"net": torch.nn.ParameterDict({"w": torch.ones(2)}), "a": torch.ones(2)},
+        "parameters": module.parameters(),
+    }
+    compiled = sg.graph(lambda net, x: sg.apply(lambda net, x: x.sum(), net, x)).compile({})
+    words = r"the input 'net' .*dict\(module\.named_parameters\(\)\).*torch\.func\.functional_call"
+    with pytest.raises(sg.InputError, match=words):
+        compiled.value_and_grad(inputs[given], torch.ones(2))
+    if given != "parameters":  # values of any kind go in, but for those that would be differentiated
+        for call in (compiled.sample, lambda *given: sg.verify(compiled, *given)):
+            with pytest.raises(sg.InputError, match=words):
+                call(inputs[given], torch.ones(2))
+
+
+def test_the_parameters_of_a_module():
+    module = torch.nn.Linear(2, 1)
+
+    def loss(parameters, rows):
+        return torch.func.functional_call(module, parameters, (rows,)).square().mean()
+
+    compiled = sg.graph(lambda net, rows: sg.apply(loss, net, rows)).compile({})
+    value, grads = compiled.value_and_grad(dict(module.named_parameters()), BATCH)
+    module(BATCH).square().mean().backward()
+    torch.testing.assert_close(value, module(BATCH).square().mean().detach())
+    assert {name: grad.tolist() for name, grad in grads.items()} == {
+        name: leaf.grad.tolist() for name, leaf in module.named_parameters() if leaf.grad is not None
+    }
 
 
 def test_a_sampler_that_draws_wrong_shapes():

@@ -321,6 +321,91 @@ def test_first_order_without_distribution_paths():
         assert compiled.explain().unbiased == (jacobian == 0.8)
 
 
+BATCH = torch.tensor([0.4, -1.1, 0.9], dtype=F64)
+
+
+def squared(theta, batch):
+    return sg.apply(lambda t, b: ((t - b) ** 2).mean(), theta, batch)
+
+
+def captured_batch(descend, theta, batch):
+    return descend(theta, squared(theta, BATCH)) ** 2
+
+
+def batch_as_an_input(descend, theta, batch):
+    return descend(theta, squared(theta, batch)) ** 2
+
+
+def two_steps(descend, theta, batch):
+    adapted = descend(theta, squared(theta, batch))
+    return descend(adapted, squared(adapted, batch)) ** 2
+
+
+def data_without_parameters(descend, theta, batch):
+    task = sg.sample("task", Normal, torch.tensor(1.0, dtype=F64), 1.0, n=2)
+    return sg.mean(descend(theta, squared(theta * task, batch)) ** 2)
+
+
+def an_outcome_that_is_scored(descend, theta, batch):
+    y = sg.sample("y", Normal, descend(theta, squared(theta, batch)), 1.0, n=4)
+    return sg.mean(y**2)
+
+
+def behind_an_update_with_draws(descend, theta, batch):
+    x = sg.sample("x", Normal, theta, 1.0, n=3)
+    adapted = descend(theta, sg.mean((theta - x) ** 2))
+    return descend(adapted, squared(adapted, batch)) ** 2
+
+
+SUPERVISED = [
+    captured_batch,
+    batch_as_an_input,
+    two_steps,
+    data_without_parameters,
+    an_outcome_that_is_scored,
+    behind_an_update_with_draws,
+]
+
+
+def plain_step(params, objective):
+    return sg.descend(params, objective, 0.1)
+
+
+def declared_first_order(params, objective):
+    return params + sg.stop(plain_step(params, objective) - params)
+
+
+@pytest.mark.parametrize(("influence", "counted"), [("none", sg.MAML()), ("cost", sg.SF())])
+@pytest.mark.parametrize("body", SUPERVISED)
+def test_first_order_for_the_whole_graph_stops_every_update(body, influence, counted):
+    """At given data too: on the same draws, against the graph that declares its directions constant."""
+    graph = sg.graph(lambda theta, batch: body(plain_step, theta, batch))
+    declared = sg.graph(lambda theta, batch: body(declared_first_order, theta, batch)).compile(counted)
+    compiled, theta = graph.compile(sg.FirstOrder(influence)), torch.tensor(0.3, dtype=F64)
+    directions = [row for row in compiled.explain().ledger if row.update]
+    assert directions
+    assert {row.counted for row in directions} == {"dropped"}
+    assert not compiled.explain().unbiased
+    trace = compiled.sample(theta, BATCH, generator=seed())
+    found, expected = (torch.func.grad(c.surrogate)(theta, BATCH, trace) for c in (compiled, declared))
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=1e-12)
+    torch.testing.assert_close(compiled.value_and_grad(theta, BATCH, generator=seed())[1], found)
+    if not graph.samples:
+        adapted = theta - 0.2 * (theta - BATCH.mean())
+        adapted = adapted - 0.2 * (adapted - BATCH.mean()) if body is two_steps else adapted
+        assert float(found) == pytest.approx(float(2 * adapted), abs=1e-12)
+
+
+def test_first_order_for_a_sample_stops_the_updates_that_it_feeds():
+    """Which update is meant is said by the data; one at given data is then differentiated whole."""
+    graph = sg.graph(lambda theta, batch: behind_an_update_with_draws(plain_step, theta, batch))
+    compiled = graph.compile({"x": sg.FirstOrder()})
+    counted = {row.update: row.counted for row in compiled.explain().ledger if row.update}
+    assert counted == {"theta'": "dropped", "theta''": "once"}
+    alone = sg.graph(lambda theta, batch: batch_as_an_input(plain_step, theta, batch)).compile({})
+    assert alone.explain().unbiased
+
+
 def test_samples_that_depend_on_data_alone_need_no_estimator():
     """They carry no gradient, but a surrogate at other data is weighted for them."""
 

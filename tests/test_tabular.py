@@ -133,6 +133,7 @@ def test_holes_have_their_probability():
     [
         ({"holes": 1.0}, "holes is a probability below 1, got 1.0"),
         ({"size": 1}, "size must be at least 2 tiles, got 1"),
+        ({"goal": "stays"}, 'goal=\'stays\' is not known: choose "ends" or "pays"'),
     ],
 )
 def test_refusals_of_lakes(options, message):

@@ -1,14 +1,18 @@
 """A run: the same bits however it was broken off, and clear words for whatever breaks it."""
 
+import contextlib
 import errno
 import json
 import os
 import random
+import re
 import resource
 import shutil
 import signal
+import tempfile
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,19 +20,38 @@ import torch
 from stochgraph.algorithms.rollouts import Rollouts
 from stochgraph.algorithms.training import (
     Batch,
+    CheckpointError,
     Configuration,
     ConfigurationError,
     Problem,
     RunFolder,
     Trainer,
     TrainingError,
+    checkpoints,
     load_result,
+    run_folder,
     train,
 )
+from stochgraph.algorithms.training.checkpoints import read_checkpoint
 from stochgraph.algorithms.training.curves import save_learning_curve
 from stochgraph.algorithms.training.files import _synchronise
+from stochgraph.algorithms.training.learners import Ascent
 from stochgraph.algorithms.training.reports import ProgressBar, TensorBoard
-from tests.training_cases import FORKS, SMALL, Hook, newest, same, same_runs, train_quietly
+from stochgraph.algorithms.training.settings import _ascends
+from tests.training_cases import (
+    FORKS,
+    SMALL,
+    Hook,
+    contents,
+    failing,
+    newest,
+    same,
+    same_runs,
+    timeless,
+    train_quietly,
+    wait_for,
+    without_times,
+)
 
 
 @pytest.fixture
@@ -36,10 +59,22 @@ def small(tmp_path):
     return SMALL.replace(output=str(tmp_path / "run"))
 
 
+@pytest.fixture(scope="module")
+def left_alone(tmp_path_factory):
+    """The folder of the small run left alone, for all to compare with."""
+    return train(SMALL.replace(output=str(tmp_path_factory.mktemp("left") / "alone")), reporters=[]).folder
+
+
+@pytest.fixture(scope="module")
+def longer(left_alone):
+    """The folder of the small run after eight iterations."""
+    return train(SMALL.replace(output=str(left_alone.parent / "longer"), iterations=8), reporters=[]).folder
+
+
 @pytest.fixture
-def alone(tmp_path):
-    """The folder of the small run left alone."""
-    return train(SMALL.replace(output=str(tmp_path / "alone")), reporters=[]).folder
+def alone(tmp_path, left_alone):
+    """A copy of the folder of the small run, to do with what one likes."""
+    return Path(shutil.copytree(left_alone, tmp_path / "alone"))
 
 
 # --- what a run does
@@ -190,7 +225,10 @@ def test_meta_training_raises_the_return_on_held_out_tasks(small):
 # --- continuing
 
 
-@pytest.mark.parametrize("optimizer", ["Adam", "SGD", "RMSprop"])
+OPTIMIZERS = sorted(name for name, kind in vars(torch.optim).items() if _ascends(kind) and name != "Muon")
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_run_in_two_halves_is_the_run_in_one(small, tmp_path, optimizer):
     whole = small.replace(output=str(tmp_path / "whole"), optimizer=optimizer)
     train(whole, reporters=[])
@@ -202,12 +240,35 @@ def test_a_run_in_two_halves_is_the_run_in_one(small, tmp_path, optimizer):
     assert same_runs(small.output, whole.output)
 
 
+def test_a_run_with_tuples_in_its_options_is_continued(small, tmp_path):
+    run = small.replace(optimizer_options={"betas": (0.8, 0.9)})
+    for iterations in (2, 6):
+        train(run.replace(iterations=iterations), reporters=[])
+    whole = train(run.replace(output=str(tmp_path / "whole")), reporters=[])
+    assert same_runs(small.output, whole.folder)
+
+
 def test_a_finished_run_is_left_as_it_is(alone):
     before = newest(alone)
     outcome = train(SMALL.replace(output=str(alone)), reporters=[])
     assert outcome.finished
     assert same(newest(alone), before)
     assert same(outcome.theta, before["parameters"])
+
+
+@pytest.mark.parametrize("changes", [{"iterations": 3}, {"seed": 1}, {"learning_rate": 0.1, "iterations": 8}])
+def test_a_refused_command_changes_nothing(alone, changes):
+    """Not the configuration, not the metrics; not even a damaged checkpoint, or half a file."""
+    (alone / "checkpoints" / "00000006.pt").write_bytes(b"damaged")
+    (alone / ".temporary-999999999-run.json").touch()
+    before = contents(alone)
+    with pytest.raises(ConfigurationError, match=f"{next(iter(changes))}="):
+        train(SMALL.replace(output=str(alone), **changes), reporters=[])
+    assert contents(alone) == before
+    train(SMALL.replace(output=str(alone)), reporters=[])
+    assert contents(alone).keys() == (before.keys() | {"checkpoints/00000006.pt.unreadable"}) - {
+        ".temporary-999999999-run.json"
+    }
 
 
 def test_another_run_is_not_mixed_with_the_one_in_the_folder(alone):
@@ -261,13 +322,22 @@ def test_a_folder_has_one_writer(small):
         train(small, reporters=[Hook(again)])
 
 
+def last_written(folder):
+    """When the metrics were written to for the last time."""
+    metrics = Path(folder) / "metrics.jsonl"
+    return metrics.stat().st_mtime_ns if metrics.exists() else 0
+
+
 def test_twenty_kills_do_not_change_a_bit(tmp_path):
     """SIGKILL at random moments, in draws, metrics and checkpoints: the end is that of a run left alone."""
     alone, killed = (SMALL.replace(output=str(tmp_path / name)) for name in ("alone", "killed"))
     moments, reached = random.Random(0), []
-    for _ in range(20):
+    for i in range(20):
+        before = last_written(killed.output)
         process = FORKS.Process(target=train_quietly, args=(killed.replace(iterations=10**6),))
         process.start()
+        if i % 4:  # or else in what comes before the first iteration
+            wait_for(lambda before=before: last_written(killed.output) > before)
         process.join(moments.uniform(0.0, 0.3))
         process.kill()
         process.join()
@@ -281,7 +351,111 @@ def test_twenty_kills_do_not_change_a_bit(tmp_path):
     assert not [path for path in Path(killed.output).rglob("*") if "temporary" in path.name or "unread" in path.name]
 
 
+@pytest.mark.parametrize("starts", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_starts_in_a_folder_above_do_not_disturb_a_run(tmp_path, starts):
+    """A run in `results/b` writes checkpoints all the time while runs in `results` start; a file of ours lies about."""
+    above = tmp_path / "results"
+    mine = [above / ".temporary-notes", above / "b" / ".temporary-1-00000001.pt", above / "b" / "checkpoints"]
+    small = SMALL.replace(output=str(above), iterations=1)
+    train(small, reporters=[])
+    within = SMALL.replace(output=str(above / "b"), iterations=10**7, checkpoint_every=1)
+    process = FORKS.Process(target=train_quietly, args=(within,))
+    process.start()
+    wait_for(lambda: RunFolder(within.output).checkpoints.paths())
+    for path in mine[:2]:
+        path.touch()
+    for _ in range(starts):
+        with RunFolder(above).opened(small):
+            pass
+    assert process.is_alive(), "the run in the folder within has ended"
+    os.kill(process.pid, signal.SIGTERM)
+    process.join(60)
+    assert process.exitcode == 0
+    assert all(path.exists() for path in mine)
+    total = newest(within.output)["iteration"]
+    assert total > 1
+    alone = train(within.replace(output=str(tmp_path / "alone"), iterations=total), reporters=[])
+    train(within.replace(iterations=total), reporters=[])
+    assert same_runs(within.output, alone.folder)
+
+
 # --- what goes wrong
+
+
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EIO, errno.ESTALE], ids=errno.errorcode.get)
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/00000006.pt", "metrics.jsonl", "run.json"])
+def test_what_cannot_be_read_is_said_and_left_as_it_is(alone, longer, name, number):
+    """A disk that answers with an error, for a while, is not an empty folder, and a file on it is not damaged."""
+    before = contents(alone)
+    with (
+        failing(alone / name, number),
+        pytest.raises((TrainingError, ConfigurationError), match=f"{name}.*{os.strerror(number)}|{number}.*{name}"),
+    ):
+        train(SMALL.replace(output=str(alone), iterations=8), reporters=[])
+    assert contents(alone) == before
+    train(SMALL.replace(output=str(alone), iterations=8), reporters=[])
+    assert same_runs(alone, longer)
+
+
+@pytest.mark.parametrize("left", ["a file", "a link to nowhere", "nothing", "an empty folder"])
+def test_metrics_without_checkpoints_are_not_written_over(alone, left):
+    """The checkpoints were moved away, or the disk that they are on is not there."""
+    (alone / "checkpoints").rename(alone.parent / "moved")
+    if left == "a file":
+        (alone / "checkpoints").touch()
+    elif left == "a link to nowhere":
+        (alone / "checkpoints").symlink_to(alone.parent / "not there")
+    elif left == "an empty folder":
+        (alone / "checkpoints").mkdir()
+    before = contents(alone)
+    with pytest.raises(TrainingError, match=r"checkpoints" if left == "a file" else r"no checkpoint.*put .*--restart"):
+        train(SMALL.replace(output=str(alone)), reporters=[])
+    assert contents(alone) == before
+
+
+def test_a_run_has_a_checkpoint_before_it_has_metrics(small):
+    """So that metrics without a checkpoint are never those of a run that has just begun."""
+    seen = []
+
+    class Watching(Hook):
+        def begin(self, done, total):
+            seen.append(RunFolder(small.output).checkpoints.paths()[0].name)
+            seen.append((Path(small.output) / "metrics.jsonl").read_text())
+
+    train(small, reporters=[Watching()])
+    assert seen == ["00000000.pt", ""]
+
+
+def test_a_run_is_started_over_where_that_is_asked_for(alone, tmp_path):
+    """What the folder held is not lost: it is a run of its own within it. Nothing of another run is in the way."""
+    again = SMALL.replace(output=str(alone), seed=3)
+    (alone / "notes.txt").write_text("mine")
+    before = contents(alone)
+    hook = Hook()
+    train(again, reporters=[hook], restart=True)
+    assert any("earlier-1" in text for text in hook.said)
+    assert contents(alone / "earlier-1") == {name: content for name, content in before.items() if name != "notes.txt"}
+    whole = train(again.replace(output=str(tmp_path / "whole")), reporters=[])
+    assert same_runs(alone, whole.folder)
+    assert load_result(alone / "earlier-1").iteration == 6
+    train(again, reporters=[], restart=True)
+    assert same_runs(alone, whole.folder)
+    assert same_runs(alone / "earlier-2", whole.folder)
+    assert (alone / "notes.txt").exists()
+
+
+def test_starting_over_where_nothing_is(small, alone):
+    train(small, reporters=[], restart=True)
+    assert same_runs(small.output, alone)
+    assert contents(small.output).keys() == contents(alone).keys()
+
+
+def test_a_rank_that_is_started_again_goes_on_with_what_was_started_over(alone, monkeypatch):
+    """torchrun repeats the command, with its --restart, when a process has died."""
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    hook = Hook()
+    train(SMALL.replace(output=str(alone)), reporters=[hook], restart=True)
+    assert "continuing after 6 iterations" in hook.said
 
 
 def no_space(*_, **__):
@@ -300,7 +474,7 @@ def test_a_full_disk_while_a_checkpoint_is_written(small, alone, monkeypatch):
             TrainingError, match=r"^iteration 4: .*No space left.*last good checkpoint is .*00000002.pt"
         ):
             train(small, reporters=[])
-    assert [path.name for path in RunFolder(small.output).checkpoints.paths()] == ["00000002.pt"]
+    assert [path.name for path in RunFolder(small.output).checkpoints.paths()] == ["00000000.pt", "00000002.pt"]
     train(small, reporters=[])
     assert same_runs(small.output, alone)
 
@@ -328,7 +502,7 @@ def test_a_disk_that_takes_a_part_of_a_file(small, alone, room):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "empty", "a flipped bit", "something else"])
-def test_a_damaged_checkpoint_is_passed_over(alone, tmp_path, damage):
+def test_a_damaged_checkpoint_is_passed_over(alone, left_alone, damage):
     path = alone / "checkpoints" / "00000006.pt"
     whole = path.read_bytes()
     middle = whole.index(b"parameters") if damage == "a flipped bit" else len(whole) // 2
@@ -340,14 +514,13 @@ def test_a_damaged_checkpoint_is_passed_over(alone, tmp_path, damage):
     assert train(again, reporters=[hook]).iteration == 6
     assert any("00000006.pt cannot be read" in text and "going back to 00000004.pt" in text for text in hook.said)
     assert (alone / "checkpoints" / "00000006.pt.unreadable").exists()
-    whole_run = train(SMALL.replace(output=str(tmp_path / "whole")), reporters=[]).folder
-    assert same_runs(alone, whole_run)
+    assert same_runs(alone, left_alone)
 
 
 def test_no_readable_checkpoint_is_an_error_that_names_them_all(alone):
     for path in (alone / "checkpoints").iterdir():
         path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(TrainingError, match=r"00000006.*00000004.*00000002.*remove .*checkpoints to start anew"):
+    with pytest.raises(TrainingError, match=r"00000006.*00000004.*00000002.*No checkpoint is left.*--restart"):
         train(SMALL.replace(output=str(alone)), reporters=[])
 
 
@@ -355,15 +528,341 @@ def test_a_checkpoint_of_something_else(alone):
     state = newest(alone)
     state["parameters"] = {"weight": torch.zeros(3)}
     RunFolder(alone).checkpoints.save(6, state)
-    with pytest.raises(TrainingError, match=r"is not one of this run \(KeyError.*give another output"):
+    with pytest.raises(TrainingError, match=r"00000006.pt is not one of this run: .*weight.*give another output"):
         train(SMALL.replace(output=str(alone)), reporters=[])
 
 
-def test_metrics_that_were_cut_by_hand_are_no_hindrance(alone):
+def once(iteration, action):
+    """A reporter that does something after an iteration."""
+    return Hook(lambda record: action() if record["iteration"] == iteration else None)
+
+
+def remove(folder):
+    shutil.rmtree(folder)
+
+
+def remove_with_all_around(folder):
+    shutil.rmtree(folder.parent)
+
+
+def rename(folder):
+    folder.rename(folder.with_name("renamed"))
+
+
+def put_a_file_there(folder):
+    shutil.rmtree(folder)
+    folder.touch()
+
+
+def let_another_run_in(folder):
+    shutil.rmtree(folder)
+    train(SMALL.replace(output=str(folder), seed=1), reporters=[])
+
+
+@pytest.mark.parametrize("when", [0, 2, 3, 5])
+@pytest.mark.parametrize(
+    "loss", [remove, remove_with_all_around, rename, put_a_file_there, let_another_run_in], ids=lambda f: f.__name__
+)
+def test_a_run_whose_folder_is_taken_away_says_where_it_is_saved(tmp_path, left_alone, loss, when):
+    """It has not finished, nor does it write where it is not at home; what it holds is a run that can be continued."""
+    folder = tmp_path / "results" / "run"
+    run = SMALL.replace(output=str(folder))
+    with pytest.raises(TrainingError, match=rf"^iteration {when + 1}: {folder} is not the folder .*") as caught:
+        train(run, reporters=[once(when, lambda: loss(folder))])
+    (place,) = re.findall(r"saved to (\S+), a run", str(caught.value))
+    assert place == f"{folder}-rescued"
+    assert load_result(place).iteration == when + 1
+    assert Configuration.load(Path(place) / "run.json") == run.replace(output=place)
+    if loss is let_another_run_in:
+        assert load_result(folder).problem.configuration.seed == 1
+        assert RunFolder(folder).metrics("iteration")[-1]["iteration"] == 5
+    else:
+        assert folder.is_file() if loss is put_a_file_there else not folder.exists()
+    train(run.replace(output=place), reporters=[])
+    assert same_runs(place, left_alone)
+
+
+def test_a_folder_that_is_taken_away_at_the_end(small, monkeypatch):
+    """While the learning curve is drawn, into a folder that is then made anew: the run has not finished there."""
+    monkeypatch.setattr(f"{Trainer.__module__}.save_learning_curve", lambda folders, *_: remove(folders[0]))
+    with pytest.raises(TrainingError, match=r"^iteration 6: .*run-rescued, a run"):
+        train(small, reporters=[])
+    assert load_result(f"{small.output}-rescued").iteration == 6
+
+
+def test_what_is_saved_elsewhere_finds_a_place(small, tmp_path, monkeypatch):
+    """A name that is free; or, where nothing can be written beside the folder, the folder for temporary files."""
+    (tmp_path / "run-rescued").mkdir()
+    with pytest.raises(TrainingError, match=r"run-rescued-2, a run"):
+        train(small, reporters=[once(2, lambda: remove(small.output))])
+    inner = tmp_path / "results" / "run"
+
+    def bar():
+        shutil.rmtree(inner.parent)
+        inner.parent.touch()
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    with pytest.raises(TrainingError, match=r"and nothing could be saved: .*"):
+        train(small.replace(output=str(inner)), reporters=[once(2, bar)])
+    (tmp_path / "temporary").mkdir()
+    inner.parent.unlink()
+    with pytest.raises(TrainingError, match=rf"saved to {tmp_path}/temporary/\S+, a run") as caught:
+        train(small.replace(output=str(inner)), reporters=[once(2, bar)])
+    (place,) = re.findall(r"saved to (\S+), a run", str(caught.value))
+    assert load_result(place).iteration == 3
+
+
+def test_a_folder_that_cannot_be_looked_at_is_not_taken_for_another(small, left_alone):
+    """An error of the disk ends the run in its words, and nothing is saved elsewhere."""
+    faults = contextlib.ExitStack()
+    with faults, pytest.raises(TrainingError, match=r"Input/output error"):
+        train(small, reporters=[once(3, lambda: faults.enter_context(failing(Path(small.output), errno.EIO)))])
+    assert [path.name for path in Path(small.output).parent.iterdir()] == ["run"]
+    train(small, reporters=[])
+    assert same_runs(small.output, left_alone)
+
+
+def test_a_run_goes_on_where_the_working_folder_changes(tmp_path, left_alone, monkeypatch):
+    """A simulator may go to another one; the output is where it was."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    outcome = train(SMALL.replace(output="here/run"), reporters=[once(2, lambda: os.chdir("elsewhere"))])
+    assert outcome.folder == tmp_path / "here" / "run"
+    assert same_runs(outcome.folder, left_alone)
+    assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def test_metrics_that_are_taken_away_go_on_in_a_file_of_the_name(small, left_alone):
+    """Removed, or written anew as editors do, without the end of the last line: no line is written to nowhere."""
+    metrics = Path(small.output) / "metrics.jsonl"
+    train(small, reporters=[once(2, metrics.unlink)])
+    assert timeless(small.output) == timeless(left_alone)[4:]
+
+    def edit():
+        metrics.with_suffix(".new").write_bytes(metrics.read_bytes().rstrip())
+        metrics.with_suffix(".new").rename(metrics)
+
+    train(small, reporters=[once(2, edit)], restart=True)
+    assert timeless(small.output) == timeless(left_alone)
+
+
+def with_moments(change):
+    """A change of all first moments that Adam remembers."""
+
+    def changed(state):
+        memory = state["learner"]["state"]
+        for each in memory.values():
+            each["exp_avg"] = change(each["exp_avg"])
+
+    return changed
+
+
+def with_parameters(change):
+    """A change of all parameters."""
+
+    def changed(state):
+        state["parameters"] = {name: change(leaf) for name, leaf in state["parameters"].items()}
+
+    return changed
+
+
+FORMS: dict[str, tuple[Any, str]] = {
+    "a scalar for every parameter": (with_parameters(lambda _: torch.tensor(1.0)), r"'0.weight' is float32 .*\(\)"),
+    "another shape": (with_parameters(lambda leaf: leaf.unsqueeze(0)), r"'0.weight' is .*\(1, 3, 2\), .*\(3, 2\)"),
+    "complex": (with_parameters(lambda leaf: leaf + 0j), "'0.weight' is complex64"),
+    "integers": (with_parameters(torch.Tensor.long), "'0.weight' is int64"),
+    "lists": (with_parameters(torch.Tensor.tolist), "'0.weight' is list"),
+    "sparse": (with_parameters(torch.Tensor.to_sparse), "'0.weight' is sparse float32"),
+    "eight bits": (with_parameters(lambda leaf: leaf.to(torch.float8_e4m3fn)), "'0.weight' is float8"),
+    "no numbers": (with_parameters(lambda leaf: leaf.to("meta")), "'0.weight' is without numbers"),
+    "no mapping": (lambda state: state.update(parameters=[1, 2]), "parameters are list"),
+    "one too many": (lambda state: state["parameters"].update(bias=torch.zeros(2)), "parameters .*, bias, and not"),
+    "one too few": (lambda state: state["parameters"].pop("log_std"), "2.bias, and not .*, log_std"),
+    "no parameters": (lambda state: state.pop("parameters"), "parameters are NoneType"),
+    "a negative iteration": (lambda state: state.update(iteration=-3), "iteration -3, and not that of its name"),
+    "another iteration": (lambda state: state.update(iteration=4), "iteration 4, and not that of its name"),
+    "half an iteration": (lambda state: state.update(iteration=6.0), "iteration 6.0, and not"),
+    "no iteration": (lambda state: state.pop("iteration"), "iteration None, and not"),
+    "no learner": (lambda state: state.pop("learner"), "the optimiser"),
+    "another learner": (lambda state: state.update(learner={}), "the optimiser"),
+    "a learner that is none": (lambda state: state.update(learner={"state": 3, "param_groups": []}), "the optimiser"),
+    "scalar moments": (with_moments(torch.Tensor.mean), "the optimiser"),
+    "other moments": (with_moments(lambda leaf: leaf.unsqueeze(-1)), "the optimiser"),
+    "complex moments": (with_moments(lambda leaf: leaf + 0j), "the optimiser"),
+    "no moments": (with_moments(lambda leaf: None), "the optimiser"),
+    "no such run": (lambda state: state.update(run=7), "run 7"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_checkpoint_of_another_form_is_refused(alone, form):
+    change, words = FORMS[form]
+    state = newest(alone)
+    change(state)
+    RunFolder(alone).checkpoints.save(6, state)
+    before = contents(alone)
+    with pytest.raises(TrainingError, match=rf"^checkpoint .*00000006.pt is not one of this run: .*{words}"):
+        train(SMALL.replace(output=str(alone), iterations=8), reporters=[])
+    assert contents(alone) == before
+    if "learner" in form or "moments" in form or "run" in form:
+        assert load_result(alone).iteration == 6
+    else:
+        with pytest.raises(CheckpointError, match=rf"00000006.pt .*{words}"):
+            load_result(alone)
+
+
+BETAS = {"betas": [0.5, 0.9]}
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"gradient_clip": None}, {"optimizer_options": BETAS}])
+def test_a_checkpoint_knows_its_run(small, alone, changes):
+    """Checkpoints of another run with parameters of the same shapes, copied here by mistake, are not continued."""
+    other = train(small.replace(**changes, iterations=8), reporters=[]).folder
+    shutil.copytree(other / "checkpoints", alone / "checkpoints", dirs_exist_ok=True)
+    before = contents(alone)
+    ((name, value),) = changes.items()
+    words = f"00000008.pt is not one of this run: it is of a run with {name}={value!r} not its default. Remove it"
+    with pytest.raises(TrainingError, match=re.escape(words)):
+        train(SMALL.replace(output=str(alone), iterations=10), reporters=[])
+    assert contents(alone) == before
+
+
+def test_a_checkpoint_from_before_checkpoints_knew_their_run(alone, longer):
+    """Only their shapes can be compared."""
+    for path in RunFolder(alone).checkpoints.paths():
+        state = read_checkpoint(path)
+        del state["run"]
+        torch.save(state, path)
+    train(SMALL.replace(output=str(alone), iterations=8), reporters=[])
+    assert same_runs(alone, longer)
+
+
+def test_a_folder_is_compared_once_it_is_held(small, monkeypatch):
+    """Another run begins, and ends, in the moment before this one gets hold of the folder."""
+    hold, other = run_folder.only_writer, small.replace(seed=1)
+
+    def late(folder):
+        monkeypatch.undo()
+        train(other, reporters=[])
+        return hold(folder)
+
+    monkeypatch.setattr(run_folder, "only_writer", late)
+    with pytest.raises(ConfigurationError, match="holds a run with seed=1 not 0"):
+        train(small.replace(iterations=8), reporters=[])
+    assert Configuration.load(Path(small.output) / "run.json") == other
+
+
+def test_the_step_size_is_that_of_the_run(alone, longer):
+    """What a checkpoint says of the optimiser's options is not asked: they are the run's."""
+    state = newest(alone)
+    state["learner"]["param_groups"][0].update(lr="much", betas=None)
+    RunFolder(alone).checkpoints.save(6, state)
+    train(SMALL.replace(output=str(alone), iterations=8), reporters=[])
+    assert same_runs(alone, longer)
+
+
+def after_line(number, added):
+    """Put bytes after a line of the metrics."""
+
+    def changed(written):
+        lines = written.splitlines(keepends=True)
+        return b"".join([*lines[:number], added, *lines[number:]])
+
+    return changed
+
+
+GARBAGE = {
+    "words": b"hello\n",
+    "zeros": bytes(4096) + b"\n",
+    "no UTF-8": b"\xff\xfe{\n",
+    "half a line": b'{"kind": "iteration", "itera\n',
+    "two on a line": b'{"kind": "iteration", "iteration": 1}{"kind": "iteration", "iteration": 2}\n',
+    "another object": b'{"note": "hello"}\n',
+    "no object": b"[1, 2]\n",
+    "no kind": b'{"iteration": 3}\n',
+    "a negative iteration": b'{"kind": "iteration", "iteration": -3}\n',
+    "no number of an iteration": b'{"kind": "iteration", "iteration": "3"}\n',
+    "a nest": b"[" * 100_000 + b"\n",
+    "a number of 5000 digits": b"1" * 5000 + b"\n",
+}
+
+
+@pytest.mark.parametrize("line", [0, 3])
+@pytest.mark.parametrize("garbage", GARBAGE)
+def test_a_line_that_is_no_record_is_set_aside(alone, left_alone, garbage, line):
+    """Nine lines: evaluations before the iterations 0, 3 and after 5. The run goes back to iteration 4."""
+    change_metrics(alone, after_line(line, GARBAGE[garbage]))
+    go_back(alone)
+    hook = Hook()
+    train(SMALL.replace(output=str(alone)), reporters=[hook])
+    assert same_runs(alone, left_alone)
+    assert (alone / "metrics.jsonl.unreadable").read_bytes() == GARBAGE[garbage]
+    assert any("metrics.jsonl has 1 line" in text and "metrics.jsonl.unreadable" in text for text in hook.said)
+    change_metrics(alone, after_line(2, b"more\n"))
+    train(SMALL.replace(output=str(alone), iterations=8), reporters=[])
+    assert (alone / "metrics.jsonl.unreadable").read_bytes() == GARBAGE[garbage] + b"more\n"
+
+
+HARMLESS = {
+    "carriage returns": lambda written: written.replace(b"\n", b"\r\n"),
+    "blank lines": lambda written: written.replace(b"\n", b"\n\n \n"),
+    "a mark of the encoding": lambda written: b"\xef\xbb\xbf" + written,
+    "no newline at the end": lambda written: written.rstrip(b"\n"),
+    "a line cut short at the end": lambda written: written + b'{"kind": "iter',
+    "every line twice": lambda written: written.replace(b"\n", b"\n" + written + b"\n", 1),
+    "spaces": lambda written: written.replace(b"{", b"  { ").replace(b"\n", b"  \n"),
+}
+
+
+@pytest.mark.parametrize("change", HARMLESS)
+def test_metrics_that_were_written_otherwise(alone, left_alone, change):
+    """By an editor, on another system, by a version that lost count: lines count by their iterations."""
+    change_metrics(alone, HARMLESS[change])
+    assert RunFolder(alone).metrics("evaluation")[-1]["iteration"] == 6
+    go_back(alone)
+    hook = Hook()
+    train(SMALL.replace(output=str(alone)), reporters=[hook])
+    for name in ("iteration", "evaluation"):
+        assert without_times(RunFolder(alone).metrics(name)) == without_times(RunFolder(left_alone).metrics(name))
+    assert not any("unreadable" in text for text in [*hook.said, *contents(alone)])
+
+
+@pytest.mark.parametrize("left", [0, 250, 600, None])
+def test_metrics_that_were_cut_by_hand_are_no_hindrance(alone, left):
+    """Emptied, cut within a line, removed."""
     metrics = alone / "metrics.jsonl"
-    metrics.write_bytes(metrics.read_bytes()[:250])
+    before = RunFolder(alone).metrics("iteration")
+    metrics.unlink() if left is None else metrics.write_bytes(metrics.read_bytes()[:left])
+    whole = metrics.read_bytes().count(b'"iteration", "iteration"') if left else 0
+    kept = [record for record in RunFolder(alone).metrics("iteration") if record in before]
+    assert whole - 1 <= len(kept) <= whole
     assert train(SMALL.replace(output=str(alone), iterations=8), reporters=[]).iteration == 8
-    assert [record["iteration"] for record in RunFolder(alone).metrics("iteration")][-2:] == [6, 7]
+    found = RunFolder(alone).metrics("iteration")
+    assert found[:-2] == kept
+    assert [record["iteration"] for record in found][-2:] == [6, 7]
+
+
+def test_metrics_that_are_emptied_while_a_run_writes_them(small, alone):
+    """Iterations do not stand twice, and a write that fails does not leave a hole where the lines were."""
+
+    def empty(record):
+        if record["iteration"] == 2:
+            os.truncate(Path(small.output) / "metrics.jsonl", 0)
+
+    train(small, reporters=[Hook(empty)])
+    go_back(small.output)
+    train(small, reporters=[])
+    assert timeless(small.output) == timeless(alone)[4:]  # an evaluation and three iterations were there
+
+
+def change_metrics(folder, change):
+    metrics = Path(folder) / "metrics.jsonl"
+    metrics.write_bytes(change(metrics.read_bytes()))
+
+
+def go_back(folder):
+    """Take the newest checkpoint away, as if the run had been killed before it was written."""
+    RunFolder(folder).checkpoints.paths()[-1].unlink()
 
 
 def fail(monkeypatch, when, failure):
@@ -413,9 +912,62 @@ def test_a_gradient_that_is_not_finite_changes_nothing(small, monkeypatch):
 
     monkeypatch.setattr(Batch, "value_and_grad", value_and_grad)
     trainer = Trainer(small, reporters=[])
-    with pytest.raises(TrainingError, match=r"iteration 0: the meta-gradient of .* is not finite.*no checkpoint yet"):
+    with pytest.raises(
+        TrainingError, match=r"iteration 0: the meta-gradient of .* is not finite.*last good .*00000000.pt"
+    ):
         trainer.run()
     assert same(trainer.theta, Problem(small).initial())
+
+
+def overflowing(monkeypatch, when, change):
+    """Let a step of the optimiser leave something that is not finite, where the gradient was finite."""
+    original, steps = Ascent.ascend, []
+
+    def ascend(self, theta, gradient):
+        norm = original(self, theta, gradient)
+        steps.append(norm)
+        if len(steps) == when:
+            change(self, theta)
+        return norm
+
+    monkeypatch.setattr(Ascent, "ascend", ascend)
+
+
+def overflow_of_a_parameter(learner, theta):
+    theta["log_std"][1] = float("inf")
+
+
+def overflow_of_a_moment(learner, theta):
+    learner.optimizer.state_dict()["state"][0]["exp_avg_sq"][0] = float("inf")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [(overflow_of_a_parameter, "parameters.log_std"), (overflow_of_a_moment, "learner.state.0.exp_avg_sq")],
+)
+@pytest.mark.parametrize("when", [4, 5])  # one before a checkpoint, and one that would have been saved by now
+def test_parameters_that_are_not_finite_are_not_saved(small, left_alone, monkeypatch, change, words, when):
+    with monkeypatch.context() as patched:
+        overflowing(patched, when, change)
+        kept = f"0000000{2 if when == 4 else 4}.pt"
+        message = rf"^iteration {when - 1}: {words} is not finite after this step.*learning_rate.*last good.*{kept}"
+        with pytest.raises(TrainingError, match=message):
+            train(small, reporters=[])
+    assert [record["iteration"] for record in RunFolder(small.output).metrics("iteration")] == list(range(when - 1))
+    train(small, reporters=[])
+    assert same_runs(small.output, left_alone)
+
+
+def test_a_checkpoint_that_is_not_finite_is_passed_over(alone, left_alone):
+    """Earlier versions have written such ones."""
+    path = alone / "checkpoints" / "00000006.pt"
+    state = read_checkpoint(path)
+    state["parameters"]["2.bias"][0] = float("nan")
+    torch.save(state, path)
+    hook = Hook()
+    train(SMALL.replace(output=str(alone)), reporters=[hook])
+    assert any("parameters.2.bias is not finite; going back to 00000004.pt" in text for text in hook.said)
+    assert same_runs(alone, left_alone)
 
 
 @pytest.mark.parametrize(
@@ -531,6 +1083,51 @@ def test_results_are_read_back_without_touching_the_folder(alone):
     assert (alone / "checkpoints" / "00000006.pt").read_bytes() == b""
 
 
+def test_results_of_a_run_that_goes_on_are_read(alone, monkeypatch):
+    """Its only checkpoint is replaced by the next one after it was seen and before it is read."""
+    read, kept = checkpoints.read_checkpoint, RunFolder(alone, kept=1).checkpoints
+    state = newest(alone)
+
+    def late(path):
+        if (done := int(path.stem)) < 9:
+            kept.save(done + 1, {**state, "iteration": done + 1})
+        return read(path)
+
+    monkeypatch.setattr(checkpoints, "read_checkpoint", late)
+    assert load_result(alone).iteration == 9
+
+
+def test_a_run_is_read_all_the_time_while_it_is_written(small):
+    live = small.replace(iterations=10**6, checkpoint_every=1, checkpoints_kept=1, evaluate_every=10**6)
+    process = FORKS.Process(target=train_quietly, args=(live,))
+    process.start()
+    wait_for(lambda: RunFolder(live.output).checkpoints.paths())
+    found = [load_result(live.output, live).iteration for _ in range(30)]
+    process.kill()
+    process.join()
+    assert found == sorted(found)
+    assert found[-1] > found[0]
+
+
+def test_a_checkpoint_that_is_a_link_to_nowhere(alone):
+    """It is seen, and is not there: no reason to look for it for ever."""
+    path = alone / "checkpoints" / "00000006.pt"
+    path.rename(alone / "moved")
+    path.symlink_to(alone / "nowhere")
+    with pytest.raises(CheckpointError, match=r"00000006.pt cannot be read \(FileNotFoundError"):
+        load_result(alone)
+    with pytest.raises(TrainingError, match=r"00000006.pt cannot be read \(FileNotFoundError"):
+        train(SMALL.replace(output=str(alone)), reporters=[])
+
+
+def test_nobody_who_reads_is_told_to_remove_anything(alone):
+    for path in (alone / "checkpoints").iterdir():
+        path.write_bytes(b"damaged")
+    with pytest.raises(CheckpointError, match="No checkpoint is left") as caught:
+        load_result(alone)
+    assert not re.search("remove|restart", str(caught.value), re.IGNORECASE)
+
+
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(ConfigurationError, match=r"run.json cannot be read"):
         load_result(tmp_path)
@@ -540,6 +1137,16 @@ def test_the_learning_curve_of_several_runs(alone, tmp_path):
     pytest.importorskip("matplotlib")
     save_learning_curve([alone, alone], tmp_path / "curves.pdf", say=lambda _: None)
     assert (tmp_path / "curves.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_a_learning_curve_with_returns_that_are_no_numbers(alone, tmp_path):
+    """They are null in JSON; and what has the name of an evaluation, and no returns, is none."""
+    pytest.importorskip("matplotlib")
+    with (alone / "metrics.jsonl").open("a") as file:
+        file.write('{"kind": "evaluation", "iteration": 7, "returns": [-1.0, null], "errors": [null, 0.1]}\n')
+        file.write('{"kind": "evaluation", "iteration": 8}\n')
+    save_learning_curve([alone], tmp_path / "curves.png", say=lambda _: None)
+    assert (tmp_path / "curves.png").exists()
 
 
 @pytest.mark.parametrize(("horizon", "chunk"), [(100, 4), (400, 1), (2000, 1), (10, 40)])

@@ -5,9 +5,10 @@ come from Gauss-Hermite quadrature, exact for the polynomials at hand, and from 
 converges to rounding for smooth densities. Plates and several latents are in test_latent_variables.py.
 """
 
+import functools
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from torch import distributions as td
 from torch.distributions import Normal, kl_divergence
 
 import stochgraph as sg
-from tests.distribution_cases import CASES, THETA, Case
+from tests.distribution_cases import CASES, THETA, Case, transformed
 from tests.problems import F64
 from tests.variational_cases import (
     CONJUGATE,
@@ -210,25 +211,84 @@ def straight_through(base: Any) -> Any:
     return type(f"{base.__name__}StraightThrough", (base,), {"has_rsample": True, "rsample": rsample})
 
 
+class ThresholdedNoise(td.Distribution):
+    """Noise against a threshold, which has no derivative, with another one added."""
+
+    arg_constraints: ClassVar[dict[str, Any]] = {}
+    has_rsample = True
+
+    def __init__(self, probs, validate_args=None):
+        self.probs = probs
+        super().__init__(probs.shape, validate_args=False)
+
+    def rsample(self, sample_shape=()):
+        shape = self._extended_shape(sample_shape)
+        hard = (torch.rand(shape, dtype=self.probs.dtype) < self.probs).to(self.probs)
+        return hard + self.probs - self.probs.detach()
+
+
+class Chosen(ThresholdedNoise):
+    """The same by a choice of torch's."""
+
+    def rsample(self, sample_shape=()):
+        return torch.bernoulli(self.probs.expand(self._extended_shape(sample_shape))) + 0 * self.probs
+
+
+class Discrete(ThresholdedNoise):
+    """The same, and its support says so."""
+
+    support = td.constraints.boolean
+
+
 STRAIGHT_THROUGH: dict[str, Any] = {
     "OneHotCategorical": td.OneHotCategoricalStraightThrough,
     "Bernoulli": straight_through(td.Bernoulli),
     "Poisson": straight_through(td.Poisson),
     "Binomial": lambda p: straight_through(td.Binomial)(5, p),
+    "Independent": lambda p: td.Independent(straight_through(td.Bernoulli)(p), 1),
+    "a map of one": lambda p: transformed(straight_through(td.Bernoulli)(p), td.transforms.AffineTransform(1.0, 2.0)),
+    "a function": lambda p: td.OneHotCategoricalStraightThrough(p),
+    "a function, by module": lambda p: torch.distributions.OneHotCategoricalStraightThrough(logits=p),
+    "a partial function": functools.partial(td.OneHotCategoricalStraightThrough, logits=None),
+    "a class of its own": ThresholdedNoise,
+    "a class of its own that chooses": Chosen,
+    "a class of its own that says it is discrete": Discrete,
 }
+BUILT_LATE = {"Binomial", "Independent", "a map of one", "a class of its own", "a class of its own that chooses"}
 
 
+REFUSED = r"PW on sample 'z' \(.*\): a straight-through draw.* its gradient is biased; use SF"
+
+
+@pytest.mark.parametrize("n", [None, 3])
 @pytest.mark.parametrize("name", STRAIGHT_THROUGH)
-def test_straight_through_draws_are_no_paths(name):
-    """The derivative that they claim is biased, and no recorded noise replays the draw: a ledger would be wrong."""
+def test_straight_through_draws_are_no_paths(name, n):
+    """The derivative that they claim is biased: refused before a ledger can be asked for, or at the first draw."""
     dist = STRAIGHT_THROUGH[name]
 
     @sg.graph
     def objective(theta):
-        return sg.mean(sg.apply(lambda z: (z**2).sum(), sg.sample("z", dist, theta, n=3)))
+        cost = sg.apply(lambda z: (z**2).sum(), sg.sample("z", dist, theta, n=n))
+        return cost if n is None else sg.mean(cost)
 
-    with pytest.raises(sg.SamplingError, match=r"PW on sample 'z' .*its noise depends on its parameters.* use SF"):
-        objective.compile(sg.PW()).sample(real(0.2, 0.5, 0.3))
+    if name not in BUILT_LATE:
+        with pytest.raises(sg.CompileError, match=REFUSED):
+            objective.compile(sg.PW())
+        return
+    compiled = objective.compile(sg.PW())
+    for call in (compiled.sample, compiled.value_and_grad):
+        with pytest.raises(sg.SamplingError, match=REFUSED):
+            call(real(0.2, 0.5, 0.3))
+    assert "a straight-through draw is refused there" in str(compiled.explain())
+
+
+def test_what_a_function_draws_is_not_vouched_for():
+    """A class of torch is known when a graph is compiled, what a function builds is not, nor a class of one's own."""
+    known = sg.graph(lambda theta: sg.sample("z", Normal, theta, 1.0)).compile(sg.PW())
+    built = sg.graph(lambda theta: sg.sample("z", lambda m: Normal(m, 1.0), theta)).compile(sg.PW())
+    own = sg.graph(lambda theta: sg.sample("z", type("Own", (Normal,), {}), theta, 1.0)).compile(sg.PW())
+    for compiled, said in ((known, False), (built, True), (own, True)):
+        assert ("a straight-through draw is refused there" in str(compiled.explain())) == said
 
 
 # Minus the divergence from a target in the same family, in expectation

@@ -1,8 +1,20 @@
 """Exact proofs by enumeration: bias, variance, second derivatives; and that the truth is the truth."""
 
+from typing import Any
+
 import pytest
 import torch
-from torch.distributions import Bernoulli, Categorical, Normal, Poisson
+from torch.distributions import (
+    Bernoulli,
+    Binomial,
+    Categorical,
+    Geometric,
+    Independent,
+    Multinomial,
+    Normal,
+    OneHotCategorical,
+    Poisson,
+)
 
 import stochgraph as sg
 from tests import problems
@@ -238,9 +250,107 @@ def test_draws_with_dimensions_of_their_own():
     assert result.relative_bias < EXACT
 
 
+SHARE = torch.tensor(0.3, dtype=F64)
+# What a number of trials is drawn from, given a probability, and the mean of Binomial(that number, p).
+TRIALS = {
+    "Binomial": (lambda p: sg.sample("x", Binomial, 10, p), lambda p: 10 * p**2),
+    "Bernoulli": (lambda p: sg.sample("x", Bernoulli, p), lambda p: p**2),
+    "Categorical": (
+        lambda p: sg.sample("x", Categorical, sg.apply(lambda q: torch.stack([1 - q, q / 3, 2 * q / 3]), p)),
+        lambda p: 5 / 3 * p**2,
+    ),
+    "a sum": (lambda p: 2 * sg.sample("x", Binomial, 3, p) + 1, lambda p: (6 * p + 1) * p),
+}
+
+
+@pytest.mark.parametrize("as_function", [False, True], ids=["as it is", "through a function"])
+@pytest.mark.parametrize("name", TRIALS)
+def test_a_number_of_trials_that_is_drawn(name, as_function):
+    binomial = (lambda count, p: Binomial(count, p)) if as_function else Binomial
+    trials, mean = TRIALS[name]
+    compiled = sg.graph(lambda p: 1.0 * sg.sample("y", binomial, trials(p), p)).compile(sg.SF())
+    for order in (1, 2):
+        result = sg.verify(compiled, SHARE, order=order)
+        derivative = torch.func.grad(mean) if order == 1 else torch.func.grad(torch.func.grad(mean))
+        torch.testing.assert_close(result.truth, derivative(SHARE), rtol=1e-11, atol=1e-11)
+        assert result.relative_bias < EXACT
+
+
+def test_impossible_outcomes_of_a_drawn_number_of_trials_are_left_out():
+    """Two draws of 0, 1 or 2 trials, each with one child: 1 + 2 + 3 outcomes for a pair, squared."""
+
+    @sg.graph
+    def objective(p):
+        x = sg.sample("x", Binomial, 2, p, n=2)
+        return sg.mean(torch.sin(sg.sample("y", Binomial, x, p)) * x) ** 2
+
+    for estimator, exact in ((sg.SF(), True), (sg.LSF(), False)):
+        result = sg.verify(objective.compile(estimator), SHARE)
+        assert result.outcomes == 36
+        assert (result.relative_bias < EXACT) == exact
+
+
+@pytest.mark.parametrize("as_function", [False, True], ids=["as it is", "through a function"])
+def test_different_numbers_of_trials_in_one_draw(as_function):
+    """Two and three trials: 3 * 4 outcomes, and the variance of a binomial of five."""
+    count = torch.tensor([2, 3])
+
+    def objective(p):
+        x = sg.sample("x", lambda q: Binomial(count, q), p) if as_function else sg.sample("x", Binomial, count, p)
+        total = sg.apply(torch.sum, x)
+        return (total - 5 * p) ** 2
+
+    result = sg.verify(sg.graph(objective).compile(sg.SF()), SHARE)
+    assert result.outcomes == 12
+    torch.testing.assert_close(result.truth, 5 * (1 - 2 * SHARE), rtol=1e-11, atol=1e-11)
+    assert result.relative_bias < EXACT
+
+
+LISTED: dict[str, Any] = {
+    "Independent": (lambda t: Independent(Bernoulli(logits=t), 1), 2**3),
+    "Independent of some": (lambda t: Independent(Bernoulli(logits=t.expand(2, 3)), 1), 2**6),
+    "Independent categoricals": (lambda t: Independent(Categorical(logits=t.expand(2, 3)), 1), 3**2),
+    "Independent binomials": (lambda t: Independent(Binomial(torch.tensor([1, 2, 0]), logits=t), 1), 2 * 3),
+    "Multinomial": (lambda t: Multinomial(3, logits=t), 10),
+    "OneHotCategorical": (lambda t: OneHotCategorical(logits=t), 3),
+}
+
+
+@pytest.mark.parametrize("plate", [False, True], ids=["alone", "in a plate"])
+@pytest.mark.parametrize("name", LISTED)
+def test_finite_supports_that_torch_does_not_list(name, plate):
+    """The outcomes, the truth by E[score * cost] summed by hand, and an unbiased estimator."""
+    dist, count = LISTED[name]
+    weights = torch.tensor([0.7, -1.3, 0.4], dtype=F64)
+    theta = torch.tensor([0.2, -0.5, 0.9], dtype=F64)
+
+    @sg.graph
+    def objective(theta):
+        shift = sg.sample("shift", Bernoulli, logits=theta[0], n=1) if plate else 0.0 * theta[0]
+        x = sg.sample("x", dist, sg.apply(lambda t, b: t + b, theta, shift))
+        cost = sg.apply(lambda v: torch.sin((v * (weights if v.shape[-1] == 3 else 1.0)).sum()), x)
+        return sg.mean(cost) if plate else cost
+
+    result = sg.verify(objective.compile(sg.SF()), theta)
+    assert result.outcomes == (2 * count if plate else count)
+    assert result.relative_bias < EXACT
+    trace = objective.compile(sg.SF()).sample(theta)
+    assert trace.draws["x"].shape == (*([1] if plate else []), *dist(theta).sample().shape)
+
+
+def test_the_mean_of_a_multinomial():
+    weights = torch.tensor([0.7, -1.3, 0.4], dtype=F64)
+    graph = sg.graph(lambda t: sg.apply(lambda x: x @ weights, sg.sample("x", Multinomial, 4, logits=t)))
+    theta = torch.tensor([0.2, -0.5, 0.9], dtype=F64)
+    expected = torch.func.grad(lambda t: 4 * t.softmax(0) @ weights)(theta)
+    torch.testing.assert_close(sg.verify(graph.compile(sg.SF()), theta).truth, expected, rtol=1e-11, atol=1e-11)
+
+
 @pytest.mark.parametrize(
     ("dist", "parameter", "message"),
     [
+        (Geometric, 0.3, r"Geometric has no finite support.*\. Use a distribution with finitely many outcomes"),
+        (lambda t: Independent(Normal(t.expand(3), 1.0), 1), 0.0, "Normal has no finite support"),
         (Poisson, 1.0, "cannot be enumerated exactly: Poisson has no finite support"),
         (lambda t: Normal(t, 1.0), 0.0, "cannot be enumerated exactly: Normal has no finite support"),
     ],
@@ -296,6 +406,99 @@ def test_refuses_a_sampler_without_enumeration():
 def test_refuses_order_zero():
     with pytest.raises(ValueError, match="order must be at least 1"):
         sg.verify(problems.bandit().compile(sg.SF()), problems.BANDIT_THETA, order=0)
+
+
+WITHOUT_DRAWS = {
+    "values": lambda theta: (torch.sin(theta) ** 3).sum(),
+    "an update": lambda theta: (sg.ascend(theta, -(torch.sin(theta) ** 2).sum(), 0.3) ** 3).sum(),
+    "a solution": lambda theta: _solved(theta),
+}
+
+
+def _solved(theta):
+    psi = sg.unknown("psi", like=theta)
+    solver = sg.solvers.ClosedForm(lambda t: t / 2, theta)
+    return (sg.argmax(-((psi - theta / 2) ** 2).sum(), over=psi, solver=solver) ** 3).sum()
+
+
+@pytest.mark.parametrize("by_hand", [False, True], ids=["derived", "by hand"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("name", WITHOUT_DRAWS)
+def test_a_graph_without_draws_has_one_outcome(name, order, by_hand):
+    theta = torch.tensor([0.4, -1.1], dtype=F64)
+    compiled = sg.graph(WITHOUT_DRAWS[name]).compile({})
+    surrogate = (lambda t, _: compiled.surrogate(t, compiled.sample(t))) if by_hand else None
+    result = sg.verify(compiled, theta, order=order, surrogate=surrogate)
+    derivative = lambda t: compiled.surrogate(t, compiled.sample(t))  # noqa: E731
+    for _ in range(order):
+        derivative = torch.func.jacrev(derivative)
+    torch.testing.assert_close(result.truth, derivative(theta), rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(result.expectation, result.truth, rtol=1e-12, atol=1e-12)
+    assert (result.outcomes, result.relative_bias, result.total_variance) == (1, 0.0, 0.0)
+
+
+def test_a_surrogate_by_hand_of_a_graph_without_draws_may_be_wrong():
+    compiled = sg.graph(WITHOUT_DRAWS["values"]).compile({})
+    theta = torch.tensor([0.4, -1.1], dtype=F64)
+    result = sg.verify(compiled, theta, surrogate=lambda t, _: 2 * (torch.sin(t) ** 3).sum())
+    assert result.relative_bias == pytest.approx(1.0, abs=1e-12)
+
+
+# Objectives whose expectation does not depend on the parameters, though every estimate does.
+NO_TRUTH = {
+    "a constant cost": lambda theta: sg.mean(
+        sg.apply(lambda a: 3.0 + 0.0 * a, sg.sample("x", Categorical, logits=theta, n=3))
+    ),
+    "centred draws": lambda theta: sg.mean(
+        sg.apply(lambda x, t: x - torch.sigmoid(t), sg.sample("x", Bernoulli, logits=theta[0], n=2), theta[0])
+    ),
+    "equal draws": lambda theta: (
+        sg.sample("x", Bernoulli, logits=theta[1]) - sg.mean(sg.sample("y", Bernoulli, logits=theta[1], n=2))
+    ),
+}
+
+
+@pytest.mark.parametrize("order", [1, 2])
+@pytest.mark.parametrize("name", NO_TRUTH)
+def test_where_the_truth_is_zero_the_error_is_that_of_an_estimate(name, order):
+    """Rounding over rounding says nothing: 2.6 was printed for estimators that are exact."""
+    theta = torch.tensor([0.3, -0.7, 1.2], dtype=F64)
+    result = sg.verify(sg.graph(NO_TRUTH[name]).compile(sg.SF()), theta, order=order)
+    assert float(result.truth.norm()) < 1e-14
+    assert result.relative_to == "estimates"
+    assert result.relative_bias < EXACT
+    assert "relative bias" in str(result)
+    assert "of the mean size of an estimate, the truth being 0" in str(result)
+    assert "of the mean size of an estimate, the truth being 0" in result._repr_markdown_()
+
+
+def test_the_mean_size_of_an_estimate_by_hand():
+    """One draw whose cost is always 3, and half of the parameter added to the surrogate: a bias of 0.5."""
+    theta = torch.tensor(0.3, dtype=F64)
+    compiled = sg.graph(lambda t: sg.apply(lambda x: 3.0 + 0.0 * x, sg.sample("x", Bernoulli, logits=t))).compile(
+        sg.SF()
+    )
+    p = float(torch.sigmoid(theta))
+
+    def surrogate(t, trace):
+        return compiled.surrogate(t, trace) + 0.5 * t
+
+    result = sg.verify(compiled, theta, surrogate=surrogate)
+    size = p * abs(3 * (1 - p) + 0.5) + (1 - p) * abs(-3 * p + 0.5)
+    assert result.relative_to == "estimates"
+    assert result.relative_bias == pytest.approx(0.5 / size, abs=1e-12)
+
+
+def test_elsewhere_the_error_is_relative_to_the_truth():
+    result = sg.verify(problems.bandit().compile(sg.MAML()), problems.BANDIT_THETA)
+    assert result.relative_to == "truth"
+    assert result.relative_bias == pytest.approx(float(result.bias.norm() / result.truth.norm()), rel=1e-12)
+    assert "mean size of an estimate" not in str(result)
+
+
+def test_no_estimate_and_no_truth():
+    result = sg.verify(sg.graph(lambda t: (t * 0.0).sum()).compile({}), torch.ones(2, dtype=F64))
+    assert (result.relative_bias, result.relative_to) == (0.0, "truth")
 
 
 def test_prints_its_figures():

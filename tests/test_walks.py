@@ -10,6 +10,8 @@ import pytest
 import torch
 
 from stochgraph.algorithms.environments import CornerNavigation, LineNavigation, Navigation
+from stochgraph.algorithms.policies import GaussianMLP
+from stochgraph.algorithms.rollouts import Rollouts
 from tests.problems import F64
 
 EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-12}
@@ -95,3 +97,17 @@ def test_the_line_has_ends():
     walk._position = torch.full((500,), -1.1, dtype=F64)
     observation, _, _ = walk.step(torch.full((500, 1), 0.3, dtype=F64))
     assert {round(x, 6) for x in observation.flatten().tolist()} == {-0.8, -1.1, -1.0}
+
+
+def test_the_line_is_walked_at_all_times_up_to_H():
+    """Times 0, ..., H with H = 20: the return of standing still is the reward times a sum of 21 powers."""
+    walks = Rollouts(LineNavigation(), GaussianMLP(1, 1, hidden=(), log_std=-30.0, least_log_std=-30.0))
+    goal, still = torch.tensor([0.8], dtype=F64), {"0.weight": torch.zeros(1, 1, 1), "0.bias": torch.zeros(1, 1)}
+    theta = {name: leaf.double() for name, leaf in (still | {"log_std": torch.full((1, 1), -30.0)}).items()}
+    torch.manual_seed(0)
+    found = walks.draw(torch.Size([50]), theta, goal)
+    stood = (found.observation == found.observation[:, :1]).all(1).squeeze(-1)  # the others slipped
+    reward = 0.01 / (0.01 + (found.observation[stood, 0, 0] - 0.8).abs())
+    powers = 0.9 ** torch.arange(21, dtype=F64)
+    assert stood.any()
+    torch.testing.assert_close((found.reward[stood] * powers).sum(-1), reward * (1 - 0.9**21) / 0.1, **EXACT)

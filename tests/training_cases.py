@@ -1,15 +1,19 @@
 """Runs that take a second, and processes that train: what the tests of the trainer share."""
 
 import contextlib
+import io
 import json
 import multiprocessing
 import os
 import random
 import socket
 import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -54,7 +58,7 @@ class Hook(Reporter):
 
 def newest(folder: Path | str) -> dict[str, Any]:
     """The state in the newest checkpoint."""
-    state = RunFolder(folder).checkpoints.newest(set_aside=False)
+    state = RunFolder(folder).checkpoints.newest()
     assert state is not None
     return state
 
@@ -70,6 +74,31 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
+def contents(folder: Path | str) -> dict[str, bytes]:
+    """All files in a folder but the lock, with what is in them."""
+    files = [path for path in Path(folder).rglob("*") if path.is_file() and path.name != ".lock"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@contextlib.contextmanager
+def failing(place: Path, number: int) -> Iterator[None]:
+    """Every look at one place fails, as on a disk that is not well: for all users, the superuser too."""
+
+    def guarded(call: Any) -> Any:
+        def guard(target: Any, *arguments: Any, **named: Any) -> Any:
+            if isinstance(target, (str, os.PathLike)) and Path(target) == place:
+                raise OSError(number, os.strerror(number), str(target))
+            return call(target, *arguments, **named)
+
+        return guard
+
+    with pytest.MonkeyPatch.context() as patched:
+        for module, name in ((os, "scandir"), (os, "stat"), (os, "lstat"), (os, "open"), (io, "open")):
+            patched.setattr(module, name, guarded(getattr(module, name)))
+        patched.setattr("builtins.open", io.open)
+        yield
+
+
 def same_runs(one: Path | str, other: Path | str) -> bool:
     """Whether two runs ended alike: the state, and all metrics but the times."""
     states = [{**newest(folder), "metrics_size": 0} for folder in (one, other)]
@@ -78,8 +107,20 @@ def same_runs(one: Path | str, other: Path | str) -> bool:
 
 def timeless(folder: Path | str) -> list[dict[str, Any]]:
     """The metrics without times."""
-    lines = (Path(folder) / "metrics.jsonl").read_text().splitlines()
-    return [{name: value for name, value in json.loads(line).items() if name != "seconds"} for line in lines]
+    return without_times([json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()])
+
+
+def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """What is the same in every run."""
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+
+
+def wait_for(condition: Callable[[], Any], seconds: float = 60) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it has not come about"
+        time.sleep(0.01)
 
 
 def train_quietly(configuration: Configuration) -> None:

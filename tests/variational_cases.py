@@ -12,7 +12,6 @@ from torch.distributions import Normal
 from tests.problems import F64
 
 ZERO, NOISE, OBSERVED = torch.tensor(0.0, dtype=F64), 0.5, torch.tensor(1.2, dtype=F64)
-NOISE_DEPENDS = "its noise depends on its parameters"
 NO_PATH = "no differentiable path"
 
 
@@ -89,7 +88,7 @@ def beta_binomial() -> Conjugate:
         list(after),
         lambda z: td.Beta(*prior).log_prob(z) + 3 * z.log() + 2 * (1 - z).log() + math.log(10),
         math.log(10) + _log_beta(after) - _log_beta(prior),
-        NOISE_DEPENDS,
+        None,
     )
 
 
@@ -101,7 +100,7 @@ def dirichlet_categorical() -> Conjugate:
         [prior + seen],
         lambda z: td.Dirichlet(prior).log_prob(z) + (seen * z.log()).sum(),
         _log_beta(prior + seen) - _log_beta(prior),
-        NOISE_DEPENDS,
+        None,
     )
 
 
@@ -112,7 +111,7 @@ def gamma_poisson() -> Conjugate:
         list(after),
         lambda z: td.Gamma(*prior).log_prob(z) + td.Poisson(z).log_prob(COUNTS).sum(),
         _log_gamma(prior) - _log_gamma(after) - torch.lgamma(COUNTS + 1).sum(),
-        NOISE_DEPENDS,
+        None,
     )
 
 
@@ -124,7 +123,7 @@ def inverse_gamma_normal() -> Conjugate:
         list(after),
         lambda z: td.InverseGamma(*prior).log_prob(z) + Normal(ZERO, z.sqrt()).log_prob(VALUES).sum(),
         _log_gamma(prior) - _log_gamma(after) - 1.5 * math.log(2 * math.pi),
-        NOISE_DEPENDS,
+        None,
     )
 
 

@@ -88,7 +88,8 @@ def half_cheetah(
         threads: threads that step the simulations; one per processor if `None`.
 
     References:
-        Finn et al. (2017), section 5.3 (velocities in [0, 2]); Rothfuss et al. (2019) have [0, 3].
+        Finn et al. (2017), section 5.3 (velocities in [0, 2], as Xu and Zhu (2024), appendix B); Rothfuss et al. (2019)
+        have [0, 3].
 
     Example:
         >>> import torch
@@ -124,7 +125,8 @@ def ant(
         threads: threads that step the simulations; one per processor if `None`.
 
     References:
-        Finn et al. (2017), section 5.3; Rothfuss et al. (2019) and its code (heights, velocities).
+        Finn et al. (2017), section 5.3; Rothfuss et al. (2019) and its code (heights, velocities, as Xu and Zhu (2024),
+        appendix B).
 
     Example:
         >>> import torch

@@ -143,10 +143,10 @@ class LineNavigation(Environment):
     moves to `s + a` with probability .9, and to `s - .1` or `s + .1` with probability .05 each, clipped to `S`.
 
     Args:
-        horizon: the number of steps.
+        horizon: the number of steps. The paper's H = 20 is the last time, of 0, ..., H: there are 21.
 
     References:
-        Fallah et al. (2021), the 1-D navigation of the version on arXiv.
+        Fallah et al. (2020), section 5 and appendix G; eq. 2 for the times.
 
     Example:
         >>> import torch
@@ -158,7 +158,7 @@ class LineNavigation(Environment):
     observation_size = 1
     action_size = 1
 
-    def __init__(self, horizon: int = 20) -> None:
+    def __init__(self, horizon: int = 21) -> None:
         self.horizon = at_least_one(horizon)
 
     def task_distribution(self) -> Distribution:

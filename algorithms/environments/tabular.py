@@ -7,7 +7,7 @@ process and a short horizon can be enumerated, so that `stochgraph.verify` prove
 
 from abc import ABC, abstractmethod
 from math import prod
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.distributions import Distribution
 from torch.nn.functional import one_hot
 
 from ._optional import installed
-from ._protocol import Environment, Episodes, at_least_one
+from ._protocol import Environment, Episodes, at_least_one, one_of
 
 _MOST = 1_000_000  # episodes that are enumerated at most
 
@@ -189,15 +189,23 @@ class FrozenLake(Tabular):
     hole. On slippery ice a move goes where it should with probability 1/3, and to each side as often. A task is the
     map: a tensor `(size * size,)` that is 1 where there is a hole. Every map has a way to the goal.
 
+    Where the goal pays, the walk does not end there: it stays, whatever it does, and every step is rewarded with 1, the
+    one that arrives and all that follow. The best walk of six moves is then worth `d**5 / (1 - d)` at a discount d.
+
     Args:
         holes: the probability of a hole, for each tile alone.
         slippery: whether the ice is slippery.
         hole_reward: the reward of falling into a hole; Gymnasium's own is 0.
         size: the number of tiles along a side.
         horizon: the number of steps of a walk that does not end before.
+        goal: "ends" or "pays": what the goal does.
+
+    Raises:
+        ValueError: an option out of its range.
 
     References:
-        Gymnasium's FrozenLake-v1. Xu and Zhu use 20 tasks, `holes=0.3` or `holes=0.1`, and a discount of .8.
+        Gymnasium's FrozenLake-v1. Xu and Zhu (2024), appendix A, use 20 tasks, `holes=0.3` or `holes=0.1`, rewards 1
+        and -1 and a discount of .8; returns as in their figures, up to 1.5, need `slippery=False, goal="pays"`.
 
     Example:
         >>> import torch
@@ -218,6 +226,7 @@ class FrozenLake(Tabular):
         hole_reward: float = -1.0,
         size: int = 4,
         horizon: int = 100,
+        goal: Literal["ends", "pays"] = "ends",
     ) -> None:
         if not 0 <= holes < 1:
             raise ValueError(f"holes is a probability below 1, got {holes}")
@@ -228,6 +237,7 @@ class FrozenLake(Tabular):
         self.slippery = slippery
         self.hole_reward = hole_reward
         self.size = size
+        self.goal = one_of("goal", goal, ("ends", "pays"))
         self.observation_size = size * size
         self.horizon = at_least_one(horizon)
 
@@ -235,15 +245,16 @@ class FrozenLake(Tabular):
         return RandomMaps(self.size, self.holes)
 
     def table(self, task: Tensor) -> Dynamics:
-        """The table of a map, or those of some maps `(*tables, size * size)`: Gymnasium's."""
+        """The table of a map, or those of some maps `(*tables, size * size)`: Gymnasium's, but for a goal that pays."""
         goal = torch.arange(self.size**2, device=task.device) == self.size**2 - 1
-        ends = (task != 0) | goal
+        still = (task != 0) | goal
+        ends = (task != 0) | (goal if self.goal == "ends" else torch.zeros_like(goal))
         moves = lake_moves(self.size, self.slippery).to(task)
         stays = torch.eye(self.size**2).to(task).unsqueeze(1).expand_as(moves)
-        still = ends[..., :, None, None]
+        probability = torch.where(still[..., :, None, None], stays, moves)
         paid = torch.zeros_like(task).masked_fill(task != 0, self.hole_reward).masked_fill(goal, 1.0)
-        reward = torch.where(still | (moves == 0), 0.0, paid[..., None, None, :])
-        return Dynamics(torch.where(still, stays, moves), reward, ends)
+        reward = torch.where(ends[..., :, None, None] | (probability == 0), 0.0, paid[..., None, None, :])
+        return Dynamics(probability, reward, ends)
 
     def dynamics(self, task: Tensor) -> tuple[Dynamics, Tensor]:
         maps, table = task.unique(dim=0, return_inverse=True)

@@ -8,6 +8,7 @@ import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from .files import replacing
 
 # What may differ when a run is continued: how far it goes and how it is kept, not what it computes.
 _FREE = {"output", "iterations", "evaluate_every", "checkpoint_every", "checkpoints_kept", "chunk", "threads", "device"}
+
+_DEFAULT = object()
 
 
 class ConfigurationError(ValueError):
@@ -131,7 +134,7 @@ class Configuration:
 
     def to_json(self) -> str:
         """All fields, as a JSON object."""
-        return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
+        return json.dumps({name: getattr(self, name) for name in _hints()}, indent=2) + "\n"
 
     def save(self, path: Path) -> None:
         """Write the configuration to a file, whole or not at all."""
@@ -144,7 +147,21 @@ class Configuration:
 
     def conflicts(self, other: "Configuration") -> list[str]:
         """The fields in which `other` would be another run, and not this one continued."""
-        return [name for name in _hints() if name not in _FREE and getattr(self, name) != getattr(other, name)]
+        one, another = self.fingerprint(), other.fingerprint()
+        return [name for name in _hints() if one.get(name, _DEFAULT) != another.get(name, _DEFAULT)]
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What is computed: the fields that decide it and are not as by default, as they are saved.
+
+        Neither how far a run goes nor how it is kept is in it, and no field that later versions add as it was before.
+
+        Example:
+            >>> from stochgraph.algorithms.training import Configuration
+            >>> Configuration(seed=3, iterations=7, hidden=(8,)).fingerprint()
+            {'hidden': [8], 'seed': 3}
+        """
+        saved, plain = _saved(self), _saved(Configuration())
+        return {name: value for name, value in saved.items() if name not in _FREE and value != plain[name]}
 
 
 def describe() -> dict[str, tuple[Any, Any, str]]:
@@ -161,6 +178,11 @@ def unknown(name: str, what: str, known: Iterable[str]) -> str:
     return f"{name!r} is not {what}; " + (f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}")
 
 
+def _saved(configuration: Configuration) -> dict[str, Any]:
+    """The fields as they come back from a file: lists where there were tuples."""
+    return json.loads(configuration.to_json())
+
+
 @cache
 def _hints() -> dict[str, Any]:
     return typing.get_type_hints(Configuration)
@@ -175,14 +197,33 @@ def _fitting(name: str, hint: Any, value: Any) -> Any:
         value = tuple(value)
     if type(value) not in allowed:
         raise ConfigurationError(f"{name}={value!r}: expected {type_words(hint)}, got {type(value).__name__}")
+    if isinstance(value, dict):
+        _check_saved(name, value)
     bounds = Configuration.__dataclass_fields__[name].metadata
     least, most = bounds["least"], bounds["most"]
     numbers = value if isinstance(value, tuple) else (value,) if isinstance(value, (int, float)) else ()
     if any(number != number or (least is not None and number < least) for number in numbers):
         raise ConfigurationError(f"{name}={value!r}: must be at least {least}")
+    if any(number in (inf, -inf) for number in numbers):
+        otherwise = ", or none" if type(None) in allowed else ""
+        raise ConfigurationError(f"{name}={value!r}: must be a finite number{otherwise}")
     if most is not None and any(number > most for number in numbers):
         raise ConfigurationError(f"{name}={value!r}: must be at most {most}")
     return value
+
+
+def _check_saved(field: str, options: dict[Any, Any]) -> None:
+    """Refuse options that could not be read back: a run is continued with what was saved."""
+    for name, value in options.items():
+        if not isinstance(name, str):
+            raise ConfigurationError(f"{field}: the name {name!r} is no string")
+        try:
+            json.dumps(value, allow_nan=False)
+        except (TypeError, ValueError, RecursionError) as error:
+            raise ConfigurationError(
+                f"{field}: {name!r} cannot be saved as JSON ({error}): give strings, finite numbers, true or false, "
+                "none, and lists and mappings of them"
+            ) from error
 
 
 def allowed_types(hint: Any) -> tuple[Any, ...]:

@@ -37,7 +37,7 @@ def save_figure(picture: Any, path: Path) -> None:
 def plot_learning_curves(axes: Any, folders: Mapping[str, Path]) -> None:
     """The curves of some runs, by name, before the adaptation dashed, with two standard errors over tasks."""
     for i, (name, folder) in enumerate(folders.items()):
-        records = RunFolder(folder).metrics("evaluation")
+        records = [record for record in RunFolder(folder).metrics("evaluation") if _is_evaluation(record)]
         steps = len(records[-1]["returns"]) - 1 if records else -1
         for k in sorted({0, steps} - {-1}):
             chosen = [record for record in records if len(record["returns"]) == steps + 1]
@@ -48,10 +48,21 @@ def plot_learning_curves(axes: Any, folders: Mapping[str, Path]) -> None:
 
 def _plot(axes: Any, records: list[dict[str, Any]], k: int, label: str, **style: Any) -> None:
     x = [record["iteration"] for record in records]
-    y, error = ([record[name][k] for record in records] for name in ("returns", "errors"))
+    y, error = ([_number(record[name][k]) for record in records] for name in ("returns", "errors"))
     axes.plot(x, y, label=label, **style)
     low, high = ([a + sign * 2 * b for a, b in zip(y, error, strict=True)] for sign in (-1, 1))
     axes.fill_between(x, low, high, color=style["color"], alpha=0.12, linewidth=0)
+
+
+def _is_evaluation(record: dict[str, Any]) -> bool:
+    """Whether a line has what an evaluation has, a number of returns and as many errors."""
+    returns, errors = record.get("returns"), record.get("errors")
+    return isinstance(returns, list) and isinstance(errors, list) and 0 < len(returns) == len(errors)
+
+
+def _number(value: float | None) -> float:
+    """A number that JSON does not have stands there as `None`."""
+    return float("nan") if value is None else value
 
 
 def _when(k: int) -> str:

@@ -5,7 +5,9 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator
+import re
+import stat
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -50,10 +52,70 @@ def _synchronise(path: Path) -> None:
         os.close(descriptor)
 
 
-def remove_temporaries(folder: Path) -> None:
-    """Remove what writers that were killed have left behind."""
-    for path in folder.rglob(f"{_MARK}*"):
-        path.unlink(missing_ok=True)
+def remove_temporaries(folder: Path, names: str) -> None:
+    """Remove what writers that were killed have left directly in a folder. Files of others are not touched.
+
+    Args:
+        folder: where they are; it need not be there.
+        names: of the files that were to be written, a regular expression.
+    """
+    for path in files_in(folder, rf"{re.escape(_MARK)}[0-9]{{1,9}}-({names})"):
+        writer = int(path.name.removeprefix(_MARK).partition("-")[0])
+        if writer == os.getpid() or not _runs(writer):  # this process has not begun to write there
+            path.unlink(missing_ok=True)
+
+
+def files_in(folder: Path, names: str) -> list[Path]:
+    """The files directly in a folder whose whole names match; none if there is no folder. Other errors are raised.
+
+    `Path.glob` takes a folder that cannot be listed for an empty one.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            return [folder / each.name for each in entries if re.fullmatch(names, each.name) and not each.is_dir()]
+    except FileNotFoundError:
+        return []
+
+
+def set_aside(path: Path, why: str) -> Path:
+    """Rename what is in the way and must not be lost: `name.why`, or `name.why-2`, ... where there is one already."""
+    names = (f"{path.name}.{why}", *(f"{path.name}.{why}-{i}" for i in range(2, 10**6)))
+    free = next(path.with_name(name) for name in names if not is_there(path.with_name(name)))
+    path.rename(free)
+    return free
+
+
+def is_there(path: Path) -> bool:
+    """Whether there is a file, a folder or a link of this name; an error where that cannot be told.
+
+    `Path.exists` takes what cannot be looked at, and links to a disk that is away, for nothing.
+    """
+    try:
+        os.lstat(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def content(path: Path) -> bytes:
+    """What is in a file, nothing if there is none; an error where that cannot be told. Devices hold nothing."""
+    try:
+        return path.read_bytes() if stat.S_ISREG(os.stat(path).st_mode) else b""
+    except FileNotFoundError:
+        return b""
+
+
+def _runs(process: int) -> bool:
+    """Whether there is a process of this number on this machine; where that cannot be asked, there is."""
+    if os.name == "nt":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
 
 
 @contextmanager
@@ -74,12 +136,40 @@ def only_writer(folder: Path) -> Iterator[None]:
         yield
 
 
+class Folder:
+    """A folder as it is now, whatever is done to its name.
+
+    Args:
+        path: where it is.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._descriptor = None if os.name == "nt" else os.open(path, os.O_RDONLY)  # there nobody can rename it
+
+    def is_there(self) -> bool:
+        """Whether it is still the one of its name; an error where that cannot be told."""
+        return self._descriptor is None or _is_file(self._descriptor, self.path)
+
+    def close(self) -> None:
+        """Let go of it."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+
+
+def _is_file(descriptor: int, path: Path) -> bool:
+    """Whether an open file, or folder, is the one of this name."""
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+
+
 class Lines:
     """A file of JSON objects, one a line, that is appended to. A line is in it whole or not at all.
 
     Args:
-        path: the file.
-        size: where it ends; what is after it is cut off. Default: after the last whole line.
+        path: the file. It ends with a line's end: see `write_lines`.
 
     Example:
         >>> import pathlib, tempfile
@@ -91,23 +181,37 @@ class Lines:
         [{'iteration': 0, 'value': None}]
     """
 
-    def __init__(self, path: Path, size: int | None = None) -> None:
+    def __init__(self, path: Path) -> None:
         self.path = path
-        self.size = _whole_lines(path) if size is None else min(size, _whole_lines(path))
-        self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-        self._cut()
+        self._descriptor = self._opened()
+
+    def is_there(self) -> bool:
+        """Whether the file is still the one of its name."""
+        return _is_file(self._descriptor, self.path)
+
+    def reopen(self) -> None:
+        """Go on in the file of the name, behind what is in it."""
+        before = content(self.path)
+        self.close()
+        self._descriptor = self._opened()
+        if before and not before.endswith(b"\n"):
+            os.write(self._descriptor, b"\n")
+
+    def content(self) -> bytes:
+        """What has been written, also where the file has no name any more."""
+        return os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
 
     def append(self, record: dict[str, Any]) -> None:
         """Add a line."""
         line = (json.dumps({name: _plain(value) for name, value in record.items()}) + "\n").encode()
+        before = os.fstat(self._descriptor).st_size
         try:
             if os.write(self._descriptor, line) < len(line):
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         except OSError as error:
             with contextlib.suppress(OSError):
-                self._cut()
+                os.ftruncate(self._descriptor, before)
             raise OSError(error.errno, error.strerror, str(self.path)) from error
-        self.size += len(line)
 
     def synchronise(self) -> None:
         """Wait until all lines are on the disk."""
@@ -117,19 +221,45 @@ class Lines:
         """Close the file."""
         os.close(self._descriptor)
 
-    def _cut(self) -> None:
-        if self.path.is_file():  # a device cannot be cut
-            os.ftruncate(self._descriptor, self.size)
+    def _opened(self) -> int:
+        return os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
 
     @staticmethod
     def read(path: Path) -> list[dict[str, Any]]:
         """The objects in a file; none if there is no file."""
-        whole = path.read_bytes()[: _whole_lines(path)] if path.is_file() else b""
-        return [json.loads(line) for line in whole.splitlines()]
+        return [value for _, value in json_lines(content(path)) if isinstance(value, dict)]
 
 
-def _whole_lines(path: Path) -> int:
-    return path.read_bytes().rfind(b"\n") + 1 if path.is_file() else 0
+def json_lines(written: bytes) -> list[tuple[bytes, Any]]:
+    r"""The lines of a file, each with the JSON value in it, or `None` where there is something else.
+
+    Blank lines do not count, nor does a last one that was cut short.
+
+    Example:
+        >>> from stochgraph.algorithms.training.files import json_lines
+        >>> json_lines(b'{"iteration": 0}\nhello\n\n{"itera')
+        [(b'{"iteration": 0}', {'iteration': 0}), (b'hello', None)]
+    """
+    *lines, last = [(line, _value(line)) for line in written.split(b"\n")]
+    whole = lines if last[1] is None else [*lines, last]
+    return [(line, value) for line, value in whole if line.strip()]
+
+
+def _value(line: bytes) -> Any:
+    try:
+        return json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError):
+        return None
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Let a file have these lines; where they are its first ones it is cut, and otherwise written anew as a whole."""
+    before, after = content(path), b"".join(line + b"\n" for line in lines)
+    if before != after and before.startswith(after):
+        os.truncate(path, len(after))
+    elif before != after:
+        with replacing(path.resolve()) as temporary:
+            temporary.write_bytes(after)
 
 
 def _plain(value: Any) -> Any:

@@ -1,8 +1,10 @@
 """What moves the parameters of a run, given the draws of a meta-batch."""
 
+import copy
 from typing import Any, Protocol
 
 import torch
+from torch import Tensor
 
 import stochgraph as sg
 from stochgraph._checks import at_least, between, integer, more_than, require
@@ -10,6 +12,7 @@ from stochgraph._checks import at_least, between, integer, more_than, require
 from ..policies import Parameters
 from ..trust_region import trust_region_step
 from .batches import Batch
+from .checkpoints import fits
 
 
 class Learner(Protocol):
@@ -22,7 +25,7 @@ class Learner(Protocol):
         """What it remembers, of tensors and plain values."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Remember that."""
+        """Remember that, or raise a `ValueError` if it is not what `state_dict` returns."""
 
 
 class Ascent:
@@ -96,7 +99,19 @@ class Ascent:
         return self.optimizer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.optimizer.load_state_dict(state)
+        """Remember that. Options such as the step size are not in question: they stay as they are."""
+        fresh, found = self.optimizer.state_dict(), state.get("state")
+        if not any(_same_form(found, expected) for expected in (fresh["state"], self._memory())):
+            raise ValueError(f"what the optimiser {type(self.optimizer).__name__} remembers has another form")
+        self.optimizer.load_state_dict({**fresh, "state": found})
+
+    def _memory(self) -> Any:
+        """What the optimiser remembers after a step, of a copy that takes one."""
+        other = copy.deepcopy(self.optimizer)
+        for leaf in (leaf for group in other.param_groups for leaf in group["params"]):
+            leaf.grad = torch.zeros_like(leaf)
+        other.step()
+        return other.state_dict()["state"]
 
 
 class TrustRegion:
@@ -164,3 +179,14 @@ class TrustRegion:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         pass
+
+
+def _same_form(found: Any, expected: Any) -> bool:
+    """Whether two trees have tensors of the same shapes in the same places; numbers may stand for scalars."""
+    if isinstance(expected, dict):
+        same = isinstance(found, dict) and found.keys() == expected.keys()
+        return same and all(_same_form(found[key], expected[key]) for key in expected)
+    if isinstance(expected, Tensor):
+        number = expected.dim() == 0 and type(found) in (int, float)
+        return number or fits(found, expected)
+    return type(found) is type(expected)

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ..policies import Parameters
-from .checkpoints import CheckpointError
+from .checkpoints import CheckpointError, State, check_parameters, check_state, foreign
 from .configuration import Configuration, ConfigurationError
 from .devices import device_named
 from .problem import Problem
@@ -32,7 +32,7 @@ def load_result(
 
     Raises:
         ConfigurationError: the folder holds no run.
-        CheckpointError: it holds no checkpoint that can be read.
+        CheckpointError: it holds no checkpoint that can be read, or one that does not fit the configuration.
 
     Example:
         >>> import tempfile
@@ -45,11 +45,21 @@ def load_result(
     """
     kept = RunFolder(folder)
     problem = Problem(_runnable(configuration or Configuration.load(kept.configuration_path), say))
-    state = kept.checkpoints.newest(say, set_aside=False)
-    if state is None:
+    found = kept.checkpoints.newest_file(say)
+    if found is None:
         raise CheckpointError(f"{folder} holds no checkpoint yet")
-    theta = {name: leaf.to(problem.device) for name, leaf in state["parameters"].items()}
-    return Result(problem, theta, state["iteration"])
+    path, state = found
+    check_state(path, state)
+    return Result(problem, _parameters(path, state, problem.initial()), state["iteration"])
+
+
+def _parameters(path: Path, state: State, like: Parameters) -> Parameters:
+    """Those of a checkpoint, if the problem can have them, as numbers of its precision and on its device."""
+    try:
+        check_parameters(state.get("parameters"), like)
+    except ValueError as error:
+        raise foreign(path, str(error)) from error
+    return {name: state["parameters"][name].to(leaf) for name, leaf in like.items()}
 
 
 def _runnable(configuration: Configuration, say: Callable[[str], None]) -> Configuration:

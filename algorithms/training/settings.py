@@ -19,7 +19,7 @@ import stochgraph as sg
 
 from .. import environments
 from ..advantages import LinearBaseline
-from ..bomrl import bomrl, practical_bomrl, tabular_bomrl
+from ..bomrl import bomrl, fixed_sample_bomrl, practical_bomrl, tabular_bomrl
 from ..emaml import emaml, emaml_published
 from ..environments import Environment, Navigation
 from ..loo import loo
@@ -27,7 +27,7 @@ from ..lsf import dice_maml, lsf
 from ..maml import first_order_maml, maml
 from ..meta_policy_gradient import MetaProblem
 from ..meta_sgd import LearnedRates, meta_sgd
-from ..policies import CategoricalMLP, GaussianMLP, Policy, TabularSoftmax
+from ..policies import CategoricalMLP, GaussianMLP, HeteroscedasticMLP, Policy, TabularSoftmax
 from ..promp import promp
 from ..rollouts import Rollouts
 from ..sgmrl import sgmrl, sgmrl_first_order, sgmrl_published
@@ -49,6 +49,7 @@ ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
 }
 POLICIES: dict[str, Callable[[Environment], Callable[..., Policy]]] = {
     "network": lambda environment: CategoricalMLP if environment.discrete else GaussianMLP,
+    "network-with-variances": lambda _: HeteroscedasticMLP,
     "table": lambda _: TabularSoftmax,
 }
 ALGORITHMS: dict[str, Callable[..., Template]] = {
@@ -67,6 +68,7 @@ ALGORITHMS: dict[str, Callable[..., Template]] = {
     "meta-sgd": meta_sgd,
     "bomrl": bomrl,
     "bomrl-practical": practical_bomrl,
+    "bomrl-fixed-sample": fixed_sample_bomrl,
     "bomrl-tabular": tabular_bomrl,
 }
 # Algorithms that learn more than the policy's parameters: what puts that in, from the policy and the inner rate.

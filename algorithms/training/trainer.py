@@ -5,6 +5,7 @@ run that is broken off and continued ends with the same bits as one left alone. 
 signals are heard between iterations, so what is saved is always the state after a whole number of them.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -16,7 +17,7 @@ import stochgraph as sg
 
 from .._threads import torch_threads
 from ..policies import Parameters
-from .checkpoints import CheckpointError, State
+from .checkpoints import CheckpointError, State, check_parameters, foreign, not_finite
 from .configuration import Configuration, ConfigurationError
 from .curves import save_learning_curve
 from .interrupts import Interrupts
@@ -48,13 +49,19 @@ class Outcome:
     folder: Path
 
 
-def train(configuration: Configuration, ranks: Ranks = ALONE, reporters: Sequence[Reporter] | None = None) -> Outcome:
+def train(
+    configuration: Configuration,
+    ranks: Ranks = ALONE,
+    reporters: Sequence[Reporter] | None = None,
+    restart: bool = False,
+) -> Outcome:
     """Run a configuration, from the newest checkpoint in its output folder on if there is one.
 
     Args:
         configuration: the run.
         ranks: the processes that share it; default: this one alone. See `joined_ranks`.
         reporters: who is told how it goes; default: a progress bar, and TensorBoard if it is installed.
+        restart: begin anew; the run in the output folder is kept in a folder within, `earlier-1`, `earlier-2`, ...
 
     Returns:
         The parameters. A first Ctrl-C ends the run after the iteration under way, and saves it.
@@ -72,16 +79,21 @@ def train(configuration: Configuration, ranks: Ranks = ALONE, reporters: Sequenc
         >>> outcome.iteration, outcome.finished
         (2, True)
     """
-    return Trainer(configuration, ranks, reporters).run()
+    return Trainer(configuration, ranks, reporters, restart).run()
 
 
 class Trainer:
     """One run. `train` is the way in; the pieces are here for those who want a loop of their own."""
 
     def __init__(
-        self, configuration: Configuration, ranks: Ranks = ALONE, reporters: Sequence[Reporter] | None = None
+        self,
+        configuration: Configuration,
+        ranks: Ranks = ALONE,
+        reporters: Sequence[Reporter] | None = None,
+        restart: bool = False,
     ) -> None:
         self.configuration = configuration
+        self.restart = restart and not started_again()
         self.ranks = ranks
         self.folder = RunFolder(configuration.output, configuration.checkpoints_kept)
         self.problem = Problem(configuration)
@@ -98,11 +110,13 @@ class Trainer:
             self._tell(lambda reporter: reporter.begin(self.iteration, self.configuration.iterations))
             finished = self._loop(interrupts)
             self._draw()
+            self._keep_folder()
         return Outcome(self.theta, self.iteration, finished, self.folder.path)
 
     def _loop(self, interrupts: Interrupts) -> bool:
         run = self.configuration
         while self.iteration < run.iterations:
+            self._keep_folder()
             if self.iteration % run.evaluate_every == 0:
                 self._evaluate()
             self._step()
@@ -110,8 +124,9 @@ class Trainer:
             if stopped or self.iteration % run.checkpoint_every == 0 or self.iteration == run.iterations:
                 self._save()
             if stopped and self.iteration < run.iterations:
-                self._say(f"interrupted, and saved after {self.iteration} iterations; the same command continues it")
+                self._say(f"interrupted, and saved after {self.iteration} iterations; {self._command} continues it")
                 return False
+        self._keep_folder()
         self._evaluate()
         return True
 
@@ -121,9 +136,18 @@ class Trainer:
         means = batch.average(lambda trace: (trace.value, task_returns(trace).mean(0)))
         with default_generator_for(self.configuration.seed, "learner", self.iteration):
             found = self.learner.step(self.theta, batch)
+        self._check_finite()
         figures = {"value": float(means[0]), "returns": means[1].tolist(), **found}
         self._log("iteration", **figures, seconds=time.perf_counter() - start)
         self.iteration += 1
+
+    def _check_finite(self) -> None:
+        """What is not finite never becomes so again: it is neither written down nor saved."""
+        if broken := not_finite(self.state_dict()):
+            raise TrainingError(
+                f"iteration {self.iteration}: {broken} is not finite after this step; a smaller learning_rate or "
+                f"gradient_clip may help. {self._left()}"
+            )
 
     def _evaluate(self) -> None:
         returns = self.problem.evaluate(self.theta, self.ranks)
@@ -138,44 +162,68 @@ class Trainer:
         else:
             self._tell(lambda reporter: reporter.evaluated(record))
 
+    def _keep_folder(self) -> None:
+        """Nothing is written to a folder that is not the run's own any more; what the run holds is saved elsewhere."""
+        if not self.ranks.first or self.folder.is_own():
+            return
+        lost = f"iteration {self.iteration}: {self.folder.path} is not the folder of this run any more, but removed"
+        lost += ", renamed or replaced"
+        try:
+            place = self.folder.rescue(self.configuration, self.iteration, self.state_dict())
+        except OSError as error:
+            raise TrainingError(f"{lost}, and nothing could be saved: {error}") from error
+        raise TrainingError(f"{lost}: what the run still holds is saved to {place}, a run that can be continued there")
+
     def _save(self) -> None:
+        self._keep_folder()
         if self.ranks.first:
-            self.folder.save(self.iteration, self.state_dict())
+            self.folder.save(self.configuration, self.iteration, self.state_dict())
 
     def state_dict(self) -> State:
         """All that the next iteration depends on."""
         return {"iteration": self.iteration, "parameters": self.theta, "learner": self.learner.state_dict()}
 
     def load_state_dict(self, state: State) -> None:
-        """Continue from there."""
-        self.iteration = state["iteration"]
+        """Continue from there.
+
+        Raises:
+            ValueError: the state is not one of these parameters, or of this optimiser.
+        """
+        check_parameters(state.get("parameters"), self.theta)
+        self.learner.load_state_dict(state.get("learner", {}))
         for name, leaf in self.theta.items():
             leaf.copy_(state["parameters"][name])
-        self.learner.load_state_dict(state["learner"])
+        self.iteration = state["iteration"]
 
     def _restore(self) -> None:
         """The first rank reads; the folder need not be there for the others."""
-        state = self.ranks.from_first(self.folder.restored(self._say) if self.ranks.first else None)
+        state = self.ranks.from_first(self.folder.restored(self.configuration, self._say) if self.ranks.first else None)
         if state is not None:
             self._load(state)
-            self._say(f"continuing after {self.iteration} iterations")
         if self.iteration > self.configuration.iterations:
             raise ConfigurationError(
                 f"iterations={self.configuration.iterations}: {self.folder.path} has seen {self.iteration} already"
             )
+        if self.ranks.first:
+            self._begin(state)
+
+    def _begin(self, state: State | None) -> None:
+        """The first that is written, once nothing is left to refuse; metrics have a checkpoint from their start on."""
+        self.folder.begin(self.configuration, state, self._say)
+        if state is None:
+            self._save()
+        else:
+            self._say(f"continuing after {self.iteration} iterations")
 
     def _load(self, state: State) -> None:
         try:
             self.load_state_dict(state)
-        except (KeyError, ValueError, RuntimeError) as error:
-            raise CheckpointError(
-                f"the checkpoint in {self.folder.path} is not one of this run ({error!r}), perhaps of another version "
-                "of the package: give another output"
-            ) from error
+        except ValueError as error:
+            raise foreign(self.folder.checkpoints.path(state["iteration"]), str(error)) from error
 
     def _draw(self) -> None:
         if self.ranks.first:
-            save_learning_curve([self.folder.path], self.folder.path / "learning_curve.png", self._say)
+            save_learning_curve([self.folder.path], self.folder.curve_path, self._say)
 
     def _check(self) -> None:
         """What would fail later."""
@@ -185,8 +233,6 @@ class Trainer:
                 f"shards={run.shards}: {self.ranks.count} ranks need at least as many shards to share out; set shards "
                 f"to a multiple of {self.ranks.count}. The result depends on the shards, not on the ranks"
             )
-        if self.ranks.first:
-            self.folder.check(run)
 
     def _audience(self, reporters: Sequence[Reporter] | None) -> Sequence[Reporter]:
         if not self.ranks.first:
@@ -205,7 +251,7 @@ class Trainer:
         """The folder held, the threads set, the reporters let go at the end."""
         with ExitStack() as stack:
             if self.ranks.first:
-                stack.enter_context(self.folder.opened(self.configuration))
+                stack.enter_context(self.folder.opened(self.configuration, self.restart, self._say))
             stack.enter_context(torch_threads(self.configuration.threads))
             for reporter in self.reporters:
                 stack.callback(reporter.end)
@@ -222,7 +268,19 @@ class Trainer:
             raise TrainingError(f"iteration {self.iteration}: {error}. {self._left()}") from error
 
     def _left(self) -> str:
-        paths = self.folder.checkpoints.paths()
-        if not paths:
-            return "There is no checkpoint yet"
-        return f"The last good checkpoint is {paths[-1]}; once the cause is gone, the same command continues from there"
+        again = f"once the cause is gone, {self._command} continues"
+        try:
+            paths = self.folder.checkpoints.paths()
+        except OSError:
+            return f"Whether there is a checkpoint cannot be told now; {again}"
+        return f"The last good checkpoint is {paths[-1]}; {again} from there" if paths else "There is no checkpoint yet"
+
+    @property
+    def _command(self) -> str:
+        """What continues this run, in words."""
+        return "the same command without --restart" if self.restart else "the same command"
+
+
+def started_again() -> bool:
+    """Whether torchrun repeats the command, with all that was asked in it, because a process has died."""
+    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
