@@ -436,5 +436,5 @@ def test_updates_before_the_last_trajectory_are_looked_at_in_the_first_pass():
         adapted = sg.descend(theta, sg.mean(sg.apply(lambda t, x: (x > 0).double() * t.sum(), theta, x)), 0.1)
         return sg.mean(sg.sum(sg.sample("D", problems.TwoStateMDP(2), adapted, n=2).reward))
 
-    with pytest.raises(sg.CompileError, match="PW on sample 'x' .*no differentiable path"):
+    with pytest.raises(sg.CompileError, match=r"PW on sample 'x' .*no differentiable path"):
         objective.compile({"x": sg.PW(), "D": sg.SF()}).value_and_grad(torch.zeros(2, 2, dtype=F64))
