@@ -74,8 +74,7 @@ def accumulate(
     length = chunk or chunk_size(compiled, trace, over, inputs)
     with recorded():
         point = compiled._point("accumulate", inputs)
-        parts = compiled._cuts.parts(trace, plate, length, compiled._rows(point.named))
-        value, gradient = compiled._accumulated(point, parts)
+        value, gradient = compiled._in_chunks(point, trace, plate, length)
         return value, point.shaped(gradient)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from . import _node as nd
-from ._axes import describe
+from ._axes import Axis, describe
 from ._baselines import COMPARE_WITH_OTHERS, baseline_control
 from ._checks import plate_size
 from ._curvature import curvature_of
@@ -301,12 +301,14 @@ class Compiled:
 
     def _replayed(self, point: Point, trace: Trace) -> tuple[Tensor, list[Tensor]]:
         """The value and gradient at a trace, cut if it is large."""
-        rows = self._rows(point.named)
-        cut = self._cuts.find(self._cuts.sizes(trace, rows), point.entries)
-        if cut is None:
-            return self._accumulated(point, [Part(1.0, trace)])
+        cut = self._cuts.find(self._cuts.sizes(trace, self._rows(point.named)), point.entries)
+        return self._accumulated(point, [Part(1.0, trace)]) if cut is None else self._in_chunks(point, trace, *cut)
+
+    def _in_chunks(self, point: Point, trace: Trace, plate: Axis, length: int) -> tuple[Tensor, list[Tensor]]:
+        """The value and gradient at a trace, in chunks of a plate."""
+        parts = list(self._cuts.parts(trace, plate, length, self._rows(point.named)))
         try:
-            return self._accumulated(point, self._cuts.parts(trace, *cut, rows))
+            return self._accumulated(point, parts)
         except SamplingError:
             self._diagnose(Run(point.named, {}, trace))  # names a draw by its place in the whole
             raise

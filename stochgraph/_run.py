@@ -83,7 +83,7 @@ class Run:
 
     def again(self, inputs: Mapping[str, Any]) -> "Run":
         """A pass with the same draws at other inputs."""
-        return Run(inputs, {}, Trace(draws=self.draws, noise=self.noise))
+        return Run(inputs, {}, Trace(draws=self.draws, noise=self.noise), self.piece)
 
     def continued(self) -> "Run":
         """A pass that begins with what this one has drawn so far, and draws the rest."""

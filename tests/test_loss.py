@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.distributions import Bernoulli, Normal
+from torch.distributions import Bernoulli, Independent, Normal
 from torch.func import functional_call
 from torch.utils import _pytree as pytree
+from torch.utils.data import DataLoader
 
 import stochgraph as sg
 from stochgraph import _cuts
@@ -267,7 +268,7 @@ def elbo(encoder, decoder):
     @sg.graph
     def bound(phi, psi, row):
         logits = sg.apply(lambda p, x: functional_call(encoder, p, (x,)), phi, row)
-        z = sg.sample("z", lambda p: torch.distributions.Independent(Bernoulli(logits=p), 1), logits, n=8)
+        z = sg.sample("z", bits_of, logits, n=8)
 
         def log_ratio(z, psi, logits, row):
             likelihood = Bernoulli(logits=functional_call(decoder, psi, (z,))).log_prob(row).sum()
@@ -306,6 +307,50 @@ def test_a_loop_of_torch_is_a_loop_over_value_and_grad():
     ends = [[p for module in pair for p in module.parameters()] for pair in ((encoder, decoder), by_hand)]
     assert same_bits(*ends)
     assert not same_bits(ends[0], [p for module in encoder_and_decoder() for p in module.parameters()])
+
+
+def bits_of(logits):
+    return Independent(Bernoulli(logits=logits), 1)
+
+
+def test_an_autoencoder_on_batches_of_a_loader_is_hand_written_rloo():
+    """Four draws a row, the prior a constant inside the mean, a smaller last batch: the same draws, the same steps."""
+    log_prior = -2.0 * math.log(2.0)
+    pictures: Any = (torch.rand(22, 3, generator=seed()) < 0.4).double()
+
+    def start():
+        networks = encoder_and_decoder()
+        torch.manual_seed(1)
+        optimizer = torch.optim.Adam([p for network in networks for p in network.parameters()], lr=0.05)
+        return *networks, optimizer, DataLoader(pictures, batch_size=8, shuffle=True)
+
+    encoder, decoder, optimizer, loader = start()
+
+    @sg.graph
+    def loss(phi, psi, batch):
+        row = sg.data("row", batch)
+        code = sg.sample("code", bits_of, sg.apply(lambda p, x: functional_call(encoder, p, x), phi, row), n=4)
+        logits = sg.apply(lambda p, z: functional_call(decoder, p, z), psi, code)
+        return -sg.mean(sg.apply(lambda t, x: bits_of(t).log_prob(x), logits, row) + log_prior - sg.log_prob(code))
+
+    compiled = loss.compile(sg.SF("loo"), wrt=("phi", "psi"))
+    for batch in [batch for _ in range(5) for batch in loader]:
+        optimizer.zero_grad()
+        compiled.loss(*(dict(network.named_parameters()) for network in (encoder, decoder)), batch).backward()
+        optimizer.step()
+    found = [*encoder.parameters(), *decoder.parameters()]
+
+    encoder, decoder, optimizer, loader = start()
+    for batch in [batch for _ in range(5) for batch in loader]:
+        q = bits_of(encoder(batch))
+        code = q.sample((4,))
+        bound = bits_of(decoder(code)).log_prob(batch) + log_prior - q.log_prob(code)
+        compared = bound - (bound.sum(0) - bound) / 3.0
+        optimizer.zero_grad()
+        (-(bound + compared.detach() * q.log_prob(code)).mean()).backward()
+        optimizer.step()
+    for one, other in zip(found, [*encoder.parameters(), *decoder.parameters()], strict=True):
+        torch.testing.assert_close(one, other, rtol=0.0, atol=1e-10)
 
 
 def test_a_gradient_scaler():

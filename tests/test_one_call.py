@@ -401,8 +401,40 @@ def test_log_probabilities_that_are_not_finite_are_found_in_the_whole(numbers):
             return torch.where(value == 7, torch.inf * mean, mean * value)
 
     graph = sg.graph(lambda theta: sg.mean(sg.sample("x", Broken(), theta, n=9) * 1.0))
-    compiled = graph.compile(sg.SF())
+    compiled, message = graph.compile(sg.SF()), r"sample 'x' .*: the log-probability of draw \(7,\) is inf"
     for count in (WHOLE, 5):
         numbers(count)
-        with pytest.raises(sg.SamplingError, match=r"sample 'x' .*: the log-probability of draw \(7,\) is inf"):
+        with pytest.raises(sg.SamplingError, match=message):
             compiled.value_and_grad(THETA)
+    trace = sg.Trace(draws={"x": torch.arange(9.0, dtype=F64)})
+    with pytest.raises(sg.SamplingError, match=message):
+        sg.accumulate(compiled, THETA, over="x", trace=trace, chunk=5)
+
+
+def test_log_probabilities_of_rows_that_are_not_finite(numbers):
+    """The rows of a chunk are diagnosed with their own draws."""
+
+    @sg.graph
+    def objective(theta, x):
+        z = sg.sample("z", Normal, theta * sg.data("row", x), 1.0)
+        return sg.mean(z**2)
+
+    compiled, x = objective.compile(sg.SF()), torch.ones(9, dtype=F64)
+    z = torch.zeros(9, dtype=F64)
+    z[7] = 1e200
+    for chunk in (None, 5):
+        with pytest.raises(sg.SamplingError, match=r"sample 'z' .*: the log-probability of draw \(7,\) is -inf"):
+            sg.accumulate(compiled, THETA, x, over="row", trace=sg.Trace(draws={"z": z}), chunk=chunk)
+
+
+def test_updates_before_the_last_trajectory_are_looked_at_in_the_first_pass():
+    """What a step does with a pathwise draw is seen there, whether or not a trajectory is drawn behind it."""
+
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Normal, theta.sum(), 1.0, n=3)
+        adapted = sg.descend(theta, sg.mean(sg.apply(lambda t, x: (x > 0).double() * t.sum(), theta, x)), 0.1)
+        return sg.mean(sg.sum(sg.sample("D", problems.TwoStateMDP(2), adapted, n=2).reward))
+
+    with pytest.raises(sg.CompileError, match=r"PW on sample 'x' .*no differentiable path"):
+        objective.compile({"x": sg.PW(), "D": sg.SF()}).value_and_grad(torch.zeros(2, 2, dtype=F64))
