@@ -169,10 +169,11 @@ def train_command(configuration: Configuration) -> None:
     continued from its newest checkpoint, to the same bits as if it had never stopped. Ctrl-C saves and ends; a second
     Ctrl-C ends at once.
 
-    Several processes share the work under torchrun; the result depends on the number of shards, not on theirs:
+    Several processes share the work under torchrun, each computes its shards one by one. The result depends on the
+    number of shards, not on theirs, to the bit where they have as many --threads:
 
     \b
-    torchrun --nproc-per-node 2 --max-restarts 3 --no-python stochgraph train --shards 4
+    torchrun --nproc-per-node 2 --max-restarts 3 --no-python stochgraph train --shards 4 --threads 1
 
     A process that dies is started again, and the run goes on from its newest checkpoint. On several machines, set
     TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for that. Only the first process reads and writes the folder.

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import stochgraph as sg
 
-from .vectors import Vector
+from .vectors import Vector, added
 
 Function = Callable[[Any], Tensor]
+Parts = list[tuple[float, Function]]  # functions and their weights: a weighted sum
 
 
 class Step(NamedTuple):
@@ -41,15 +42,15 @@ class Step(NamedTuple):
 
 def trust_region_step(
     parameters: Any,
-    gain: Function | Iterable[tuple[float, Function]],
-    divergence: Function | Iterable[tuple[float, Function]],
+    gain: Function | Iterable[tuple[float, Function]] | list[Parts],
+    divergence: Function | Iterable[tuple[float, Function]] | list[Parts],
     *,
     radius: float = 0.01,
     damping: float = 1e-5,
     iterations: int = 10,
     backtracking: float = 0.8,
     tries: int = 15,
-    reduce: Callable[[Any], Any] = lambda tree: tree,
+    reduce: Callable[[Iterable[Any]], Any] = added,
 ) -> Step:
     r"""One step of trust-region policy optimisation.
 
@@ -63,7 +64,8 @@ def trust_region_step(
     Args:
         parameters: a pytree of tensors.
         gain: what is climbed, a scalar of the parameters: a surrogate replayed on a trace. Or a list of weights and
-            functions whose weighted sum it is, one for each chunk of the trace, for less memory (`replay`).
+            functions whose weighted sum it is, one for each chunk of the trace, for less memory (`replay`). Or a list
+            of such lists, for each share of the work one.
         divergence: a scalar of the parameters with its minimum 0 at the old ones, such as `adapted_divergence`; or a
             list as for `gain`.
         radius: :math:`\delta`.
@@ -71,8 +73,9 @@ def trust_region_step(
         iterations: of the conjugate gradients, at most.
         backtracking: :math:`\beta`.
         tries: candidates at most.
-        reduce: adds up a pytree of tensors over the processes that share the work, each with parts of its own. All call
-            `trust_region_step` together, and decide alike if the sums are the same bits on each.
+        reduce: adds up pytrees of tensors, one for each share, default: those given, in their order. Where processes
+            have shares of their own, it adds up all of them: all call `trust_region_step` together, and decide alike
+            if the sums are the same bits on each.
 
     References:
         Schulman et al. (2015), Trust region policy optimization, appendix C; Finn et al. (2017), section 5.3.
@@ -85,15 +88,15 @@ def trust_region_step(
         >>> step.accepted, [round(float(x), 2) for x in step.parameters]
         (True, [1.1, 2.1])
     """
-    gains, divergences = _parts(gain), _parts(divergence)
+    gains, divergences = _shares(gain), _shares(divergence)
     start = Vector(parameters)
-    before, slope = reduce(_value_and_gradient(gains, start))
+    before, slope = reduce(_value_and_gradient(parts, start) for parts in gains)
     norm = float(slope.norm())
     if not 0 < norm < float("inf"):
         return Step(parameters, False, 0.0, 0.0, 0, "the gradient of the gain is zero or not finite", norm)
 
     def product(vector: Tensor) -> Tensor:
-        return reduce(_hessian_product(divergences, start, vector)) + damping * vector
+        return reduce(_hessian_product(parts, start, vector) for parts in divergences) + damping * vector
 
     direction = conjugate_gradients(product, slope, iterations)
     curvature = float(direction @ product(direction))
@@ -103,7 +106,8 @@ def trust_region_step(
     for j in range(tries):
         candidate = start.moved(backtracking**j * full)
         with torch.no_grad():
-            value, distance = map(float, reduce((_value(gains, candidate), _value(divergences, candidate))))
+            pairs = zip(gains, divergences, strict=True)
+            value, distance = map(float, reduce((_value(g, candidate), _value(d, candidate)) for g, d in pairs))
         rise = value - float(before)
         if rise > 0 and distance <= radius:
             return Step(candidate, True, rise, distance, j + 1, "", norm)
@@ -149,7 +153,7 @@ def conjugate_gradients(
 
 def replay(
     compiled: sg.Compiled, trace: sg.Trace, *others: Any, over: str | None = None, chunk: int | None = None
-) -> list[tuple[float, Function]]:
+) -> Parts:
     """A compiled surrogate as a function of its first input, on one trace: in chunks of a plate.
 
     Args:
@@ -180,15 +184,16 @@ def replay(
     return [(weight, function(part)) for weight, part in cut]
 
 
-def _parts(function: Any) -> list[tuple[float, Function]]:
-    return [(1.0, function)] if callable(function) else list(function)
+def _shares(function: Any) -> list[Parts]:
+    given = [(1.0, function)] if callable(function) else list(function)
+    return given if given and isinstance(given[0], list) else [given]
 
 
-def _value(parts: list[tuple[float, Function]], parameters: Any) -> Tensor:
+def _value(parts: Parts, parameters: Any) -> Tensor:
     return torch.stack([weight * part(parameters).detach() for weight, part in parts]).sum()
 
 
-def _value_and_gradient(parts: list[tuple[float, Function]], start: Vector) -> tuple[Tensor, Tensor]:
+def _value_and_gradient(parts: Parts, start: Vector) -> tuple[Tensor, Tensor]:
     value, slope = start.flat.new_zeros(()), torch.zeros_like(start.flat)
     for weight, part in parts:
         point = start.flat.clone().requires_grad_()
@@ -198,7 +203,7 @@ def _value_and_gradient(parts: list[tuple[float, Function]], start: Vector) -> t
     return value, slope
 
 
-def _hessian_product(parts: list[tuple[float, Function]], start: Vector, vector: Tensor) -> Tensor:
+def _hessian_product(parts: Parts, start: Vector, vector: Tensor) -> Tensor:
     """The exact Hessian at the start, times a vector: the derivative of the slope along it."""
     total = torch.zeros_like(vector)
     for weight, part in parts:

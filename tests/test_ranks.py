@@ -13,7 +13,17 @@ import torch
 import torch.distributed as distributed
 
 from stochgraph.algorithms.training import ConfigurationError, Problem, Ranks, joined_ranks, train
-from tests.training_cases import SMALL, become_rank, in_ranks, newest, python_environment, timeless, train_on_rank
+from tests.training_cases import (
+    SMALL,
+    become_rank,
+    in_ranks,
+    newest,
+    python_environment,
+    same,
+    same_runs,
+    timeless,
+    train_on_rank,
+)
 
 if not distributed.is_available() or not distributed.is_gloo_available():
     pytest.skip("torch is built without gloo", allow_module_level=True)
@@ -58,9 +68,45 @@ def test_a_run_of_one_is_continued_by_two(tmp_path):
     torch.testing.assert_close(state["parameters"], newest(one.output)["parameters"], rtol=1e-9, atol=0.0)
 
 
-def test_more_ranks_than_shards_are_refused(tmp_path):
-    with pytest.raises(ConfigurationError, match=r"shards=1: 2 ranks need at least as many shards"):
-        train(SMALL.replace(output=str(tmp_path / "run")), Ranks(0, 2), reporters=[])
+SHARDS = (1, 2, 3, 4, 6, 8)
+LEARNERS = {
+    "Adam": {"inner_rate": 0.3},
+    "Adam, in chunks": {"chunk": 1, "estimator": "LOO"},
+    "TRPO": {"optimizer": "TRPO", "chunk": 1, "optimizer_options": {"iterations": 2, "tries": 2}},
+    "epochs": {"algorithm": "promp", "chunk": 2, "environment": "random-mdp", "policy_options": {}, "epochs": 2},
+}
+
+
+def train_in_shards(rank, count, port, run):
+    """The run in every number of shards that this number of ranks can share out."""
+    become_rank(rank, count, port)
+    with pytest.MonkeyPatch.context() as patched, joined_ranks() as ranks:
+        patched.setattr("stochgraph.algorithms.training.trainer.save_learning_curve", lambda *_: None)
+        for shards in SHARDS:
+            if shards >= count:
+                train(run.replace(shards=shards, output=f"{run.output}/{shards} in {count}"), ranks, reporters=[])
+
+
+@pytest.mark.parametrize("learner", LEARNERS)
+def test_the_result_depends_on_the_shards_and_not_on_the_ranks(tmp_path, learner):
+    """Parameters, what the learner remembers, and metrics: to the bit, in single precision, with unequal shards."""
+    run = SMALL.replace(tasks=9, output=str(tmp_path), iterations=2, evaluate_every=2, evaluation_tasks=25)
+    run = run.replace(**LEARNERS[learner])
+    train_in_shards(0, 1, 0, run)
+    for count in (2, 3):
+        assert in_ranks(count, train_in_shards, run) == [0] * count
+        for shards in SHARDS:
+            one, several = (tmp_path / f"{shards} in {ranks}" for ranks in (1, count))
+            assert several.exists() == (shards >= count)
+            assert shards < count or same_runs(one, several), f"{shards} shards in {count} ranks"
+    ends = [newest(tmp_path / f"{shards} in 1")["parameters"] for shards in SHARDS]
+    assert not any(same(ends[0], end) for end in ends[1:]), "the shards have no draws of their own"
+
+
+@pytest.mark.parametrize(("shards", "count"), [(1, 2), (1, 3), (2, 3)])
+def test_more_ranks_than_shards_are_refused(tmp_path, shards, count):
+    with pytest.raises(ConfigurationError, match=rf"shards={shards}: {count} ranks need at least as many shards"):
+        train(SMALL.replace(output=str(tmp_path / "run"), shards=shards), Ranks(0, count), reporters=[])
     assert not list(tmp_path.iterdir())
 
 

@@ -147,7 +147,7 @@ class TrustRegion:
     def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
         anchor = {name: leaf.clone() for name, leaf in theta.items()}
         gain, divergence = batch.parts(batch.compiled), batch.parts(self.divergence, anchor)
-        step = trust_region_step(anchor, gain, divergence, reduce=batch.ranks.sum, **self.options)
+        step = trust_region_step(anchor, gain, divergence, reduce=batch.sum, **self.options)
         if not step.gradient_norm < float("inf"):
             raise sg.SamplingError("the meta-gradient is not finite")
         for name, leaf in theta.items():

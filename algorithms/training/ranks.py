@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +11,8 @@ import torch
 import torch.distributed as distributed
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from ..vectors import added
 
 
 @dataclass(frozen=True)
@@ -25,8 +27,8 @@ class Ranks:
         >>> import torch
         >>> from stochgraph.algorithms.training import Ranks
         >>> alone = Ranks()
-        >>> list(alone.own(range(3))), alone.sum({"theta": torch.tensor(1.0)})
-        ([0, 1, 2], {'theta': tensor(1.)})
+        >>> alone.own(range(3)), alone.sum([{"theta": torch.tensor(float(i))} for i in range(3)], count=3)
+        (range(0, 3), {'theta': tensor(3.)})
     """
 
     rank: int = 0
@@ -41,20 +43,42 @@ class Ranks:
         """The items that are this one's share."""
         return items[self.rank :: self.count]
 
-    def sum(self, tree: Any) -> Any:
-        """The sum of a pytree of tensors over all ranks, the same bits on each; one message."""
+    def sum(self, shares: Iterable[Any], count: int) -> Any:
+        """The sum of pytrees of tensors that `own` has shared out, in their order: the same bits however many ranks.
+
+        The ranks go through their shares together, one message each. So no rank holds more than one pytree of every
+        rank beside the sum, on the processor.
+
+        Args:
+            shares: this rank's.
+            count: those of all ranks, at least one each.
+        """
         if self.count == 1:
-            return tree
+            return added(shares)
+        return added(self._in_order(iter(shares), count))
+
+    def _in_order(self, shares: Iterator[Any], count: int) -> Iterator[Any]:
+        """All shares of all ranks, of which this one computes its own when their turn comes."""
+        own: Any = None
+        for start in range(0, count, self.count):
+            own = next(shares, own)  # in the last round there may be none: any stands in for it, and is left out
+            yield from self._exchanged(own)[: count - start]
+
+    def _exchanged(self, tree: Any) -> list[Any]:
+        """The pytrees of tensors that the ranks have, one each."""
         leaves, spec = pytree.tree_flatten(tree)
-        flat = torch.cat([leaf.detach().reshape(-1) for leaf in leaves])
-        message = flat.cpu()  # the ranks talk through the processors, wherever their tensors are
-        distributed.all_reduce(message)
-        parts = message.to(flat.device).split([leaf.numel() for leaf in leaves])
-        return pytree.tree_unflatten([part.view_as(leaf) for part, leaf in zip(parts, leaves, strict=True)], spec)
+        flat = torch.cat([leaf.detach().reshape(-1) for leaf in leaves]).cpu()  # through the processors, wherever
+        messages = [torch.empty_like(flat) for _ in range(self.count)]
+        distributed.all_gather(messages, flat)
+        parts = (message.split([leaf.numel() for leaf in leaves]) for message in messages)
+        return [
+            pytree.tree_unflatten([p.view_as(leaf).to(leaf) for p, leaf in zip(each, leaves, strict=True)], spec)
+            for each in parts
+        ]
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any rank."""
-        return bool(self.sum(torch.tensor(float(flag))) > 0)
+        return bool(self.sum([torch.tensor(float(flag))], self.count) > 0)
 
     def from_first(self, value: Any) -> Any:
         """The value that the first rank has, on all of them."""
