@@ -1,9 +1,11 @@
 """The command `stochgraph`: train, evaluate, explain, profile, demo."""
 
 import json
+import os
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ from .training import (
 from .training.configuration import describe, type_words
 from .training.problem import standard_errors
 from .training.randomness import generator_for
+from .training.reports import spelled
 from .training.settings import ALGORITHMS, ENVIRONMENTS, ESTIMATORS, POLICIES
 
 KNOWN: dict[str, Iterable[str]] = {
@@ -138,6 +141,23 @@ def readable_errors() -> Iterator[None]:
         raise click.ClickException(str(error)) from error
 
 
+def _echo(text: str) -> None:
+    """Print in the letters that the output has."""
+    click.echo(spelled(text, sys.stdout))
+
+
+def _let_go() -> None:
+    """Streams that nobody reads any more get no last word: Python would end with an error of its own over it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except AttributeError:  # None: it was closed before Python began
+            pass
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="stochgraph")
 def main() -> None:
@@ -154,6 +174,7 @@ def main() -> None:
     Everything that a run is made of is an option, a field of the run.json that is written next to its results, and of
     `stochgraph.algorithms.training.Configuration`.
     """  # noqa: D301  # click looks for the character itself
+    click.get_current_context().call_on_close(_let_go)
 
 
 @main.command("train")
@@ -166,8 +187,9 @@ def train_command(configuration: Configuration) -> None:
     the meta-objective (discounted), "returns" before and after each adaptation step (undiscounted, of the training
     tasks in an iteration, of held-out tasks with their standard "errors" in an evaluation), "gradient_norm", "kl" and
     "seconds" where there are any. If the folder holds the run already, it is
-    continued from its newest checkpoint, to the same bits as if it had never stopped. Ctrl-C saves and ends; a second
-    Ctrl-C ends at once.
+    continued from its newest checkpoint, to the same bits as if it had never stopped. Ctrl-C, SIGTERM and a terminal
+    that is closed (SIGHUP) save and end; a second Ctrl-C ends at once. Under nohup a run outlives its terminal. Errors
+    save what was learned, too. What only shows progress ends nothing: outputs that cannot be written to are left out.
 
     Several processes share the work under torchrun, each computes its shards one by one. The result depends on the
     number of shards, not on theirs, to the bit where they have as many --threads:
@@ -202,11 +224,11 @@ def evaluate_command(folder: Path, tasks: int | None, steps: int | None, as_json
     errors = standard_errors(returns).tolist() if len(returns) > 1 else [None] * len(means)
     if as_json:
         found = {"iteration": result.iteration, "tasks": len(returns), "returns": means, "errors": errors}
-        click.echo(json.dumps(found))
+        _echo(json.dumps(found))
         return
-    click.echo(f"after {result.iteration} iterations, {len(returns)} held-out tasks, return ± standard error:")
+    _echo(f"after {result.iteration} iterations, {len(returns)} held-out tasks, return ± standard error:")
     for k, (value, uncertainty) in enumerate(zip(means, errors, strict=True)):
-        click.echo(f"{k} adaptation steps  {value:9.3f} ± {'?' if uncertainty is None else f'{uncertainty:.3f}'}")
+        _echo(f"{k} adaptation steps  {value:9.3f} ± {'?' if uncertainty is None else f'{uncertainty:.3f}'}")
 
 
 @main.command("explain")
@@ -214,9 +236,9 @@ def evaluate_command(folder: Path, tasks: int | None, steps: int | None, as_json
 def explain_command(configuration: Configuration) -> None:
     """Print how the run's algorithm counts every gradient path, with its bias and variance class."""
     problem = Problem(configuration)
-    click.echo(f"{problem.compiled.graph!r}\n\n{problem.compiled.explain()}")
+    _echo(f"{problem.compiled.graph!r}\n\n{problem.compiled.explain()}")
     if problem.template.replayed is not None:
-        click.echo(
+        _echo(
             f"This is the graph that draws. On its draws {configuration.algorithm} climbs an objective of its own, "
             f"Template.replayed; stochgraph.algorithms.{configuration.algorithm} says how that counts"
         )
@@ -240,7 +262,7 @@ def profile_command(configuration: Configuration, estimators: str, repeats: int,
     generator = generator_for(configuration.seed, "profile")
     with torch_threads(configuration.threads):
         found = sg.profile(compiled, theta, repeats=repeats, generator=generator)
-    click.echo(found.to_markdown())
+    _echo(found.to_markdown())
 
 
 @main.command("demo", context_settings={"ignore_unknown_options": True}, add_help_option=False)

@@ -185,7 +185,7 @@ def replay(
 
 
 def _shares(function: Any) -> list[Parts]:
-    given = [(1.0, function)] if callable(function) else list(function)
+    given: list[Any] = [(1.0, function)] if callable(function) else list(function)
     return given if given and isinstance(given[0], list) else [given]
 
 

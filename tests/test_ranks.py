@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -69,7 +70,7 @@ def test_a_run_of_one_is_continued_by_two(tmp_path):
 
 
 SHARDS = (1, 2, 3, 4, 6, 8)
-LEARNERS = {
+LEARNERS: dict[str, dict[str, Any]] = {
     "Adam": {"inner_rate": 0.3},
     "Adam, in chunks": {"chunk": 1, "estimator": "LOO"},
     "TRPO": {"optimizer": "TRPO", "chunk": 1, "optimizer_options": {"iterations": 2, "tries": 2}},

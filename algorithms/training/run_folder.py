@@ -33,6 +33,7 @@ class RunFolder:
         self.path = Path(path)
         self.checkpoints = Checkpoints(self.path / "checkpoints", kept)
         self._lines: Lines | None = None
+        self._began = (-1, 0)  # the iteration of the newest line, and how long the metrics were before its first one
 
     @property
     def configuration_path(self) -> Path:
@@ -87,13 +88,16 @@ class RunFolder:
         """Add a line to the metrics."""
         if self._lines is None:
             self._lines = self._open_metrics(None)
+        if record["iteration"] != self._began[0]:
+            self._began = (record["iteration"], self._lines.size)
         self._lines.append(record)
 
     def save(self, iteration: int, state: State) -> None:
-        """Write a checkpoint that remembers how long the metrics are."""
+        """Write a checkpoint that remembers how long the metrics were before the first line of the next iteration."""
         lines = self._lines or self._open_metrics(None)
         lines.synchronise()
-        self.checkpoints.save(iteration, {**state, "metrics_size": lines.size})
+        size = self._began[1] if self._began[0] == iteration else lines.size
+        self.checkpoints.save(iteration, {**state, "metrics_size": size})
 
     def metrics(self, kind: str) -> list[dict[str, Any]]:
         """The lines of one kind, "iteration" or "evaluation"."""
