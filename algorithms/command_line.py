@@ -24,6 +24,7 @@ from .training import (
     Configuration,
     ConfigurationError,
     Problem,
+    RankFailure,
     TrainingError,
     joined_ranks,
     load_result,
@@ -32,6 +33,7 @@ from .training import (
 from .training.configuration import describe, type_words
 from .training.problem import standard_errors
 from .training.randomness import generator_for
+from .training.ranks import TIMEOUT
 from .training.reports import spelled
 from .training.settings import ALGORITHMS, ENVIRONMENTS, ESTIMATORS, POLICIES
 
@@ -137,7 +139,7 @@ def readable_errors() -> Iterator[None]:
         yield
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from error
-    except (CheckpointError, TrainingError, sg.StochgraphError) as error:
+    except (CheckpointError, RankFailure, TrainingError, sg.StochgraphError) as error:
         raise click.ClickException(str(error)) from error
 
 
@@ -178,8 +180,15 @@ def main() -> None:
 
 
 @main.command("train")
+@click.option(
+    "--rank-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=TIMEOUT,
+    show_default=True,
+    help="Under torchrun, the seconds that processes wait for each other; then the run ends, and names who is missing.",
+)
 @configured()
-def train_command(configuration: Configuration) -> None:
+def train_command(configuration: Configuration, rank_timeout: float) -> None:
     """Train, and write everything to one folder.
 
     The folder gets run.json (the configuration), metrics.jsonl (one line per iteration and evaluation), checkpoints,
@@ -198,9 +207,10 @@ def train_command(configuration: Configuration) -> None:
     torchrun --nproc-per-node 2 --max-restarts 3 --no-python stochgraph train --shards 4 --threads 1
 
     A process that dies is started again, and the run goes on from its newest checkpoint. On several machines, set
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for that. Only the first process reads and writes the folder.
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for that. One that is stopped or out of reach is named after half a minute, and
+    given up after --rank-timeout. Only the first process reads and writes the folder.
     """  # noqa: D301
-    with joined_ranks() as ranks:
+    with joined_ranks(rank_timeout) as ranks:
         outcome = train(configuration, ranks)
     if not outcome.finished:
         raise click.exceptions.Exit(INTERRUPTED)

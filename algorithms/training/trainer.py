@@ -27,7 +27,7 @@ from .curves import save_learning_curve
 from .interrupts import BrokenOff, Interrupts
 from .problem import Problem, standard_errors, task_returns
 from .randomness import default_generator_for
-from .ranks import ALONE, Ranks
+from .ranks import ALONE, RankFailure, Ranks
 from .reports import Reporter, default_reporters
 from .run_folder import RunFolder
 
@@ -114,7 +114,7 @@ class Trainer:
             self._loop(interrupts)
         except BrokenOff:
             interrupts.over()
-            self._save()
+            self._save_what_is_new()
             done = f", and saved after {self.iteration} iterations" if self.iteration else " before the first iteration"
             self._say(f"interrupted{done}; the same command continues it")
             return False
@@ -175,15 +175,18 @@ class Trainer:
             self._tell(lambda reporter: reporter.evaluated(record))
 
     def _save(self) -> None:
-        """Save what is new."""
-        if self.ranks.first and self.iteration > self._saved:
+        if self.ranks.first:
             self.folder.save(self.iteration, self.state_dict())
         self._saved = self.iteration
+
+    def _save_what_is_new(self) -> None:
+        if self.iteration > self._saved:
+            self._save()
 
     def _rescue(self) -> None:
         """Save what can be saved: another error is under way, which says more than that of a second one."""
         try:
-            self._save()
+            self._save_what_is_new()
         except Exception as error:
             self._say(f"what was learned in iterations {self._saved} to {self.iteration} could not be saved: {error}")
 
@@ -283,10 +286,12 @@ class Trainer:
             yield
         except CheckpointError as error:
             raise TrainingError(str(error)) from error
-        except (sg.SamplingError, sg.SolverError, OSError) as error:
+        except (sg.SamplingError, sg.SolverError, RankFailure, OSError) as error:
             raise TrainingError(f"iteration {self.iteration}: {error}. {self._left()}") from error
 
     def _left(self) -> str:
+        if not self.ranks.first:
+            return "The first rank says what is saved"
         paths = self.folder.checkpoints.paths()
         if not paths:
             return "There is no checkpoint yet"
