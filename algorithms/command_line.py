@@ -1,9 +1,11 @@
 """The command `stochgraph`: train, evaluate, explain, profile, demo."""
 
 import json
+import os
 import re
+import sys
 from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,7 @@ from .training import (
     Configuration,
     ConfigurationError,
     Problem,
+    RankFailure,
     TrainingError,
     joined_ranks,
     load_result,
@@ -31,6 +34,8 @@ from .training import (
 from .training.configuration import describe, type_words
 from .training.problem import standard_errors
 from .training.randomness import generator_for
+from .training.ranks import TIMEOUT
+from .training.reports import spelled
 from .training.settings import ALGORITHMS, ENVIRONMENTS, ESTIMATORS, POLICIES
 
 KNOWN: dict[str, Iterable[str]] = {
@@ -135,8 +140,25 @@ def readable_errors() -> Iterator[None]:
         yield
     except ConfigurationError as error:
         raise click.UsageError(str(error)) from error
-    except (CheckpointError, TrainingError, sg.StochgraphError) as error:
+    except (CheckpointError, RankFailure, TrainingError, sg.StochgraphError) as error:
         raise click.ClickException(str(error)) from error
+
+
+def _echo(text: str) -> None:
+    """Print in the letters that the output has."""
+    click.echo(spelled(text, sys.stdout))
+
+
+def _let_go() -> None:
+    """Streams that nobody reads any more get no last word: Python would end with an error of its own over it."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        except AttributeError:  # None: it was closed before Python began
+            pass
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -155,14 +177,22 @@ def main() -> None:
     Everything that a run is made of is an option, a field of the run.json that is written next to its results, and of
     `stochgraph.algorithms.training.Configuration`.
     """  # noqa: D301  # click looks for the character itself
+    click.get_current_context().call_on_close(_let_go)
 
 
 @main.command("train")
 @click.option(
     "--restart", is_flag=True, help="Begin anew; a run that is in the folder is kept within, in earlier-1, ..."
 )
+@click.option(
+    "--rank-timeout",
+    type=click.FloatRange(0, min_open=True),
+    default=TIMEOUT,
+    show_default=True,
+    help="Under torchrun, the seconds that processes wait for each other; then the run ends, and names who is missing.",
+)
 @configured()
-def train_command(configuration: Configuration, restart: bool) -> None:
+def train_command(configuration: Configuration, restart: bool, rank_timeout: float) -> None:
     """Train, and write everything to one folder.
 
     The folder gets run.json (the configuration), metrics.jsonl (one line per iteration and evaluation), checkpoints,
@@ -171,18 +201,22 @@ def train_command(configuration: Configuration, restart: bool) -> None:
     tasks in an iteration, of held-out tasks with their standard "errors" in an evaluation), "gradient_norm", "kl" and
     "seconds" where there are any. If the folder holds the run already, it is
     continued from its newest checkpoint, to the same bits as if it had never stopped; --restart begins anew, and
-    keeps it. Ctrl-C saves and ends; a second Ctrl-C ends at once.
+    keeps it. Ctrl-C, SIGTERM and a terminal that is closed (SIGHUP) save and end; a second Ctrl-C ends at once. Under
+    nohup a run outlives its terminal. Errors save what was learned, too. What only shows progress ends nothing: outputs
+    that cannot be written to are left out.
 
-    Several processes share the work under torchrun; the result depends on the number of shards, not on theirs:
+    Several processes share the work under torchrun, each computes its shards one by one. The result depends on the
+    number of shards, not on theirs, to the bit where they have as many --threads:
 
     \b
-    torchrun --nproc-per-node 2 --max-restarts 3 --no-python stochgraph train --shards 4
+    torchrun --nproc-per-node 2 --max-restarts 3 --no-python stochgraph train --shards 4 --threads 1
 
     A process that dies is started again, and the run goes on from its newest checkpoint. On several machines, set
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for that. Only the first process reads and writes the folder.
+    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1 for that. One that is stopped or out of reach is named after half a minute, and
+    given up after --rank-timeout. Only the first process reads and writes the folder.
     """  # noqa: D301
     make_room()
-    with joined_ranks() as ranks:
+    with joined_ranks(rank_timeout) as ranks:
         outcome = train(configuration, ranks, restart=restart)
     if not outcome.finished:
         raise click.exceptions.Exit(INTERRUPTED)
@@ -207,11 +241,11 @@ def evaluate_command(folder: Path, tasks: int | None, steps: int | None, as_json
     errors = standard_errors(returns).tolist() if len(returns) > 1 else [None] * len(means)
     if as_json:
         found = {"iteration": result.iteration, "tasks": len(returns), "returns": means, "errors": errors}
-        click.echo(json.dumps(found))
+        _echo(json.dumps(found))
         return
-    click.echo(f"after {result.iteration} iterations, {len(returns)} held-out tasks, return ± standard error:")
+    _echo(f"after {result.iteration} iterations, {len(returns)} held-out tasks, return ± standard error:")
     for k, (value, uncertainty) in enumerate(zip(means, errors, strict=True)):
-        click.echo(f"{k} adaptation steps  {value:9.3f} ± {'?' if uncertainty is None else f'{uncertainty:.3f}'}")
+        _echo(f"{k} adaptation steps  {value:9.3f} ± {'?' if uncertainty is None else f'{uncertainty:.3f}'}")
 
 
 @main.command("explain")
@@ -219,9 +253,9 @@ def evaluate_command(folder: Path, tasks: int | None, steps: int | None, as_json
 def explain_command(configuration: Configuration) -> None:
     """Print how the run's algorithm counts every gradient path, with its bias and variance class."""
     problem = Problem(configuration)
-    click.echo(f"{problem.compiled.graph!r}\n\n{problem.compiled.explain()}")
+    _echo(f"{problem.compiled.graph!r}\n\n{problem.compiled.explain()}")
     if problem.template.replayed is not None:
-        click.echo(
+        _echo(
             f"This is the graph that draws. On its draws {configuration.algorithm} climbs an objective of its own, "
             f"Template.replayed; stochgraph.algorithms.{configuration.algorithm} says how that counts"
         )
@@ -246,7 +280,7 @@ def profile_command(configuration: Configuration, estimators: str, repeats: int,
     make_room()
     with torch_threads(configuration.threads):
         found = sg.profile(compiled, theta, repeats=repeats, generator=generator)
-    click.echo(found.to_markdown())
+    _echo(found.to_markdown())
 
 
 @main.command("demo", context_settings={"ignore_unknown_options": True}, add_help_option=False)

@@ -5,6 +5,7 @@ python -m stochgraph.algorithms.demo [--iterations 1200] [--seed 0] [--out resul
 
 import argparse
 import importlib
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import stochgraph as sg
 from ._beside import make_room
 from .training import Configuration, ConfigurationError, Problem, RunFolder, TrainingError, load_result, train
 from .training.curves import plot_learning_curves, save_figure
-from .training.reports import default_reporters
+from .training.reports import default_reporters, spelled
 
 ESTIMATORS = {
     "SF": sg.SF(),
@@ -70,9 +71,9 @@ def bandit(steps: int, n: int) -> sg.Graph:
 def print_ledgers() -> None:
     """How each estimator counts the paths of the navigation graph."""
     graph = Problem(navigation("LSF")).template.graph
-    print(f"{graph!r}\n")
-    for name, estimator in ESTIMATORS.items():
-        print(f"--- {name}\n{graph.compile(estimator).explain()}\n")
+    ledgers = [f"--- {name}\n{graph.compile(estimator).explain()}\n" for name, estimator in ESTIMATORS.items()]
+    for text in (f"{graph!r}\n", *ledgers):
+        print(spelled(text, sys.stdout))
 
 
 def print_biases() -> None:

@@ -12,9 +12,10 @@ from torch import Tensor
 
 import stochgraph as sg
 
-from .vectors import Vector
+from .vectors import Vector, added
 
 Function = Callable[[Any], Tensor]
+Parts = list[tuple[float, Function]]  # functions and their weights: a weighted sum
 
 
 class Step(NamedTuple):
@@ -41,8 +42,8 @@ class Step(NamedTuple):
 
 def trust_region_step(
     parameters: Any,
-    gain: Function | Iterable[tuple[float, Function]],
-    divergence: Function | Iterable[tuple[float, Function]],
+    gain: Function | Iterable[tuple[float, Function]] | list[Parts],
+    divergence: Function | Iterable[tuple[float, Function]] | list[Parts],
     *,
     radius: float = 0.01,
     damping: float = 1e-5,
@@ -51,7 +52,7 @@ def trust_region_step(
     tries: int = 15,
     compared: Function | Iterable[tuple[float, Function]] | None = None,
     keep: bool = False,
-    reduce: Callable[[Any], Any] = lambda tree: tree,
+    reduce: Callable[[Iterable[Any]], Any] = added,
 ) -> Step:
     r"""One step of trust-region policy optimisation.
 
@@ -65,7 +66,8 @@ def trust_region_step(
     Args:
         parameters: a pytree of tensors.
         gain: what is climbed, a scalar of the parameters: a surrogate replayed on a trace. Or a list of weights and
-            functions whose weighted sum it is, one for each chunk of the trace, for less memory (`replay`).
+            functions whose weighted sum it is, one for each chunk of the trace, for less memory (`replay`). Or a list
+            of such lists, for each share of the work one.
         divergence: a scalar of the parameters with its minimum 0 at the old ones, such as `adapted_divergence`; or a
             list as for `gain`.
         radius: :math:`\delta`.
@@ -77,8 +79,9 @@ def trust_region_step(
             list as for `gain`.
         keep: keep the graph of the divergence's slope for all products. That takes the memory of all its parts at once,
             and a fraction of the time where inner steps are solved.
-        reduce: adds up a pytree of tensors over the processes that share the work, each with parts of its own. All call
-            `trust_region_step` together, and decide alike if the sums are the same bits on each.
+        reduce: adds up pytrees of tensors, one for each share, default: those given, in their order. Where processes
+            have shares of their own, it adds up all of them: all call `trust_region_step` together, and decide alike
+            if the sums are the same bits on each.
 
     References:
         Schulman et al. (2015), Trust region policy optimization, appendix C; Finn et al. (2017), section 5.3.
@@ -91,16 +94,16 @@ def trust_region_step(
         >>> step.accepted, [round(float(x), 2) for x in step.parameters]
         (True, [1.1, 2.1])
     """
-    gains, divergences, start = _parts(gain), _parts(divergence), Vector(parameters)
-    before, slope = reduce(_value_and_gradient(gains, start))
+    gains, divergences, start = _shares(gain), _shares(divergence), Vector(parameters)
+    before, slope = reduce(_value_and_gradient(parts, start) for parts in gains)
     norm = float(slope.norm())
     if not 0 < norm < float("inf"):
         return Step(parameters, False, 0.0, 0.0, 0, "the gradient of the gain is zero or not finite", norm)
 
-    curved = _curvature(divergences, start, keep)
+    curved = [_curvature(parts, start, keep) for parts in divergences]
 
     def product(vector: Tensor) -> Tensor:
-        return reduce(curved(vector)) + damping * vector
+        return reduce(product_of(vector) for product_of in curved) + damping * vector
 
     direction = conjugate_gradients(product, slope, iterations)
     curvature = float(direction @ product(direction))
@@ -108,11 +111,12 @@ def trust_region_step(
         return Step(parameters, False, 0.0, 0.0, 0, "the divergence does not curve along the step", norm)
     full = (2 * radius / curvature) ** 0.5 * direction
     if compared is not None:
-        gains = _parts(compared)
-        before = reduce(_value(gains, parameters))
+        gains = _shares(compared)
+        before = reduce(_value(parts, parameters) for parts in gains)
     for j in range(tries):
         candidate = start.moved(backtracking**j * full)
-        value, distance = map(float, reduce((_value(gains, candidate), _value(divergences, candidate))))
+        pairs = zip(gains, divergences, strict=True)
+        value, distance = map(float, reduce((_value(g, candidate), _value(d, candidate)) for g, d in pairs))
         rise = value - float(before)
         if rise > 0 and distance <= radius:
             return Step(candidate, True, rise, distance, j + 1, "", norm)
@@ -159,7 +163,7 @@ def conjugate_gradients(
 
 def replay(
     compiled: sg.Compiled, trace: sg.Trace, *others: Any, over: str | None = None, chunk: int | None = None
-) -> list[tuple[float, Function]]:
+) -> Parts:
     """A compiled surrogate as a function of its first input, on one trace: in chunks of a plate.
 
     Args:
@@ -190,16 +194,17 @@ def replay(
     return [(weight, function(part)) for weight, part in cut]
 
 
-def _parts(function: Any) -> list[tuple[float, Function]]:
-    return [(1.0, function)] if callable(function) else list(function)
+def _shares(function: Any) -> list[Parts]:
+    given: list[Any] = [(1.0, function)] if callable(function) else list(function)
+    return given if given and isinstance(given[0], list) else [given]
 
 
 @torch.no_grad()
-def _value(parts: list[tuple[float, Function]], parameters: Any) -> Tensor:
+def _value(parts: Parts, parameters: Any) -> Tensor:
     return torch.stack([weight * part(parameters) for weight, part in parts]).sum()
 
 
-def _value_and_gradient(parts: list[tuple[float, Function]], start: Vector) -> tuple[Tensor, Tensor]:
+def _value_and_gradient(parts: Parts, start: Vector) -> tuple[Tensor, Tensor]:
     value, slope = start.flat.new_zeros(()), torch.zeros_like(start.flat)
     for weight, part in parts:
         point = start.flat.clone().requires_grad_()
@@ -212,7 +217,7 @@ def _value_and_gradient(parts: list[tuple[float, Function]], start: Vector) -> t
 Slope = tuple[float, Tensor, Tensor]  # a weight, the point, and the slope there with its graph
 
 
-def _slopes(parts: list[tuple[float, Function]], start: Vector) -> Iterator[Slope]:
+def _slopes(parts: Parts, start: Vector) -> Iterator[Slope]:
     for weight, part in parts:
         point = start.flat.clone().requires_grad_()
         (slope,) = torch.autograd.grad(part(start.at(point)), point, create_graph=True)

@@ -1,5 +1,6 @@
-"""A pytree of parameters as one vector: for methods that solve linear systems."""
+"""Pytrees of parameters as vectors: one flat vector for methods that solve linear systems, and sums of several."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -39,3 +40,19 @@ class Vector:
     def moved(self, step: Tensor) -> Any:
         """The pytree with a step added to all entries."""
         return self.at(self.flat + step)
+
+
+def added(trees: Iterable[Any]) -> Any:
+    """The sum of some pytrees of tensors, added one after the other in their order; at least one.
+
+    Example:
+        >>> import torch
+        >>> from stochgraph.algorithms.vectors import added
+        >>> added({"a": torch.tensor([1.0, float(i)])} for i in range(3))
+        {'a': tensor([3., 3.])}
+    """
+    each = iter(trees)
+    total = next(each)
+    for tree in each:
+        total = pytree.tree_map(torch.add, total, tree)
+    return total

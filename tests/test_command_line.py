@@ -1,5 +1,6 @@
 """The command `stochgraph`: every field is an option, and what goes wrong is said in a line."""
 
+import contextlib
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from click.testing import CliRunner
 
 import stochgraph as sg
 from stochgraph.algorithms import command_line, demo
-from stochgraph.algorithms.training import Configuration, Problem, RunFolder
+from stochgraph.algorithms.training import Configuration, Problem, RankFailure, RunFolder
 from stochgraph.algorithms.training.configuration import describe
 from stochgraph.algorithms.training.reports import ProgressBar
 from tests.training_cases import SMALL, python_environment, same_runs
@@ -219,6 +220,24 @@ def test_an_interrupt_ends_with_the_status_of_an_interrupt(tmp_path, monkeypatch
     result = call("train", *OPTIONS, "--output", tmp_path / "run")
     assert result.exit_code == 130
     assert "interrupted, and saved after 1 iterations; the same command continues it" in result.output
+
+
+def test_a_time_for_missing_ranks(tmp_path, monkeypatch):
+    """An option of the command, and no field of the configuration: machines decide it."""
+    seen = []
+
+    @contextlib.contextmanager
+    def joined(timeout):
+        seen.append(timeout)
+        raise RankFailure("rank 1 of 2 did not come")
+        yield
+
+    monkeypatch.setattr(command_line, "joined_ranks", joined)
+    for options in ([], ["--rank-timeout", 60]):
+        result = call("train", *OPTIONS, "--output", tmp_path / "run", *options)
+        assert (result.exit_code, result.output) == (1, "Error: rank 1 of 2 did not come\n")
+    assert seen == [1800, 60]
+    assert "x>0" in call("train", "--rank-timeout", 0).output
 
 
 def test_a_failure_is_one_line(tmp_path, monkeypatch):

@@ -1,6 +1,8 @@
 """Gymnasium's vector environments: tasks as arguments and as options, whatever is reset by itself."""
 
+import os
 import pickle
+import signal
 from functools import partial
 from typing import Any
 
@@ -19,6 +21,7 @@ from stochgraph.algorithms.environments import GymnasiumEnvironment
 from stochgraph.algorithms.policies import CategoricalMLP
 from stochgraph.algorithms.rollouts import Rollouts
 from tests.problems import F64
+from tests.training_cases import FORKS
 
 
 class Stairs(gymnasium.Env[Any, Any]):
@@ -200,3 +203,45 @@ def test_refusals():
 def test_pickling():
     environment = pickle.loads(pickle.dumps(GymnasiumEnvironment(Stepper(), TOPS, horizon=3)))
     assert environment.reset(torch.tensor([3.0, 4.0])).shape == (2, 6)
+
+
+def fork(new: bool) -> None:
+    """Fork with a vector environment that has workers. The child uses it, and the parent's episodes go on."""
+
+    def make(gravity: Tensor) -> Any:
+        one = [partial(gymnasium.make, "Pendulum-v1", g=g) for g in gravity.tolist()]
+        return AsyncVectorEnv(one, context="fork")
+
+    environment = GymnasiumEnvironment(make, Uniform(torch.tensor(5.0), torch.tensor(15.0)), horizon=10)
+    gravity, push = torch.tensor([6.0, 9.0]), torch.ones(2, 1)
+
+    def steps() -> list[Tensor]:
+        torch.manual_seed(0)
+        return [environment.reset(gravity), environment.step(push)[0]]
+
+    expected = [*steps(), environment.step(push)[0]]
+    steps()
+    child = os.fork()
+    if not child:
+        signal.alarm(40)  # one that hangs leaves nothing behind
+        with pytest.raises(ValueError, match="a forked process cannot use its parent's workers; spawn it, or reset"):
+            environment.step(push)
+        if new:
+            environment.reset(gravity + 1)
+        own = steps()
+        environment.close()
+        os._exit(7 if all(map(torch.equal, own, expected[:2])) else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert torch.equal(environment.step(push)[0], expected[2])
+    environment.close()
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+@pytest.mark.parametrize("new", [False, True])
+def test_a_forked_process_leaves_the_workers_to_its_parent(new):
+    process = FORKS.Process(target=fork, args=(new,))
+    process.start()
+    process.join(60)
+    code = process.exitcode
+    process.kill()
+    assert code == 0

@@ -1,7 +1,9 @@
 """Robots: the same observations, rewards and ends as Gymnasium's environments, from the same states and actions."""
 
+import gc
 import math
 import os
+import signal
 from collections.abc import Callable
 from typing import Any
 
@@ -21,6 +23,7 @@ from stochgraph.algorithms.environments._simulation import Quiet
 from stochgraph.algorithms.policies import GaussianMLP
 from stochgraph.algorithms.rollouts import Rollouts
 from tests.problems import F64
+from tests.training_cases import FORKS
 
 MAKE: dict[str, Callable[..., Locomotion]] = {
     "cheetah": half_cheetah,
@@ -230,6 +233,42 @@ def test_a_forked_process_is_told_to_be_spawned(monkeypatch):
         SimulationError, match="swimmer: a forked process cannot use its parent's simulations; spawn it"
     ):
         environment.step(torch.zeros(2, 2))
+
+
+def fork(use: str, threads: int, contact: bool) -> None:
+    """Fork with simulations on threads. The child uses them, or does not, and ends as processes do."""
+    environment = ant(threads=threads, contact_forces=contact)
+
+    def steps(episodes: int) -> Tensor:
+        torch.manual_seed(0)
+        environment.reset(torch.ones(episodes, dtype=F64))
+        return environment.step(torch.zeros(episodes, 8, dtype=F64))[0]
+
+    expected = steps(4)
+    child = os.fork()
+    if not child:
+        signal.alarm(40)  # one that hangs leaves nothing behind
+        if use != "nothing":
+            assert torch.equal(steps(4), expected)
+            assert len(steps(6)) == 6
+        if use == "then let go":
+            del environment, steps
+            gc.collect()
+        raise SystemExit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+    assert torch.equal(steps(4), expected)
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="nothing is forked here")
+@pytest.mark.parametrize(("threads", "contact"), [(1, False), (3, False), (3, True)])
+@pytest.mark.parametrize("use", ["nothing", "reset", "then let go"])
+def test_a_forked_process_makes_simulations_of_its_own(use, threads, contact):
+    process = FORKS.Process(target=fork, args=(use, threads, contact))
+    process.start()
+    process.join(60)
+    code = process.exitcode
+    process.kill()
+    assert code == 0
 
 
 @pytest.mark.parametrize(

@@ -900,7 +900,7 @@ def test_a_failing_environment_is_named_and_the_checkpoint_stays(small, alone, m
     # An evaluation and an iteration have two draws each; iteration 3 comes after two evaluations and three iterations.
     with monkeypatch.context() as patched:
         fail(patched, 2 + 3 * 2 + 2 + 2, failure)
-        with pytest.raises(TrainingError, match=rf"^iteration 3: environment {words}.*last good .*00000002.pt"):
+        with pytest.raises(TrainingError, match=rf"^iteration 3: environment {words}.*last good .*00000003.pt"):
             train(small, reporters=[])
     train(small, reporters=[])
     assert same_runs(small.output, alone)

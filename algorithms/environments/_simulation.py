@@ -1,5 +1,6 @@
 """Many simulations of one MuJoCo model, stepped together on MuJoCo's own threads."""
 
+import ctypes
 import os
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,8 @@ class SimulationError(RuntimeError):
 class Simulation:
     """Simulations of one model, one per episode; a step is bit for bit that of `mujoco.mj_step` on one of them.
 
-    Simulations are not pickled, the rest is. A forked process cannot use those of its parent.
+    Simulations are not pickled, the rest is. A forked process cannot use those of its parent: it makes its own at the
+    next start.
 
     Attributes:
         position: `qpos` of every simulation, `(episodes, nq)`; live.
@@ -45,6 +47,7 @@ class Simulation:
     torso: Array
     contact: Array
     _process: int
+    _batch: Any = None
 
     def __init__(self, name: str, model_file: str, frame_skip: int, threads: int | None, contact: bool) -> None:
         self.name = name
@@ -72,7 +75,9 @@ class Simulation:
             SimulationError: if one of them diverged.
         """
         if self._process != os.getpid():
-            raise SimulationError(f"{self.name}: a forked process cannot use its parent's simulations; spawn it")
+            raise SimulationError(
+                f"{self.name}: a forked process cannot use its parent's simulations; spawn it, or reset the environment"
+            )
         self._steps += 1
         self._control[:] = control
         with self._quiet:
@@ -91,12 +96,12 @@ class Simulation:
         with self._quiet:
             self.model = self._mujoco.MjModel.from_xml_path(str(path))
         self.step_time = self.model.opt.timestep * self.frame_skip
-        self._batch: Any = None
 
     def _make(self, episodes: int) -> None:
         """Have as many simulations as there are episodes."""
         if self._batch is not None and self._process == os.getpid() and self._batch.nsim == episodes:
             return
+        self._leave_to_parent()
         threads = min(self.threads, episodes)
         self._batch = self._mujoco.batch.Batch(self.model, episodes, threads, persistent=self.with_contact)
         self._process = os.getpid()
@@ -107,6 +112,15 @@ class Simulation:
         if self.with_contact:
             self._data = self._mujoco.MjData(self.model)
             self.contact = np.zeros((episodes, self.model.nbody, 6))
+
+    def _leave_to_parent(self) -> None:
+        """Keep a parent's simulations from being destroyed here: MuJoCo would wait for threads that were not forked."""
+        if self._batch is not None and self._process != os.getpid():
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._batch))
+            self._batch = None
+
+    def __del__(self) -> None:
+        self._leave_to_parent()
 
     def _read_contact(self, simulations: Any) -> None:
         """The contact forces, which are not among the stages of a batch: each simulation's data is copied out."""

@@ -1,5 +1,6 @@
 """Any Gymnasium vector environment as an `Environment`, each of its episodes with a task of its own."""
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,8 @@ class GymnasiumEnvironment(Environment):
     A task can be arguments of the environments' constructors: `make` gets all tasks and builds one environment each.
     Or it can be options of their `reset`: with `reset_options`, each task's episodes are reset by a call of their own,
     through Gymnasium's `reset_mask`. The vector environment is kept while tasks stay the same, or, with
-    `reset_options`, their number. Every reset is seeded from torch's generator.
+    `reset_options`, their number. Every reset is seeded from torch's generator. A forked process leaves the workers of
+    an `AsyncVectorEnv` to its parent, and builds its own at the next reset.
 
     Observations are boxes, flattened, or integers, as indicator vectors. Actions are boxes, passed on as they are,
     or integers; wrap environments (`gymnasium.wrappers`) for anything else. An episode ends when it is terminated or
@@ -51,6 +53,7 @@ class GymnasiumEnvironment(Environment):
 
     _vector: Any = None
     _built_for: Tensor | None = None
+    _process: int
 
     def __init__(
         self,
@@ -92,6 +95,11 @@ class GymnasiumEnvironment(Environment):
 
     def step(self, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         acted = self._acted(action).numpy(force=True)
+        if self._has_parents_workers():
+            raise ValueError(
+                "GymnasiumEnvironment.step: a forked process cannot use its parent's workers; spawn it, or reset the "
+                "environment"
+            )
         space = self._vector.single_action_space
         acted = acted.astype(space.dtype).reshape(-1, *space.shape)
         if self.discrete:
@@ -102,13 +110,20 @@ class GymnasiumEnvironment(Environment):
 
     def close(self) -> None:
         """End the vector environment's processes, if it has any."""
-        if self._vector is not None:
+        if self._has_parents_workers():
+            self._vector.unwrapped.closed = True  # here; the workers still serve the parent
+        elif self._vector is not None:
             self._vector.close()
         self._vector = None
 
+    def _has_parents_workers(self) -> bool:
+        """Whether this is a forked process, and the vector environment's processes are its parent's."""
+        workers = getattr(getattr(self._vector, "unwrapped", None), "processes", None)
+        return bool(workers) and self._process != os.getpid()
+
     def _build(self, task: Tensor) -> None:
         self.close()
-        self._vector, self._built_for = self.make(task), task.clone()
+        self._vector, self._built_for, self._process = self.make(task), task.clone(), os.getpid()
         if self._vector.num_envs != len(task):
             built = self._vector.num_envs
             raise ValueError(f"make must build one environment per task: {len(task)} tasks, {built} built")
@@ -124,6 +139,8 @@ class GymnasiumEnvironment(Environment):
     def _serves(self, task: Tensor) -> bool:
         """Whether the vector environment at hand is one for these tasks."""
         if self._vector is None or self._built_for is None or len(task) != len(self._built_for):
+            return False
+        if self._has_parents_workers():
             return False
         return self.reset_options is not None or bool((task == self._built_for.to(task)).all())
 

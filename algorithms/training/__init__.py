@@ -19,6 +19,7 @@ from .configuration import Configuration as Configuration
 from .configuration import ConfigurationError as ConfigurationError
 from .learners import Learner as Learner
 from .problem import Problem as Problem
+from .ranks import RankFailure as RankFailure
 from .ranks import Ranks as Ranks
 from .ranks import joined_ranks as joined_ranks
 from .reports import Reporter as Reporter

@@ -1,6 +1,10 @@
-"""The draws of a meta-batch, in shards, and averages over all of them wherever they are."""
+"""The draws of a meta-batch, in shards, and averages over all of them wherever they are.
 
-from collections.abc import Callable
+Floating-point sums depend on their order. So every average is a sum of whole shards, added in the order of the shards,
+whoever has which: its bits depend on the number of shards, and not on that of the ranks.
+"""
+
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -10,7 +14,7 @@ from torch.utils import _pytree as pytree
 import stochgraph as sg
 
 from ..policies import Parameters
-from ..trust_region import Function, replay
+from ..trust_region import Parts, replay
 from .ranks import Ranks
 
 
@@ -18,32 +22,44 @@ class Batch:
     """The draws of one meta-batch, shared out among the ranks. The objective is a mean over tasks.
 
     What an optimiser may ask of it: an average over all shards, wherever they are. That covers gradients, values in a
-    line search, divergences, and products with a curvature.
+    line search, divergences, and products with a curvature. A rank computes its shards one by one.
 
-    Attributes:
+    Args:
         compiled: the compiled graph.
         shards: this rank's traces, each with its share of the tasks as its weight.
         ranks: who has the others.
+        chunk: the tasks differentiated at a time; `None`: all of a shard.
+        count: how many shards all ranks have together; `None`: those given.
     """
 
     def __init__(
-        self, compiled: sg.Compiled, shards: list[tuple[float, sg.Trace]], ranks: Ranks, chunk: int | None = None
+        self,
+        compiled: sg.Compiled,
+        shards: list[tuple[float, sg.Trace]],
+        ranks: Ranks,
+        chunk: int | None = None,
+        count: int | None = None,
     ) -> None:
         self.compiled = compiled
         self.shards = shards
         self.ranks = ranks
         self._chunk = chunk
+        self._count = len(shards) if count is None else count
+
+    def sum(self, trees: Iterable[Any]) -> Any:
+        """The sum of pytrees of tensors over all shards, of which this rank gives one for each of its own."""
+        return self.ranks.sum(trees, self._count)
 
     def average(self, fn: Callable[[sg.Trace], Any]) -> Any:
         """The average of a function of the trace, a pytree of tensors; shards count with their share of the tasks."""
-        total: Any = None
-        for weight, trace in self.shards:
-            part = pytree.tree_map(lambda leaf, weight=weight: weight * leaf.detach(), fn(trace))
-            total = part if total is None else pytree.tree_map(torch.add, total, part)
-        return self.ranks.sum(total)
 
-    def parts(self, compiled: sg.Compiled, *others: Any) -> list[tuple[float, Function]]:
-        """A surrogate on this rank's draws as a function of the parameters: a list of weights and functions.
+        def part(weight: float, trace: sg.Trace) -> Any:
+            return pytree.tree_map(lambda leaf: weight * leaf.detach(), fn(trace))
+
+        return self.sum(part(weight, trace) for weight, trace in self.shards)
+
+    def parts(self, compiled: sg.Compiled, *others: Any) -> list[Parts]:
+        """A surrogate on this rank's draws as a function of the parameters: weights and functions, for each shard.
 
         Args:
             compiled: a graph whose sample nodes have the names of those that were drawn.
@@ -51,16 +67,18 @@ class Batch:
         """
         plate = None if self._chunk is None else "task"
         return [
-            (weight * share, function)
+            [
+                (weight * share, function)
+                for share, function in replay(compiled, trace, *others, over=plate, chunk=self._chunk)
+            ]
             for weight, trace in self.shards
-            for share, function in replay(compiled, trace, *others, over=plate, chunk=self._chunk)
         ]
 
     def value(self, compiled: sg.Compiled, theta: Parameters, *others: Any) -> Tensor:
         """The value of a surrogate on these draws."""
         with torch.no_grad():
-            own = [weight * part(theta) for weight, part in self.parts(compiled, *others)]
-        value: Tensor = self.ranks.sum(torch.stack(own).sum())
+            shards = self.parts(compiled, *others)
+            value: Tensor = self.sum(torch.stack([weight * part(theta) for weight, part in s]).sum() for s in shards)
         return value
 
     def value_and_grad(self, theta: Parameters) -> tuple[Tensor, Parameters]:

@@ -1,4 +1,8 @@
-"""Files that are never half there: whole files by renaming, logs line by line, and one writer at a time."""
+"""Files that are never half there: whole files by renaming, logs line by line, and one writer at a time.
+
+File systems lack this or that. What protects against a loss of power alone is done where it can be, and what protects
+against a second writer in one way or another.
+"""
 
 import contextlib
 import errno
@@ -7,12 +11,20 @@ import math
 import os
 import re
 import stat
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from filelock import BaseFileLock, FileLock, SoftFileLock, Timeout
+
 _MARK = ".temporary-"
+# What is answered where there are no locks: by Lustre without its option flock, by NFS without its lock daemon, ...
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL}
+# Where a folder cannot be waited for: it may not be read, or is nothing that the system would write out.
+_NO_WAITING = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL, errno.EBADF}
+_NO_WAITING |= {errno.EACCES, errno.EPERM, errno.EISDIR}
 
 
 @contextmanager
@@ -34,7 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         _synchronise(temporary)
         os.replace(temporary, path)
-        _synchronise(path.parent)
+        _synchronise_names(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -43,13 +55,24 @@ def replacing(path: Path) -> Iterator[Path]:
 
 def _synchronise(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _synchronise_names(folder: Path) -> str | None:
+    """Wait until the names in a folder are on the disk; what is in the way of it, where the file system cannot."""
+    if os.name == "nt":
+        return None
+    try:
+        _synchronise(folder)
+    except OSError as error:
+        if error.errno not in _NO_WAITING:
+            raise
+        return error.strerror
+    return None
 
 
 def remove_temporaries(folder: Path, names: str) -> None:
@@ -105,6 +128,87 @@ def content(path: Path) -> bytes:
         return b""
 
 
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold a folder; a second holder is refused.
+
+    The system lets go of the file `.lock` when the process ends, however it ends. On a file system without such locks,
+    which a warning says, the file `.lock.holder` says who holds the folder, and is removed at the end. One of a process
+    on this host that is gone is taken over. One of another host is refused: nobody here knows whether that runs.
+    Another warning says where folders cannot be waited for.
+
+    Raises:
+        BlockingIOError: another process holds the folder, or may do so.
+    """
+    lock = _lock(folder)
+    try:
+        missing = _synchronise_names(folder)
+        if missing:
+            _warn(folder, f"cannot write out a folder ({missing}): its newest files may not survive a loss of power")
+        yield
+    finally:
+        lock.release()
+
+
+def _lock(folder: Path) -> BaseFileLock:
+    """The lock that holds a folder, of the system where it has one."""
+    lock = FileLock(folder / ".lock", timeout=0, fallback_to_soft=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise BlockingIOError(errno.EAGAIN, "another process is writing to this folder", str(folder)) from error
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        _warn(folder, f"has no locks ({error.strerror}): the file .lock.holder says who holds the folder")
+        return _soft_lock(folder / ".lock.holder")
+    return lock
+
+
+def _warn(folder: Path, lack: str) -> None:
+    warnings.warn(f"{folder}: this file system {lack}", RuntimeWarning, stacklevel=5)
+
+
+def _soft_lock(path: Path) -> BaseFileLock:
+    """Hold a folder by a file in it that says who holds it."""
+    lock = SoftFileLock(path, timeout=0)
+    try:
+        with contextlib.suppress(Timeout):
+            lock.acquire()
+            return lock
+        _remove_of_the_dead(path)
+        lock.acquire()
+    except Timeout as error:
+        process, host = [*_record(Path(error.lock_file)), "?", "?"][:2]
+        raise BlockingIOError(
+            errno.EAGAIN,
+            f"another process is writing to this folder, number {process} on {host}; if it is gone, remove "
+            f"{error.lock_file}",
+            str(path.parent),
+        ) from error
+    return lock
+
+
+def _remove_of_the_dead(path: Path) -> None:
+    """Remove the file of a holder on this host that is gone. SoftFileLock does, where the file system exchanges names.
+
+    One process at a time does so: two could each take for the old file what the other has made in the meantime.
+    """
+    with SoftFileLock(path.with_suffix(".removal"), timeout=0) as guard:
+        _, here, *_ = _record(Path(guard.lock_file))
+        process, host, *_ = [*_record(path), "", ""]
+        if host == here and process.isdecimal() and not _runs(int(process)):
+            path.unlink(missing_ok=True)
+
+
+def _record(path: Path) -> list[str]:
+    """The lines in the file of a soft lock: process, host, and what tells it from another process of that number."""
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (FileNotFoundError, UnicodeDecodeError):
+        return []
+
+
 def _runs(process: int) -> bool:
     """Whether there is a process of this number on this machine; where that cannot be asked, there is."""
     if os.name == "nt":
@@ -116,24 +220,6 @@ def _runs(process: int) -> bool:
     except (OSError, OverflowError):
         return True
     return True
-
-
-@contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
-    """Hold a folder; a second holder is refused. The system lets go of it when the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: nothing is checked
-        yield
-        return
-    with (folder / ".lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EAGAIN, errno.EACCES):
-                raise
-            raise BlockingIOError(errno.EAGAIN, "another process is writing to this folder", str(folder)) from error
-        yield
 
 
 class Folder:

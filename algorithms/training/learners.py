@@ -101,7 +101,7 @@ class Ascent:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Remember that. Options such as the step size are not in question: they stay as they are."""
         fresh, found = self.optimizer.state_dict(), state.get("state")
-        if not any(_same_form(found, expected) for expected in (fresh["state"], self._memory())):
+        if not any(_same_form(found, expected) for expected in ({}, fresh["state"], self._memory())):
             raise ValueError(f"what the optimiser {type(self.optimizer).__name__} remembers has another form")
         self.optimizer.load_state_dict({**fresh, "state": found})
 
@@ -186,7 +186,7 @@ class TrustRegion:
         anchor = {name: leaf.clone() for name, leaf in theta.items()}
         gain, divergence = batch.parts(batch.compiled), batch.parts(self.divergence, anchor)
         compared = None if self.compared is None else batch.parts(self.compared)
-        step = trust_region_step(anchor, gain, divergence, compared=compared, reduce=batch.ranks.sum, **self.options)
+        step = trust_region_step(anchor, gain, divergence, compared=compared, reduce=batch.sum, **self.options)
         if not step.gradient_norm < float("inf"):
             raise sg.SamplingError("the meta-gradient is not finite")
         for name, leaf in theta.items():

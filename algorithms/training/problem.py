@@ -127,7 +127,7 @@ class Problem:
             (size / run.tasks, self._draw(self.compiled, theta, size, f"shard {i}", (run.seed, "draws", iteration, i)))
             for i, size in ranks.own(list(enumerate(sizes)))
         ]
-        return Batch(self.compiled, shards, ranks, self.chunk)
+        return Batch(self.compiled, shards, ranks, self.chunk, run.shards)
 
     @cached_property
     def chunk(self) -> int | None:

@@ -1,16 +1,130 @@
-"""The processes that share a run: one alone, or those that torchrun has started."""
+"""The processes that share a run: one alone, or those that torchrun has started.
+
+They take turns to send messages, all together, and one that is missing holds up all of them. So they tell in a store by
+which they meet how many messages they have come to: who waits for long can say for whom.
+"""
 
 import os
+import pickle
+import socket
+import sys
+import time
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from datetime import timedelta
+from threading import Thread
 from typing import Any
 
 import torch
 import torch.distributed as distributed
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from stochgraph._checks import more_than, require
+
+from ..vectors import added
+
+TIMEOUT = 1800.0  # seconds that the others are waited for, as torch has it
+_LONGEST = 1e8  # seconds that torch can count
+_PATIENCE = 30.0  # seconds until a word is said about it
+
+
+class RankFailure(RuntimeError):
+    """Ranks that share a run are missing: killed, stopped, or out of reach. The message says which."""
+
+
+class Roll:
+    """Which ranks have come to a message, told in the store by which they met.
+
+    Args:
+        rank: this one.
+        count: how many there are.
+        store: of `torch.distributed`.
+        timeout: the seconds that the others are waited for.
+    """
+
+    def __init__(self, rank: int, count: int, store: Any, timeout: float) -> None:
+        self.rank, self.count, self.store, self.timeout = rank, count, store, timeout
+        self.under_way = False  # whether a message has not come to its end
+        self._messages = 0
+        self._here: list[int] = []
+        self.arrive()
+
+    def arrive(self) -> None:
+        """This rank has come to the next message."""
+        self._messages += 1
+        self.store.set(str(self.rank), str(self._messages))
+
+    def missing(self, leaving: bool = False) -> list[int]:
+        """The ranks that have not come to this message; the first one if the store does not answer, which it keeps.
+
+        Args:
+            leaving: whether this rank asks for the last time.
+        """
+        here: list[int] = []
+        answered: list[bool] = []
+
+        def ask() -> None:
+            with suppress(OSError, RuntimeError):
+                socket.create_connection(_address(), self.timeout).close()
+                there = [rank for rank in range(self.count) if self.store.check([str(rank)])]
+                here.extend(rank for rank in there if int(self.store.get(str(rank))) >= self._messages)
+                if leaving:
+                    self.store.set(f"{self.rank} has asked", "")
+                answered.append(True)
+
+        # The store of a process that is stopped is silent for ever. A thread can be left to its question.
+        asking = Thread(target=ask, daemon=True)
+        asking.start()
+        asking.join(min(5.0, self.timeout))
+        self._here = list(here)
+        return [rank for rank in range(self.count) if rank not in here] if answered else [0]
+
+    def leave(self) -> None:
+        """The first rank, which may keep the store, lets the others ask before it goes."""
+        others = [f"{rank} has asked" for rank in self._here if rank != self.rank]
+        end = time.monotonic() + 5
+        with suppress(RuntimeError):
+            while self.rank == 0 and others and not self.store.check(others) and time.monotonic() < end:
+                time.sleep(0.01)
+
+    def through(self, send: Callable[[], Any]) -> None:
+        """Send the next message, and wait for its end."""
+        self.arrive()
+        self.under_way = True
+        sent = send()
+        self.wait(sent.is_completed)
+        sent.wait()
+        self.under_way = False
+
+    def wait(self, done: Callable[[], bool], longest: float = float("inf")) -> None:
+        """Wait until something is done, in small portions: signals are heard. Who is missing for long is said.
+
+        Raises:
+            TimeoutError: that takes longer.
+        """
+        start, patience = time.monotonic(), min(_PATIENCE, self.timeout / 2)
+        while not done():
+            waited = time.monotonic() - start
+            if waited > longest:
+                raise TimeoutError
+            if waited > patience:
+                patience = float("inf")
+                self._say(f"waiting for {self.words()[0]} for {waited:.0f} s; given up after {self.timeout:.0f} s")
+            time.sleep(min(0.01, waited / 10))
+
+    def words(self, leaving: bool = False) -> tuple[str, bool]:
+        """Those that are missing, in words, and whether they are several."""
+        missing = [str(rank) for rank in self.missing(leaving)]
+        if not missing:
+            return "the connection to the others", False
+        return f"rank {missing[0]}" if len(missing) == 1 else f"ranks {', '.join(missing)}", len(missing) > 1
+
+    def _say(self, text: str) -> None:
+        with suppress(OSError, ValueError, AttributeError):
+            print(f"rank {self.rank} of {self.count}: {text}", file=sys.stderr, flush=True)
 
 
 @dataclass(frozen=True)
@@ -20,17 +134,22 @@ class Ranks:
     Attributes:
         rank: the number of this one, from 0.
         count: how many there are.
+        roll: which of them are missing; `None` if that cannot be told.
+
+    Raises:
+        RankFailure: others are missing.
 
     Example:
         >>> import torch
         >>> from stochgraph.algorithms.training import Ranks
         >>> alone = Ranks()
-        >>> list(alone.own(range(3))), alone.sum({"theta": torch.tensor(1.0)})
-        ([0, 1, 2], {'theta': tensor(1.)})
+        >>> alone.own(range(3)), alone.sum([{"theta": torch.tensor(float(i))} for i in range(3)], count=3)
+        (range(0, 3), {'theta': tensor(3.)})
     """
 
     rank: int = 0
     count: int = 1
+    roll: Roll | None = field(default=None, repr=False, compare=False)
 
     @property
     def first(self) -> bool:
@@ -41,66 +160,184 @@ class Ranks:
         """The items that are this one's share."""
         return items[self.rank :: self.count]
 
-    def sum(self, tree: Any) -> Any:
-        """The sum of a pytree of tensors over all ranks, the same bits on each; one message."""
+    def sum(self, shares: Iterable[Any], count: int) -> Any:
+        """The sum of pytrees of tensors that `own` has shared out, in their order: the same bits however many ranks.
+
+        The ranks go through their shares together, one message each. So no rank holds more than one pytree of every
+        rank beside the sum, on the processor.
+
+        Args:
+            shares: this rank's.
+            count: those of all ranks, at least one each.
+        """
         if self.count == 1:
-            return tree
+            return added(shares)
+        return added(self._in_order(iter(shares), count))
+
+    def _in_order(self, shares: Iterator[Any], count: int) -> Iterator[Any]:
+        """All shares of all ranks, of which this one computes its own when their turn comes."""
+        own: Any = None
+        for start in range(0, count, self.count):
+            own = next(shares, own)  # in the last round there may be none: any stands in for it, and is left out
+            yield from self._exchanged(own)[: count - start]
+
+    def _exchanged(self, tree: Any) -> list[Any]:
+        """The pytrees of tensors that the ranks have, one each, all of the same shapes."""
         leaves, spec = pytree.tree_flatten(tree)
-        flat = torch.cat([leaf.detach().reshape(-1) for leaf in leaves])
-        message = flat.cpu()  # the ranks talk through the processors, wherever their tensors are
-        distributed.all_reduce(message)
-        parts = message.to(flat.device).split([leaf.numel() for leaf in leaves])
-        return pytree.tree_unflatten([part.view_as(leaf) for part, leaf in zip(parts, leaves, strict=True)], spec)
+        flat = torch.cat([leaf.detach().reshape(-1) for leaf in leaves]).cpu()  # through the processors, wherever
+        parts = (message.split([leaf.numel() for leaf in leaves]) for message in self._messages(flat))
+        return [
+            pytree.tree_unflatten([p.view_as(leaf).to(leaf) for p, leaf in zip(each, leaves, strict=True)], spec)
+            for each in parts
+        ]
+
+    def _messages(self, own: Tensor) -> list[Tensor]:
+        """The tensors of all ranks, in their order."""
+        found = [torch.empty_like(own) for _ in range(self.count)]
+        self._complete(lambda: distributed.all_gather(found, own, async_op=True))
+        return found
+
+    def _complete(self, send: Callable[[], Any]) -> None:
+        """Send a message, and wait until it has come from all who send it."""
+        start = time.monotonic()
+        try:
+            if self.roll is None:
+                send().wait()
+            else:
+                self.roll.through(send)
+        except RuntimeError as error:  # of torch, which knows addresses and not ranks
+            waited = time.monotonic() - start
+            raise RankFailure(self._failure(waited, str(error).partition("\n")[0])) from error
+
+    def _failure(self, waited: float, why: str) -> str:
+        if self.roll is None:
+            return f"another of {self.count} ranks is missing ({why})"
+        late = waited > 0.9 * self.roll.timeout
+        what = f"not been heard of for {waited:.0f} s, and may be stopped or out of reach" if late else "ended"
+        words, several = self.roll.words(leaving=True)
+        return f"{words} of {self.count} {'have' if several else 'has'} {what} ({why})"
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any rank."""
-        return bool(self.sum(torch.tensor(float(flag))) > 0)
+        return bool(self.sum([torch.tensor(float(flag))], self.count) > 0)
 
     def from_first(self, value: Any) -> Any:
         """The value that the first rank has, on all of them."""
         if self.count == 1:
             return value
-        box = [value]
-        distributed.broadcast_object_list(box)
-        return box[0]
+        message = _packed(value) if self.first else torch.empty(0, dtype=torch.uint8)
+        size = self._messages(torch.tensor(message.numel()))[0]
+        message = message if self.first else message.new_empty(int(size))
+        self._complete(lambda: distributed.broadcast(message, 0, async_op=True))
+        return _unpacked(message)
 
     def gathered(self, values: Sequence[Tensor]) -> list[Tensor]:
         """What `own` has shared out, together again in its order."""
         if self.count == 1:
             return list(values)
-        boxes: list[Any] = [None] * self.count
-        distributed.all_gather_object(boxes, [value.cpu() for value in values])
+        message = _packed([value.cpu() for value in values])
+        sizes = self._messages(torch.tensor(message.numel()))
+        room = message.new_zeros(int(max(sizes)))
+        room[: message.numel()] = message
+        boxes = [_unpacked(each[: int(size)]) for each, size in zip(self._messages(room), sizes, strict=True)]
         return [boxes[i % self.count][i // self.count] for i in range(sum(map(len, boxes)))]
+
+
+def _packed(value: Any) -> Tensor:
+    return torch.frombuffer(bytearray(pickle.dumps(value)), dtype=torch.uint8)
+
+
+def _unpacked(message: Tensor) -> Any:
+    return pickle.loads(message.numpy().tobytes())  # from the ranks of this run, which could run anything as well
 
 
 ALONE = Ranks()
 
 
 @contextmanager
-def joined_ranks() -> Iterator[Ranks]:
-    """The ranks that the environment variables of torchrun speak of, connected to each other; one alone without."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+def joined_ranks(timeout: float = TIMEOUT) -> Iterator[Ranks]:
+    """The ranks that the environment variables of torchrun speak of, connected to each other; one alone without.
+
+    Args:
+        timeout: the seconds that the others are waited for, at the start and at every message.
+
+    Raises:
+        RankFailure: not all have come, or the variables make no sense.
+    """
+    require(more_than(0), timeout=timeout)
+    if os.environ.get("WORLD_SIZE", "1") == "1":
         yield Ranks()
         return
-    distributed.init_process_group("gloo", **_own_store())
+    roll = _met(min(timeout, _LONGEST))
     try:
-        yield Ranks(distributed.get_rank(), distributed.get_world_size())
+        yield Ranks(roll.rank, roll.count, roll)
     finally:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about ranks that are gone already
+            if roll.under_way:
+                roll.leave()
+                _cut((roll.rank + 1) % roll.count)
             distributed.destroy_process_group()
 
 
-def _own_store() -> dict[str, Any]:
-    """Where ranks on one machine meet, a place of its own after every restart.
+def _cut(peer: int) -> None:
+    """Close the connections: a message that is given up would hold up this process until its time is over.
+
+    Gloo has no word for that. It closes all connections when any receipt comes to the end of its time.
+    """
+    with suppress(RuntimeError):
+        receipt: Any = distributed.irecv(torch.empty(1), peer)
+        receipt.wait(timedelta(milliseconds=1))
+
+
+def _met(timeout: float) -> Roll:
+    """The ranks, connected, once all have come to the store where they meet."""
+    limit = timedelta(seconds=timeout)
+    try:
+        store, rank, count = _store(limit)
+        roll = Roll(rank, count, store, timeout)
+        roll.wait(lambda: store.check([str(each) for each in range(count)]), timeout)
+        distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=limit)
+    except TimeoutError as error:
+        raise RankFailure(f"{roll.words()[0]} of {count} did not come within {timeout:.0f} s") from error
+    except (RuntimeError, ValueError) as error:  # of torch, about the store or the variables
+        raise RankFailure(
+            f"the ranks have not met at MASTER_ADDR:MASTER_PORT, where the first one, or torchrun, keeps a store: "
+            f"{str(error).partition(chr(10))[0]}"
+        ) from error
+    return roll
+
+
+def _address() -> tuple[str, int]:
+    """Where the store is."""
+    address, port = os.environ.get("MASTER_ADDR", ""), _number("MASTER_PORT")
+    if not address or not 0 <= port < 2**16:
+        raise ValueError(f"MASTER_ADDR={address!r} and MASTER_PORT={port} are no address")
+    return address, port
+
+
+def _number(name: str) -> int:
+    """A number among the environment variables."""
+    text = os.environ.get(name, "")
+    if not text.isdecimal():
+        raise ValueError(f"the environment variable {name}={text!r} is no number")
+    return int(text)
+
+
+def _store(timeout: timedelta) -> tuple[Any, int, int]:
+    """Where ranks meet, the number of this one, and how many there are.
 
     torchrun keeps one store for all restarts, in which gloo would find the addresses of processes that are gone
-    (pytorch issue 135712). The numbers of restarts agree on one machine only: on several, start torchrun with
-    TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which makes a new store each time.
+    (pytorch issue 135712). On one machine the numbers of restarts agree, and tell the restarts apart: on several, start
+    torchrun with TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1, which makes a new store each time.
     """
+    count, rank = _number("WORLD_SIZE"), _number("RANK")
+    if not 0 <= rank < count:
+        raise ValueError(f"RANK={rank} is no number below WORLD_SIZE={count}")
     known = os.environ
-    if known.get("TORCHELASTIC_USE_AGENT_STORE") != "True" or known.get("GROUP_WORLD_SIZE") != "1":
-        return {}
-    shared = distributed.TCPStore(known["MASTER_ADDR"], int(known["MASTER_PORT"]), is_master=False)  # type: ignore[attr-defined]
-    store = distributed.PrefixStore(f"restart {known['TORCHELASTIC_RESTART_COUNT']}", shared)  # type: ignore[attr-defined]
-    return {"store": store, "rank": int(known["RANK"]), "world_size": int(known["WORLD_SIZE"])}
+    torchruns = known.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    shared = torchruns and known.get("GROUP_WORLD_SIZE") == "1"
+    name = f"restart {known['TORCHELASTIC_RESTART_COUNT']}" if shared else "ranks"
+    options: dict[str, Any] = {"is_master": rank == 0 and not torchruns, "wait_for_workers": False}
+    store = distributed.TCPStore(*_address(), timeout=timeout, multi_tenant=True, **options)  # type: ignore[attr-defined]
+    return distributed.PrefixStore(name, store), rank, count  # type: ignore[attr-defined]

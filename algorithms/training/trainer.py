@@ -1,17 +1,22 @@
 """The training loop: evaluate, step, write down, save; from the last checkpoint on, whatever ended the last process.
 
 An iteration is a function of the parameters, the optimiser's state and the iteration's number (see `randomness`), so a
-run that is broken off and continued ends with the same bits as one left alone. Parameters change in one place only, and
-signals are heard between iterations, so what is saved is always the state after a whole number of them.
+run that is broken off and continued ends with the same bits as one left alone. Parameters change in one place only,
+which takes back what does not come to its end, so what is saved is always the state after a whole number of iterations.
+It is saved whatever ends a run, a signal or an error.
 """
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
 
 import stochgraph as sg
 
@@ -20,10 +25,10 @@ from ..policies import Parameters
 from .checkpoints import CheckpointError, State, check_parameters, foreign, not_finite
 from .configuration import Configuration, ConfigurationError
 from .curves import save_learning_curve
-from .interrupts import Interrupts
+from .interrupts import BrokenOff, Interrupts
 from .problem import Problem, standard_errors, task_returns
 from .randomness import default_generator_for
-from .ranks import ALONE, Ranks
+from .ranks import ALONE, RankFailure, Ranks
 from .reports import Reporter, default_reporters
 from .run_folder import RunFolder
 
@@ -64,7 +69,8 @@ def train(
         restart: begin anew; the run in the output folder is kept in a folder within, `earlier-1`, `earlier-2`, ...
 
     Returns:
-        The parameters. A first Ctrl-C ends the run after the iteration under way, and saves it.
+        The parameters. A first Ctrl-C, SIGTERM or SIGHUP breaks off the iteration under way; the whole ones are saved.
+        Several ranks finish it first, unless there is a second signal. A second Ctrl-C is a `KeyboardInterrupt`.
 
     Raises:
         ConfigurationError: before anything is done, if the configuration makes no sense, or if the output folder holds
@@ -100,46 +106,64 @@ class Trainer:
         self.reporters = self._audience(reporters)
         self.theta = self.problem.initial()
         self.learner = self.problem.learner(self.theta)
-        self.iteration = 0
+        self.iteration = self._saved = 0
         self._check()
 
     def run(self) -> Outcome:
         """Everything that is left to do."""
-        with self._explained(), self._prepared(), Interrupts() as interrupts:
+        # Alone, one signal breaks off a draw. Several ranks end together: the others may not have heard of it.
+        enough = 1 if self.ranks.count == 1 else 2
+        with self._explained(), self._prepared(), Interrupts(self._say, enough) as interrupts:
             self._restore()
             self._tell(lambda reporter: reporter.begin(self.iteration, self.configuration.iterations))
-            finished = self._loop(interrupts)
+            finished = self._to_the_end(interrupts)
             self._draw()
             self._keep_folder()
         return Outcome(self.theta, self.iteration, finished, self.folder.path)
 
-    def _loop(self, interrupts: Interrupts) -> bool:
+    def _to_the_end(self, interrupts: Interrupts) -> bool:
+        """All iterations, unless something ends them before: whole ones are saved."""
+        try:
+            self._loop(interrupts)
+        except BrokenOff:
+            interrupts.over()
+            self._save_what_is_new()
+            done = f", and saved after {self.iteration} iterations" if self.iteration else " before the first iteration"
+            self._say(f"interrupted{done}; {self._command} continues it")
+            return False
+        except BaseException:
+            interrupts.over()
+            self._rescue()
+            raise
+        return True
+
+    def _loop(self, interrupts: Interrupts) -> None:
         run = self.configuration
         while self.iteration < run.iterations:
             self._keep_folder()
             if self.iteration % run.evaluate_every == 0:
-                self._evaluate()
-            self._step()
-            stopped = self.ranks.any(interrupts.asked)
-            if stopped or self.iteration % run.checkpoint_every == 0 or self.iteration == run.iterations:
+                self._evaluate(interrupts)
+            self._step(interrupts)
+            stopped = self.ranks.any(interrupts.asked) and self.iteration < run.iterations
+            if stopped:
+                raise BrokenOff
+            if self.iteration % run.checkpoint_every == 0 or self.iteration == run.iterations:
                 self._save()
-            if stopped and self.iteration < run.iterations:
-                self._say(f"interrupted, and saved after {self.iteration} iterations; {self._command} continues it")
-                return False
         self._keep_folder()
-        self._evaluate()
-        return True
+        self._evaluate(interrupts)
 
-    def _step(self) -> None:
+    def _step(self, interrupts: Interrupts) -> None:
         start = time.perf_counter()
-        batch = self.problem.draw(self.theta, self.iteration, self.ranks)
-        means = batch.average(lambda trace: (trace.value, task_returns(trace).mean(0)))
-        with default_generator_for(self.configuration.seed, "learner", self.iteration):
-            found = self.learner.step(self.theta, batch)
-        self._check_finite()
-        figures = {"value": float(means[0]), "returns": means[1].tolist(), **found}
-        self._log("iteration", **figures, seconds=time.perf_counter() - start)
-        self.iteration += 1
+        with interrupts.breaking_off():
+            batch = self.problem.draw(self.theta, self.iteration, self.ranks)
+            means = batch.average(lambda trace: (trace.value, task_returns(trace).mean(0)))
+        with self._whole_or_not(interrupts):
+            with interrupts.breaking_off(), default_generator_for(self.configuration.seed, "learner", self.iteration):
+                found = self.learner.step(self.theta, batch)
+            self._check_finite()
+            figures = {"value": float(means[0]), "returns": means[1].tolist(), **found}
+            self._log("iteration", **figures, seconds=time.perf_counter() - start)
+            self.iteration += 1
 
     def _check_finite(self) -> None:
         """What is not finite never becomes so again: it is neither written down nor saved."""
@@ -149,8 +173,20 @@ class Trainer:
                 f"gradient_clip may help. {self._left()}"
             )
 
-    def _evaluate(self) -> None:
-        returns = self.problem.evaluate(self.theta, self.ranks)
+    @contextmanager
+    def _whole_or_not(self, interrupts: Interrupts) -> Iterator[None]:
+        """Take a step back that an error or a signal has ended: between two epochs, or before it was written down."""
+        before = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach().clone(), self.state_dict())
+        try:
+            yield
+        except BaseException:
+            interrupts.over()
+            self.load_state_dict(before)
+            raise
+
+    def _evaluate(self, interrupts: Interrupts) -> None:
+        with interrupts.breaking_off():
+            returns = self.problem.evaluate(self.theta, self.ranks)
         self._log("evaluation", returns=returns.mean(0).tolist(), errors=standard_errors(returns).tolist())
 
     def _log(self, kind: str, **figures: Any) -> None:
@@ -178,6 +214,20 @@ class Trainer:
         self._keep_folder()
         if self.ranks.first:
             self.folder.save(self.configuration, self.iteration, self.state_dict())
+        self._saved = self.iteration
+
+    def _save_what_is_new(self) -> None:
+        if self.iteration > self._saved:
+            self._save()
+
+    def _rescue(self) -> None:
+        """Save what can be saved: another error is under way, which says more than that of a second one."""
+        try:
+            self._save_what_is_new()
+        except TrainingError as error:  # the folder is gone, and this says where everything is
+            self._say(str(error))
+        except Exception as error:
+            self._say(f"what was learned in iterations {self._saved} to {self.iteration} could not be saved: {error}")
 
     def state_dict(self) -> State:
         """All that the next iteration depends on."""
@@ -200,6 +250,7 @@ class Trainer:
         state = self.ranks.from_first(self.folder.restored(self.configuration, self._say) if self.ranks.first else None)
         if state is not None:
             self._load(state)
+            self._saved = self.iteration
         if self.iteration > self.configuration.iterations:
             raise ConfigurationError(
                 f"iterations={self.configuration.iterations}: {self.folder.path} has seen {self.iteration} already"
@@ -222,8 +273,12 @@ class Trainer:
             raise foreign(self.folder.checkpoints.path(state["iteration"]), str(error)) from error
 
     def _draw(self) -> None:
-        if self.ranks.first:
+        if not self.ranks.first:
+            return
+        try:
             save_learning_curve([self.folder.path], self.folder.curve_path, self._say)
+        except Exception as error:  # the run is over, and whole: a picture of it can be drawn later
+            self._say(f"no figure of the learning curve ({type(error).__name__}: {error})")
 
     def _check(self) -> None:
         """What would fail later."""
@@ -234,14 +289,30 @@ class Trainer:
                 f"to a multiple of {self.ranks.count}. The result depends on the shards, not on the ranks"
             )
 
-    def _audience(self, reporters: Sequence[Reporter] | None) -> Sequence[Reporter]:
+    def _audience(self, reporters: Sequence[Reporter] | None) -> list[Reporter]:
         if not self.ranks.first:
             return []
-        return default_reporters(self.folder.path) if reporters is None else reporters
+        return default_reporters(self.folder.path) if reporters is None else list(reporters)
 
     def _tell(self, call: Callable[[Reporter], None]) -> None:
-        for reporter in self.reporters:
-            call(reporter)
+        for reporter in list(self.reporters):
+            try:
+                call(reporter)
+            except TrainingError:  # what a reporter raises to end the run
+                raise
+            except Exception as error:
+                self._leave_out(reporter, error)
+
+    def _leave_out(self, reporter: Reporter, error: Exception) -> None:
+        """A reporter that has failed is told nothing any more. One that speaks says so, or it stands in the errors."""
+        self.reporters.remove(reporter)
+        with suppress(Exception):
+            reporter.end()
+        text = f"{type(reporter).__name__} is left out from here on ({type(error).__name__}: {error}); training goes on"
+        if not any(type(other).say is not Reporter.say for other in self.reporters):
+            with suppress(OSError, ValueError):
+                print(text, file=sys.stderr)
+        self._say(text)
 
     def _say(self, text: str) -> None:
         self._tell(lambda reporter: reporter.say(text))
@@ -253,8 +324,7 @@ class Trainer:
             if self.ranks.first:
                 stack.enter_context(self.folder.opened(self.configuration, self.restart, self._say))
             stack.enter_context(torch_threads(self.configuration.threads))
-            for reporter in self.reporters:
-                stack.callback(reporter.end)
+            stack.callback(self._tell, lambda reporter: reporter.end())
             yield
 
     @contextmanager
@@ -264,10 +334,12 @@ class Trainer:
             yield
         except CheckpointError as error:
             raise TrainingError(str(error)) from error
-        except (sg.SamplingError, sg.SolverError, OSError) as error:
+        except (sg.SamplingError, sg.SolverError, RankFailure, OSError) as error:
             raise TrainingError(f"iteration {self.iteration}: {error}. {self._left()}") from error
 
     def _left(self) -> str:
+        if not self.ranks.first:
+            return "The first rank says what is saved"
         again = f"once the cause is gone, {self._command} continues"
         try:
             paths = self.folder.checkpoints.paths()
