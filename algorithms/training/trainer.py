@@ -6,11 +6,11 @@ signals are heard between iterations, so what is saved is always the state after
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import stochgraph as sg
 
@@ -48,21 +48,47 @@ class Outcome:
     folder: Path
 
 
-def train(configuration: Configuration, ranks: Ranks = ALONE, reporters: Sequence[Reporter] | None = None) -> Outcome:
+@overload
+def train(
+    configuration: Configuration, ranks: Ranks = ..., reporters: Sequence[Reporter] | None = ..., *, seeds: None = ...
+) -> Outcome: ...
+
+
+@overload
+def train(
+    configuration: Configuration,
+    ranks: Ranks = ...,
+    reporters: Sequence[Reporter] | None = ...,
+    *,
+    seeds: Iterable[int],
+) -> list[Outcome]: ...
+
+
+def train(
+    configuration: Configuration,
+    ranks: Ranks = ALONE,
+    reporters: Sequence[Reporter] | None = None,
+    *,
+    seeds: Iterable[int] | None = None,
+) -> Outcome | list[Outcome]:
     """Run a configuration, from the newest checkpoint in its output folder on if there is one.
 
     Args:
         configuration: the run.
         ranks: the processes that share it; default: this one alone. See `joined_ranks`.
         reporters: who is told how it goes; default: a progress bar, and TensorBoard if it is installed.
+        seeds: run it with each of them in place of its own, one after another, in `OUTPUT/seed-0`, ... One that fails
+            leaves the others running, unless several ranks share it: they are started again together.
 
     Returns:
-        The parameters. A first Ctrl-C ends the run after the iteration under way, and saves it.
+        The parameters. A first Ctrl-C ends the run after the iteration under way, and saves it. With seeds a list,
+        which ends with the run that was interrupted if there was one.
 
     Raises:
         ConfigurationError: before anything is done, if the configuration makes no sense, or if the output folder holds
             another run.
-        TrainingError: an environment failed, the disk is full, no checkpoint can be read, and so on.
+        TrainingError: an environment failed, the disk is full, no checkpoint can be read, and so on. With seeds it is
+            raised at the end, and names those that failed.
 
     Example:
         >>> import tempfile
@@ -71,7 +97,14 @@ def train(configuration: Configuration, ranks: Ranks = ALONE, reporters: Sequenc
         >>> outcome = train(small.replace(output=tempfile.mkdtemp()), reporters=[])
         >>> outcome.iteration, outcome.finished
         (2, True)
+        >>> outcomes = train(small.replace(output=tempfile.mkdtemp()), reporters=[], seeds=(0, 1))
+        >>> [outcome.folder.name for outcome in outcomes]
+        ['seed-0', 'seed-1']
     """
+    if seeds is not None:
+        from .seeds import train_seeds  # which needs what is here
+
+        return train_seeds(configuration, seeds, ranks, reporters)
     return Trainer(configuration, ranks, reporters).run()
 
 
