@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .configuration import Configuration, ConfigurationError
-from .curves import save_figure
+from .curves import save_figure, when
 from .run_folder import RunFolder
 
 FIGURES = ("final", "best", "area")
@@ -107,10 +107,12 @@ class Comparison:
 
     Attributes:
         groups: the groups, in the order in which they were given.
+        steps: after how many adaptation steps; `None`: all that were evaluated.
     """
 
-    def __init__(self, groups: Sequence[Group]) -> None:
+    def __init__(self, groups: Sequence[Group], steps: int | None = None) -> None:
         self.groups = tuple(groups)
+        self.steps = steps
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a group: its name, how many seeds and iterations, and every figure with its intervals."""
@@ -147,7 +149,14 @@ class Comparison:
             axes.plot(iterations, returns.mean(0), color=f"C{i}", label=label)
             if count > 1:
                 axes.fill_between(iterations, returns.min(0), returns.max(0), color=f"C{i}", alpha=0.15, linewidth=0)
-        axes.set(xlabel="meta-iteration", ylabel="return, held-out tasks, adapted")
+        adapted = (
+            "adapted"
+            if self.steps is None
+            else f"{when(self.steps)} of adaptation"
+            if self.steps
+            else "before adaptation"
+        )
+        axes.set(xlabel="meta-iteration", ylabel=f"return, held-out tasks, {adapted}")
         axes.legend(frameon=False, fontsize="small")
 
     def save(self, path: Path) -> None:
@@ -201,7 +210,7 @@ def compare(folders: Iterable[str | Path], steps: int | None = None) -> Comparis
             name = place.name if run.path != place else run.path.name
             groups.setdefault(key, []).append((name, configuration, _curve(run, configuration.seed, steps)))
     found = [Group(runs[0][0], runs[0][1], tuple(curve for _, _, curve in runs)) for runs in groups.values()]
-    return Comparison(_named_apart(found))
+    return Comparison(_named_apart(found), steps)
 
 
 def runs_in(place: Path) -> list[RunFolder]:
