@@ -22,8 +22,8 @@ from benchmarks.reproduce.jobs import Job, jobs_of  # noqa: E402
 HEAD = """# What was reproduced
 
 Made by `python benchmarks/reproduce/summary.py` from the files in `results/`; nothing here is typed in. "Published" is
-what the paper prints, "ours" the return on held-out tasks after the last adaptation step, at the end of training: mean ±
-standard deviation over seeds. A command does what is missing of an experiment; what is done it leaves alone.
+what the paper prints, "ours" the return on held-out tasks after the last adaptation step, at the end of training: mean
+± standard deviation over seeds. A command does what is missing of an experiment; what is done it leaves alone.
 """
 
 

@@ -16,8 +16,8 @@ INTERRUPTED = 130
 
 
 def _end_with_the_queue() -> None:
-    """Nobody writes to the pipe: it ends when nobody can any more."""
-    sys.stdin.buffer.read()
+    """Nobody writes to the pipe: it ends when nobody can any more. `sys.stdin` would be locked when Python ends."""
+    os.read(0, 1)
     os.kill(os.getpid(), signal.SIGTERM)
 
 
