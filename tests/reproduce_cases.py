@@ -9,11 +9,12 @@ from benchmarks.reproduce.jobs import Queue, jobs_of
 
 # Counts to 60 in a file, a line each 20 ms, from where it was; or fails.
 SCRIPT = """
-import sys, time
+import os, sys, time
 from pathlib import Path
 if sys.argv[1] == "fail":
     raise SystemExit("out of luck")
 folder = Path(sys.argv[2])
+(folder / "process").write_text(str(os.getpid()))
 with (folder / "count").open("a+") as file:
     file.seek(0)
     for k in range(len(file.readlines()), 60):

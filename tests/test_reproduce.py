@@ -71,6 +71,15 @@ def stands_still(place: Path) -> bool:
     return counts(place) == before
 
 
+def gone(place: Path) -> bool:
+    """Whether no process of a run is left, not even one that stands still."""
+    for path in (place / "results").rglob("process"):
+        state = subprocess.run(["ps", "-o", "stat=", "-p", path.read_text()], capture_output=True, check=False).stdout
+        if state.strip() and not state.startswith(b"Z"):
+            return False
+    return True
+
+
 def counted_once(place: Path) -> bool:
     """Whether both runs are whole, and no step was done twice."""
     expected = [str(k) for k in range(60)]
@@ -114,7 +123,7 @@ def test_a_killed_queue_takes_its_runs_along_and_the_next_one_goes_on(place):
     wait(lambda: len(counts(place)) == 2 and min(counts(place)) >= 5)
     first.kill()
     first.wait()
-    wait(lambda: stands_still(place))
+    wait(lambda: gone(place))
     assert max(counts(place)) < 60
     assert not list((place / "results").rglob("done.json"))
     assert start(place).wait(60) == 0
@@ -126,7 +135,7 @@ def test_a_queue_that_is_asked_to_stop_ends_its_runs(place):
     wait(lambda: len(counts(place)) == 2)
     first.terminate()
     assert first.wait(30) == 1
-    assert stands_still(place)
+    assert gone(place)
     assert not list((place / "results").rglob("done.json"))
     assert start(place).wait(60) == 0
     assert counted_once(place)
@@ -148,7 +157,7 @@ def test_a_queue_that_is_killed_while_it_stands_still_leaves_no_run_behind(place
     with _machine.quiet_machine():
         first.kill()
         first.wait()
-    assert stands_still(place)
+        wait(lambda: gone(place))
     assert start(place).wait(60) == 0
     assert counted_once(place)
 

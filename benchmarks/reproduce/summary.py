@@ -16,6 +16,7 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
+from benchmarks.reproduce import tang  # noqa: E402
 from benchmarks.reproduce.experiments import EXPERIMENTS, Experiment  # noqa: E402
 from benchmarks.reproduce.jobs import Job, jobs_of  # noqa: E402
 
@@ -111,7 +112,7 @@ def row(experiment: Experiment, results: Path) -> list[str]:
     """The cells of an experiment in the first table."""
     if experiment.script:
         result = of_script(experiment, results)
-        ours = "not run yet" if result is None else f"{len(result['points'])} points of {result['repeats']} repeats"
+        ours = "not run yet" if result is None else tang.in_words(result)
         verdict = "" if result is None else result["verdict"]
     else:
         found = reached(experiment, results)
@@ -167,8 +168,6 @@ def draw(experiment: Experiment, results: Path, figures: Path) -> None:
         result = of_script(experiment, results)
         if result is None:
             return
-        from benchmarks.reproduce import tang
-
         tang.plot(result, picture)
     else:
         from stochgraph.algorithms.training import compare

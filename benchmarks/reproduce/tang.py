@@ -144,6 +144,14 @@ def verdict(claims: dict[str, bool]) -> str:
     )
 
 
+def in_words(result: dict[str, Any]) -> str:
+    """A few of the figures, from the start where LSF is above SF for more than one draw."""
+    figure, words = ("mse", "error") if result["kind"] == "gradients" else ("mean", "objective")
+    found = read(result["points"], figure)
+    parts = (f"{name} {found(name, STARTS[-1], 10):.3g} and {found(name, STARTS[-1], 1000):.3g}" for name in ESTIMATORS)
+    return f"{words} from {STARTS[-1]:g} at N = 10 and 1000: {'; '.join(parts)} (means of {result['repeats']} repeats)"
+
+
 def plot(result: dict[str, Any], picture: Any) -> None:
     """The figure, a panel a start."""
     figure, label = ("mse", "mean squared error") if result["kind"] == "gradients" else ("mean", "objective reached")
@@ -160,7 +168,7 @@ def plot(result: dict[str, Any], picture: Any) -> None:
                 axes.plot(sizes, exact, ":", color=f"C{i}", label=f"{name}, exactly")
         axes.set(xscale="log", yscale="log" if figure == "mse" else "linear", xlabel="N", ylabel=label)
         if figure == "mean":
-            axes.set_ylim(-4.5, 0.2)
+            axes.set_ylim(-3.4, 0.2)
         axes.set_title(f"start {start:g}", fontsize="medium")
         axes.legend(frameon=False, fontsize="small")
 
