@@ -6,11 +6,16 @@ from pathlib import Path
 
 from benchmarks.reproduce.experiments import Experiment
 from benchmarks.reproduce.jobs import Queue, jobs_of
+from benchmarks.reproduce.run import alone_in
 
 # Counts to 60 in a file, a line each 20 ms, from where it was; or fails.
 SCRIPT = """
-import os, sys, time
+import os, signal, sys, time
 from pathlib import Path
+def end(*_):
+    time.sleep(0.5)  # to save
+    sys.exit(130)
+signal.signal(signal.SIGTERM, end)
 if sys.argv[1] == "fail":
     raise SystemExit("out of luck")
 folder = Path(sys.argv[2])
@@ -36,16 +41,18 @@ def counting(name: str = "counting", word: str = "count", seeds: int = 2) -> Exp
 
 def main(place: Path) -> int:
     """Do what is missing, two at once, until SIGTERM."""
-    queue = Queue(
-        jobs_of([counting()], place / "results"),
-        "first",
-        lambda commit: (Path(sys.executable), place / commit),
-        at_once=2,
-        logs=place / "logs",
-        poll=0.02,
-    )
-    signal.signal(signal.SIGTERM, queue.stop)
-    return 0 if queue.run() else 1
+    with alone_in(place / "results") as lock:
+        queue = Queue(
+            jobs_of([counting()], place / "results"),
+            "first",
+            lambda commit: (Path(sys.executable), place / commit),
+            at_once=2,
+            logs=place / "logs",
+            poll=0.02,
+            passed=(lock,),
+        )
+        signal.signal(signal.SIGTERM, queue.stop)
+        return 0 if queue.run() else 1
 
 
 if __name__ == "__main__":

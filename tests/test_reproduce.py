@@ -130,6 +130,17 @@ def test_a_killed_queue_takes_its_runs_along_and_the_next_one_goes_on(place):
     assert counted_once(place)
 
 
+def test_the_next_queue_waits_for_runs_that_still_save(place):
+    first = start(place)
+    wait(lambda: len(counts(place)) == 2)
+    first.kill()
+    first.wait()
+    with run.alone_in(place / "results"):
+        assert gone(place)
+    assert start(place).wait(60) == 0
+    assert counted_once(place)
+
+
 def test_a_queue_that_is_asked_to_stop_ends_its_runs(place):
     first = start(place)
     wait(lambda: len(counts(place)) == 2)
@@ -312,9 +323,10 @@ def test_the_command_lists_runs(capsys, tmp_path):
         run.main(["--list", "--only", "nothing"])
 
 
-def test_two_queues_do_not_share_results(place):
+def test_two_queues_do_not_share_results(place, monkeypatch):
     import fcntl
 
+    monkeypatch.setattr(run, "PATIENCE", 0)
     with (place / "results" / ".lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(SystemExit, match="another queue is at work"):

@@ -11,7 +11,8 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,7 @@ class Queue:
         logs: the folder for what the runs say.
         say: is told how it goes.
         poll: seconds between looks at processes and locks.
+        passed: open files that runs hold, too: the lock of the results.
     """
 
     def __init__(
@@ -157,6 +159,7 @@ class Queue:
         logs: Path,
         say: Callable[[str], None] = print,
         poll: float = 1.0,
+        passed: Collection[int] = (),
     ) -> None:
         self.waiting = []
         for job in jobs:
@@ -170,6 +173,7 @@ class Queue:
         self.logs = logs
         self.say = say
         self.poll = poll
+        self.passed = passed
         self.failed: list[Job] = []
         self.stopping = False
         self._running: dict[Job, subprocess.Popen[bytes]] = {}
@@ -196,11 +200,12 @@ class Queue:
 
     def _look_at(self, machine: Working) -> None:
         if machine.held and machine.asked_to_stop():
-            self._signal(signal.SIGSTOP)
+            self._order(b"s")
+            time.sleep(0.1)  # until they do
             machine.give()
             self.say("standing still for a benchmark")
         elif not machine.held and machine.take():
-            self._signal(signal.SIGCONT)
+            self._order(b"c")
 
     def _start(self) -> None:
         while self.waiting and len(self._running) < self.at_once:
@@ -225,6 +230,7 @@ class Queue:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 process_group=0,
+                pass_fds=self.passed,
             )
 
     def _collect(self) -> None:
@@ -248,18 +254,23 @@ class Queue:
     def _end(self) -> None:
         """Processes save and end; those that take a minute for it are ended."""
         self.stopping = self.stopping or bool(self._running)
-        self._signal(signal.SIGTERM)
-        self._signal(signal.SIGCONT)
+        for process in self._running.values():
+            if process.stdin is not None:
+                process.stdin.close()
         until = time.monotonic() + 60
         while self._running:
             self._collect()
             if time.monotonic() > until:
-                self._signal(signal.SIGKILL)
+                for process in self._running.values():
+                    os.killpg(process.pid, signal.SIGKILL)
             time.sleep(0.05)
 
-    def _signal(self, number: signal.Signals) -> None:
+    def _order(self, order: bytes) -> None:
         for process in self._running.values():
-            process.send_signal(number)
+            with suppress(BrokenPipeError):  # it has just ended
+                if process.stdin is not None:
+                    process.stdin.write(order)
+                    process.stdin.flush()
 
 
 def alone() -> dict[str, str]:

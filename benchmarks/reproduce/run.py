@@ -13,6 +13,9 @@ import argparse
 import fcntl
 import signal
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -24,6 +27,7 @@ from benchmarks.reproduce.installed import BuildError, cache_folder, full_name, 
 from benchmarks.reproduce.jobs import Queue, jobs_of, table  # noqa: E402
 
 INTERRUPTED = 130
+PATIENCE = 60  # seconds that another queue is waited for
 
 
 def chosen(options: argparse.Namespace) -> list[Experiment]:
@@ -49,6 +53,23 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
+@contextmanager
+def alone_in(results: Path) -> Iterator[int]:
+    """Hold a folder of results: no other queue, and no run that one which was killed has left and that still saves."""
+    results.mkdir(parents=True, exist_ok=True)
+    with (results / ".lock").open("a") as lock:
+        until = time.monotonic() + PATIENCE
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                if time.monotonic() >= until:
+                    raise SystemExit(f"another queue is at work in {results}") from None
+                time.sleep(0.5)
+        yield lock.fileno()
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the queue; the exit status."""
     options = parsed(arguments)
@@ -60,14 +81,10 @@ def main(arguments: list[str] | None = None) -> int:
         commit = full_name(options.commit)
     except BuildError as error:
         raise SystemExit(str(error)) from error
-    options.results.mkdir(parents=True, exist_ok=True)
-    with (options.results / ".lock").open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise SystemExit(f"another queue is at work in {options.results}") from None
+    with alone_in(options.results) as lock:
         environment = partial(_environment, options.cache.resolve())
-        queue = Queue(jobs, commit, environment, options.jobs, options.cache / "logs", partial(print, flush=True))
+        say = partial(print, flush=True)
+        queue = Queue(jobs, commit, environment, options.jobs, options.cache / "logs", say, passed=(lock,))
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, queue.stop)
         whole = queue.run()

@@ -1,12 +1,14 @@
 """One run of the queue, in the environment of its commit: it ends when the queue does, however that ends.
 
-Called by the queue with a run as JSON, and a pipe that the queue holds as standard input.
+Called by the queue with a run as JSON, and a pipe that the queue holds as standard input: "s" stops the run, "c" lets
+it go on, the end of the pipe ends it. A stopped process cannot read, so that this one reads, and the run is its child.
 """
 
 import json
 import os
 import runpy
 import signal
+import subprocess
 import sys
 import threading
 from pathlib import Path
@@ -15,10 +17,13 @@ from typing import Any
 INTERRUPTED = 130
 
 
-def _end_with_the_queue() -> None:
-    """Nobody writes to the pipe: it ends when nobody can any more. `sys.stdin` would be locked when Python ends."""
-    os.read(0, 1)
-    os.kill(os.getpid(), signal.SIGTERM)
+def _obey(run: "subprocess.Popen[bytes]") -> None:
+    """Pass orders on, until nobody is left who could give any. `sys.stdin` would be locked when Python ends."""
+    orders = {b"s": signal.SIGSTOP, b"c": signal.SIGCONT}
+    while order := os.read(0, 1):
+        run.send_signal(orders[order])
+    run.send_signal(signal.SIGTERM)
+    run.send_signal(signal.SIGCONT)
 
 
 def _train(fields: dict[str, Any]) -> int:
@@ -32,9 +37,13 @@ def _train(fields: dict[str, Any]) -> int:
 
 
 def main() -> int:
-    """Do the run."""
-    threading.Thread(target=_end_with_the_queue, daemon=True).start()
-    run = json.loads(sys.argv[1])
+    """Have the run done, or do it."""
+    if sys.argv[1] != "--here":
+        command = [sys.executable, "-P", __file__, "--here", sys.argv[1]]
+        run_process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        threading.Thread(target=_obey, args=(run_process,), daemon=True).start()
+        return run_process.wait()
+    run = json.loads(sys.argv[2])
     if "configuration" in run:
         return _train(run["configuration"])
     script, *arguments = run["script"]
