@@ -1,4 +1,4 @@
-"""The command `stochgraph`: train, evaluate, explain, profile, demo."""
+"""The command `stochgraph`: train, evaluate, compare, explain, profile, demo."""
 
 import json
 import os
@@ -27,6 +27,7 @@ from .training import (
     Problem,
     RankFailure,
     TrainingError,
+    compare,
     joined_ranks,
     load_result,
     train,
@@ -170,6 +171,8 @@ def main() -> None:
     stochgraph train --output results/first --iterations 300     train; the same again continues
     stochgraph evaluate results/first --steps 3                  returns after 0, 1, 2, 3 adaptation steps
     stochgraph train --algorithm promp --environment half-cheetah
+    stochgraph train --output results/lsf --seeds 0,1,2          one after another, in results/lsf/seed-0, ...
+    stochgraph compare results/lsf results/maml                  what they reached, with intervals over seeds
     stochgraph explain --algorithm maml                          how every gradient path is counted
     stochgraph profile --estimators SF,LOO,LSF --tasks 4         bias, variance and time side by side
     stochgraph demo                                              a tour in a few minutes
@@ -191,8 +194,14 @@ def main() -> None:
     show_default=True,
     help="Under torchrun, the seconds that processes wait for each other; then the run ends, and names who is missing.",
 )
+@click.option(
+    "--seeds",
+    type=Field(tuple[int, ...]),
+    help="Run with each of these in place of --seed, one after another, in OUTPUT/seed-0, ...; one that fails leaves "
+    "the others running.",
+)
 @configured()
-def train_command(configuration: Configuration, restart: bool, rank_timeout: float) -> None:
+def train_command(configuration: Configuration, restart: bool, rank_timeout: float, seeds: Any) -> None:
     """Train, and write everything to one folder.
 
     The folder gets run.json (the configuration), metrics.jsonl (one line per iteration and evaluation), checkpoints,
@@ -217,8 +226,11 @@ def train_command(configuration: Configuration, restart: bool, rank_timeout: flo
     """  # noqa: D301
     make_room()
     with joined_ranks(rank_timeout) as ranks:
-        outcome = train(configuration, ranks, restart=restart)
-    if not outcome.finished:
+        if seeds is None:
+            outcomes = [train(configuration, ranks, restart=restart)]
+        else:
+            outcomes = train(configuration, ranks, restart=restart, seeds=seeds)
+    if not all(outcome.finished for outcome in outcomes):
         raise click.exceptions.Exit(INTERRUPTED)
 
 
@@ -246,6 +258,28 @@ def evaluate_command(folder: Path, tasks: int | None, steps: int | None, as_json
     _echo(f"after {result.iteration} iterations, {len(returns)} held-out tasks, return ± standard error:")
     for k, (value, uncertainty) in enumerate(zip(means, errors, strict=True)):
         _echo(f"{k} adaptation steps  {value:9.3f} ± {'?' if uncertainty is None else f'{uncertainty:.3f}'}")
+
+
+@main.command("compare")
+@click.argument("folders", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.option("--steps", type=click.IntRange(0), help="Adaptation steps after which they are compared.  [all]")
+@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Draw the learning curves to a file.")
+@click.option("--json", "as_json", is_flag=True, help="Print a JSON object a group, intervals as [value, low, high].")
+def compare_command(folders: tuple[Path, ...], steps: int | None, figure: Path | None, as_json: bool) -> None:
+    """Put runs beside each other: what they reached on held-out tasks, over their seeds.
+
+    A RUN is the output folder of a run, or a folder with several in it, as --seeds makes them. Runs in one folder that
+    differ in nothing but their seed are a row. "final" is the last return that was measured, "best" the best one,
+    "area" the mean over training; of each the mean over seeds, and the interquartile mean, with 95 % intervals of a
+    bootstrap where there are several seeds.
+
+    The figure has the mean over seeds, and a band from the lowest seed to the highest.
+    """
+    with readable_errors():
+        found = compare(folders, steps)
+        if figure is not None:
+            found.save(figure)
+    _echo(found.to_json() if as_json else found.to_markdown())
 
 
 @main.command("explain")

@@ -33,6 +33,7 @@ from torch.utils import _pytree as pytree
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import stochgraph as sg
+from benchmarks._machine import quiet_machine
 from stochgraph.algorithms.meta_policy_gradient import adapted_return
 from stochgraph.algorithms.policies import GaussianMLP
 from stochgraph.algorithms.rollouts import acting
@@ -272,10 +273,11 @@ def main() -> None:
     print("| case | by hand, ms | library, ms | ratio | memory by hand, MB | memory of the library, MB | drawing, MB |")
     print("|---|---:|---:|---:|---:|---:|---:|")
     clock = time.perf_counter if options.clock == "wall" else time.process_time
-    for case in (case for case in CASES if options.only in case.name):
-        hand, library, ratio = compare(case, options.rounds, options.chunk, clock)
-        memory = (f"{growth(case, side, options.threads, options.chunk):.0f}" for side in SIDES)
-        print(f"| {case.name} | {hand * 1e3:.0f} | {library * 1e3:.0f} | {ratio:.2f} | {' | '.join(memory)} |")
+    with quiet_machine():
+        for case in (case for case in CASES if options.only in case.name):
+            hand, library, ratio = compare(case, options.rounds, options.chunk, clock)
+            memory = (f"{growth(case, side, options.threads, options.chunk):.0f}" for side in SIDES)
+            print(f"| {case.name} | {hand * 1e3:.0f} | {library * 1e3:.0f} | {ratio:.2f} | {' | '.join(memory)} |")
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ import torch
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks._machine import quiet_machine
 from stochgraph.algorithms.environments import Locomotion, ant, half_cheetah
 from stochgraph.algorithms.environments._simulation import Quiet
 from stochgraph.algorithms.policies import GaussianMLP
@@ -303,4 +304,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_machine():
+        main()

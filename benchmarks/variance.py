@@ -16,6 +16,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import stochgraph as sg
+from benchmarks._machine import quiet_machine
 from tests.problems import BANDIT_THETA, MDP_THETA, bandit, mdp
 
 SIZES = (10, 20, 50, 100)
@@ -55,4 +56,5 @@ def report(title: str, graph: sg.Graph, theta: torch.Tensor, repeats: int) -> No
 
 
 if __name__ == "__main__":
-    main()
+    with quiet_machine():
+        main()

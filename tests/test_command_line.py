@@ -20,7 +20,7 @@ from click.testing import CliRunner
 
 import stochgraph as sg
 from stochgraph.algorithms import command_line, demo
-from stochgraph.algorithms.training import Configuration, Problem, RankFailure, RunFolder
+from stochgraph.algorithms.training import Configuration, Problem, RankFailure, RunFolder, TrainingError, compare
 from stochgraph.algorithms.training.configuration import describe
 from stochgraph.algorithms.training.reports import ProgressBar
 from tests.training_cases import SMALL, python_environment, same_runs
@@ -50,7 +50,7 @@ def test_the_entry_point_is_the_command():
 
 def test_help_lists_the_commands_and_the_fields_that_matter_to_them():
     commands = call("--help").output
-    assert all(f"\n  {name} " in commands for name in ("train", "evaluate", "explain", "profile", "demo"))
+    assert all(f"\n  {name} " in commands for name in ("train", "evaluate", "compare", "explain", "profile", "demo"))
     assert all(re.search(rf"^ *stochgraph {name} .{{20,}}$", commands, re.MULTILINE) for name in ("evaluate", "demo"))
     assert "\\b" not in commands + call("train", "--help").output
     of_training = command_line.OF_TRAINING
@@ -143,6 +143,12 @@ def test_a_configuration_is_accepted_back_and_options_replace_what_it_says(folde
         (["profile", "--estimators", "SF,XX"], "estimator='XX'"),
         (["profile", "--algorithm", "promp"], "'promp' climbs an objective of its own, which has no estimators"),
         (["evaluate", "nowhere"], "'nowhere' does not exist"),
+        (["train", "--seeds", "0,x"], "seeds='[0,x]': expected integers"),
+        (["train", "--seeds", "0,0"], "each of them once"),
+        (["compare"], "Missing argument 'RUN...'"),
+        (["compare", "."], "holds no run"),
+        (["compare", "nowhere"], "nowhere holds no run"),
+        (["compare", ".", "--steps", "-1"], "-1 is not in the range"),
     ],
 )
 def test_bad_options_are_refused_before_anything_is_done(tmp_path, monkeypatch, arguments, message):
@@ -183,6 +189,72 @@ def test_evaluation_of_what_cannot_be_read(folder, tmp_path):
     result = call("evaluate", folder)
     assert result.exit_code == 1
     assert "No checkpoint is left" in result.output
+
+
+@pytest.fixture
+def seeds(tmp_path):
+    """The folders of two algorithms, with two seeds each."""
+    for name in ("lsf", "maml"):
+        options = [*OPTIONS, "--algorithm", name, "--iterations", 2, "--output", tmp_path / name]
+        result = call("train", *options, "--seeds", "0,1")
+        assert result.exit_code == 0, result.output
+        assert "seed 1: iteration 2, held-out tasks: return" in result.output
+    return tmp_path
+
+
+def test_several_seeds_are_runs_in_folders_of_their_own(seeds):
+    assert sorted(path.name for path in (seeds / "lsf").iterdir()) == ["seed-0", "seed-1"]
+    assert [Configuration.load(seeds / "lsf" / f"seed-{k}" / "run.json").seed for k in (0, 1)] == [0, 1]
+
+
+def test_a_seed_that_fails_is_named_at_the_end(tmp_path, monkeypatch):
+    def fail(self, record, original=ProgressBar.trained):
+        if self.title == "seed 0":
+            raise TrainingError("it is out of luck")
+        original(self, record)
+
+    monkeypatch.setattr(ProgressBar, "trained", fail)
+    result = call("train", *OPTIONS, "--iterations", 2, "--output", tmp_path / "run", "--seeds", "0,1")
+    assert result.exit_code == 1
+    assert "Traceback" not in result.output
+    assert f"seed 0: {tmp_path / 'run' / 'seed-0'} failed: it is out of luck" in result.output
+    assert result.stderr.startswith(f"Error: seed 0 of {tmp_path / 'run'} failed, the others are done")
+    assert RunFolder(tmp_path / "run" / "seed-1").metrics("evaluation")[-1]["iteration"] == 2
+
+
+def test_an_interrupted_seed_ends_with_the_status_of_an_interrupt(tmp_path, monkeypatch):
+    def interrupt(self, record, original=ProgressBar.trained):
+        original(self, record)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(ProgressBar, "trained", interrupt)
+    assert call("train", *OPTIONS, "--output", tmp_path / "run", "--seeds", "0,1").exit_code == 130
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["seed-0"]
+
+
+def test_runs_are_compared(seeds):
+    printed = call("compare", seeds / "lsf", seeds / "maml").output
+    assert printed == compare([seeds / "lsf", seeds / "maml"]).to_markdown() + "\n"
+    assert re.findall(r"^\| (\w+) \| 2 \| 2 \| -?\d", printed, re.MULTILINE) == ["lsf", "maml"]
+    rows = json.loads(call("compare", seeds / "lsf", "--steps", 0, "--json").output)
+    last = [RunFolder(seeds / "lsf" / f"seed-{k}").metrics("evaluation")[-1]["returns"][0] for k in (0, 1)]
+    assert rows[0]["final"]["mean"][0] == pytest.approx(sum(last) / 2)
+    result = call("compare", seeds / "lsf", "--steps", 2)
+    assert (result.exit_code, "no evaluation after 2 adaptation steps" in result.output) == (2, True)
+
+
+def test_a_comparison_is_drawn_where_it_is_asked_to_be(seeds, monkeypatch):
+    monkeypatch.chdir(seeds)
+    assert call("compare", "lsf", "maml").exit_code == 0
+    assert sorted(path.name for path in seeds.iterdir()) == ["lsf", "maml"]
+    for name in ("both.png", "pictures/both.svg"):
+        assert call("compare", "lsf", "maml", "--figure", name).exit_code == 0
+        assert (seeds / name).stat().st_size > 1000
+    result = call("compare", "lsf", "--figure", "both.xyz")
+    assert (result.exit_code, "both.xyz: the ending names the format" in result.output) == (2, True)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    result = call("compare", "lsf", "--figure", "third.png")
+    assert (result.exit_code, "pip install 'stochgraph[plot]'" in result.output) == (2, True)
 
 
 def test_the_ledger_is_explained():

@@ -126,3 +126,6 @@ def test_refusals(tmp_path):
     other = write_run(tmp_path / "other", [1.0])
     with pytest.raises(ConfigurationError, match="no evaluation after 3 adaptation steps"):
         compare([other], steps=3)
+    broken = write_run(tmp_path / "broken", [1.0, float("nan")])
+    with pytest.raises(ConfigurationError, match="broken has a return at iteration 10 that is not finite"):
+        compare([broken])

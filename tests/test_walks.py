@@ -82,6 +82,15 @@ def test_the_line_starts_on_a_grid_and_is_paid_where_it_stands():
         assert abs(float(z)) < 5
 
 
+def test_the_line_may_have_a_few_goals():
+    torch.manual_seed(0)
+    drawn = LineNavigation(goals=20).task_distribution().sample((400,))
+    expected = [0.5 + 0.5 * k / 19 for k in range(20)]
+    torch.testing.assert_close(drawn.unique(), torch.tensor(expected))
+    with pytest.raises(ValueError, match="goals must be at least 2"):
+        LineNavigation(goals=1)
+
+
 def test_the_line_stays_where_the_reward_is_high():
     walk = LineNavigation()
     walk.reset(torch.tensor([0.7], dtype=F64))

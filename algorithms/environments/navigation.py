@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.distributions import AffineTransform, Bernoulli, Distribution, TransformedDistribution, Uniform
 
-from ._protocol import Environment, at_least_one, one_of
+from ._protocol import Environment, ListedTasks, at_least_one, one_of
 
 
 class Navigation(Environment):
@@ -144,6 +144,7 @@ class LineNavigation(Environment):
 
     Args:
         horizon: the number of steps. The paper's H = 20 is the last time, of 0, ..., H: there are 21.
+        goals: so many goals, evenly from .5 to 1 and equally likely, in place of all of them.
 
     References:
         Fallah et al. (2020), section 5 and appendix G; eq. 2 for the times.
@@ -158,10 +159,15 @@ class LineNavigation(Environment):
     observation_size = 1
     action_size = 1
 
-    def __init__(self, horizon: int = 21) -> None:
+    def __init__(self, horizon: int = 21, goals: int | None = None) -> None:
+        if goals is not None and goals < 2:
+            raise ValueError(f"goals must be at least 2, from .5 to 1, or None for all of them; got {goals}")
         self.horizon = at_least_one(horizon)
+        self.goals = goals
 
     def task_distribution(self) -> Distribution:
+        if self.goals is not None:
+            return ListedTasks(torch.linspace(0.5, 1.0, self.goals))
         return Uniform(torch.tensor(0.5), torch.tensor(1.0))
 
     def reset(self, task: Tensor) -> Tensor:

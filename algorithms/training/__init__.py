@@ -6,7 +6,7 @@
   wherever they are; `learners` moves the parameters: optimisers of torch, trust-region steps.
 - `settings` has what the names in a configuration stand for; new environments and estimators are new rows there.
 - `randomness`: an iteration's draws are a function of the seed and the iteration's number, nothing is carried along.
-- `comparison` puts finished runs beside each other.
+- `seeds` runs a configuration several times; `comparison` puts finished runs beside each other.
 - `trainer` has the loop; `run_folder`, `checkpoints` and `files` what it writes; `reports` who is told; `ranks` who
   shares the work.
 """

@@ -2,7 +2,7 @@
 
 Runs that differ in nothing but their seed are one group. Three figures of a run are compared, each of the return on
 held-out tasks after adaptation: the last one, the best one, and the mean over the iterations of training (the area
-under XX
+under the learning curve, over its length).
 """
 
 import dataclasses
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .configuration import Configuration, ConfigurationError
+from .curves import save_figure, when
 from .run_folder import RunFolder
 
 FIGURES = ("final", "best", "area")
@@ -106,10 +107,12 @@ class Comparison:
 
     Attributes:
         groups: the groups, in the order in which they were given.
+        steps: after how many adaptation steps; `None`: all that were evaluated.
     """
 
-    def __init__(self, groups: Sequence[Group]) -> None:
+    def __init__(self, groups: Sequence[Group], steps: int | None = None) -> None:
         self.groups = tuple(groups)
+        self.steps = steps
 
     def rows(self) -> list[dict[str, Any]]:
         """A row a group: its name, how many seeds and iterations, and every figure with its intervals."""
@@ -146,8 +149,32 @@ class Comparison:
             axes.plot(iterations, returns.mean(0), color=f"C{i}", label=label)
             if count > 1:
                 axes.fill_between(iterations, returns.min(0), returns.max(0), color=f"C{i}", alpha=0.15, linewidth=0)
-        axes.set(xlabel="meta-iteration", ylabel="return, held-out tasks, adapted")
+        adapted = (
+            "adapted"
+            if self.steps is None
+            else f"{when(self.steps)} of adaptation"
+            if self.steps
+            else "before adaptation"
+        )
+        axes.set(xlabel="meta-iteration", ylabel=f"return, held-out tasks, {adapted}")
         axes.legend(frameon=False, fontsize="small")
+
+    def save(self, path: Path) -> None:
+        """Write the learning curves to a file, whose ending names the format.
+
+        Raises:
+            ConfigurationError: matplotlib is not installed, or does not know the ending.
+        """
+        try:
+            from matplotlib.figure import Figure
+        except ImportError as error:
+            raise ConfigurationError(f"{path}: a figure needs matplotlib: pip install 'stochgraph[plot]'") from error
+        picture = Figure(figsize=(7, 4.5), layout="constrained")
+        known = picture.canvas.get_supported_filetypes()
+        if path.suffix[1:].lower() not in known:
+            raise ConfigurationError(f"{path}: the ending names the format, one of {', '.join(sorted(known))}")
+        self.plot(picture.add_subplot())
+        save_figure(picture, path)
 
 
 def compare(folders: Iterable[str | Path], steps: int | None = None) -> Comparison:
@@ -183,7 +210,7 @@ def compare(folders: Iterable[str | Path], steps: int | None = None) -> Comparis
             name = place.name if run.path != place else run.path.name
             groups.setdefault(key, []).append((name, configuration, _curve(run, configuration.seed, steps)))
     found = [Group(runs[0][0], runs[0][1], tuple(curve for _, _, curve in runs)) for runs in groups.values()]
-    return Comparison(_named_apart(found))
+    return Comparison(_named_apart(found), steps)
 
 
 def runs_in(place: Path) -> list[RunFolder]:
@@ -219,5 +246,9 @@ def _curve(run: RunFolder, seed: int, steps: int | None) -> Curve:
         after = "" if steps is None else f" after {steps} adaptation steps"
         raise ConfigurationError(f"{run.path} has no evaluation{after} yet: train it further, or leave it out")
     place = -1 if steps is None else steps
-    returns = np.array([record["returns"][place] for record in chosen])
-    return Curve(seed, np.array([record["iteration"] for record in chosen]), returns)
+    returns = np.array([record["returns"][place] for record in chosen], dtype=float)
+    iterations = np.array([record["iteration"] for record in chosen])
+    if not np.isfinite(returns).all():
+        broken = iterations[~np.isfinite(returns)][0]
+        raise ConfigurationError(f"{run.path} has a return at iteration {broken} that is not finite: leave it out")
+    return Curve(seed, iterations, returns)

@@ -41,7 +41,7 @@ def plot_learning_curves(axes: Any, folders: Mapping[str, Path]) -> None:
         steps = len(records[-1]["returns"]) - 1 if records else -1
         for k in sorted({0, steps} - {-1}):
             chosen = [record for record in records if len(record["returns"]) == steps + 1]
-            _plot(axes, chosen, k, f"{name}, {_when(k)}", color=f"C{i}", linestyle="--" if k < steps else "-")
+            _plot(axes, chosen, k, f"{name}, {when(k)}", color=f"C{i}", linestyle="--" if k < steps else "-")
     axes.set(xlabel="meta-iteration", ylabel="return, held-out tasks")
     axes.legend(frameon=False)
 
@@ -65,5 +65,6 @@ def _number(value: float | None) -> float:
     return float("nan") if value is None else value
 
 
-def _when(k: int) -> str:
+def when(k: int) -> str:
+    """After how many steps, in words."""
     return "before" if k == 0 else f"after {k} step{'s' * (k > 1)}"

@@ -1,0 +1,89 @@
+"""One configuration with several seeds: runs one after another, each in a folder of its own."""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from .configuration import Configuration, ConfigurationError
+from .ranks import Ranks
+from .reports import Reporter, default_reporters
+from .run_folder import RunFolder
+from .trainer import Outcome, Trainer, TrainingError
+
+
+def seeded(configuration: Configuration, seeds: Iterable[int]) -> list[Configuration]:
+    """The configuration with each of these seeds, in folders `seed-0`, `seed-1`, ... of its output.
+
+    Raises:
+        ConfigurationError: there is no seed, or one twice, or one that is no integer; the output folder holds a run of
+            its own.
+
+    Example:
+        >>> from stochgraph.algorithms.training import Configuration
+        >>> from stochgraph.algorithms.training.seeds import seeded
+        >>> [(run.seed, run.output) for run in seeded(Configuration(output="results/lsf"), (0, 7))]
+        [(0, 'results/lsf/seed-0'), (7, 'results/lsf/seed-7')]
+    """
+    if isinstance(seeds, str) or not isinstance(seeds, Iterable):
+        raise ConfigurationError(f"seeds={seeds!r}: expected integers, as in 0,1,2")
+    given, place = list(seeds), Path(configuration.output)
+    runs = [configuration.replace(seed=seed, output=str(place / f"seed-{seed}")) for seed in given]
+    if not given or len(set(given)) < len(given):
+        raise ConfigurationError(f"seeds={given}: at least one is expected, and each of them once")
+    if RunFolder(place).configuration_path.exists():
+        raise ConfigurationError(f"output={str(place)!r} holds a run of its own: give another output to several seeds")
+    return runs
+
+
+def train_seeds(
+    configuration: Configuration,
+    seeds: Iterable[int],
+    ranks: Ranks,
+    reporters: Sequence[Reporter] | None,
+    restart: bool = False,
+) -> list[Outcome]:
+    """Run a configuration with each of these seeds: `train` says how.
+
+    Raises:
+        ConfigurationError: at once, as where the folder of a seed holds another run; it would be one of the other
+            seeds, too.
+        TrainingError: at the end, with the errors of all that failed behind it; at once where several ranks share a
+            run, of which the others know nothing of the failure.
+    """
+    outcomes: list[Outcome] = []
+    failures: dict[int, Exception] = {}
+    runs = seeded(configuration, seeds)
+    for run in () if restart else runs:
+        RunFolder(run.output).check(run)  # before any of them begins
+    for run in runs:
+        told = default_reporters(Path(run.output), f"seed {run.seed}") if reporters is None else reporters
+        try:
+            outcomes.append(Trainer(run, ranks, told, restart).run())
+        except ConfigurationError:
+            raise
+        except Exception as error:
+            if ranks.count > 1:
+                raise
+            failures[run.seed] = error
+            _say(told, f"{run.output} failed: {error or repr(error)}")
+            continue
+        if not outcomes[-1].finished:
+            return outcomes
+    if failures:
+        raise _failed(configuration, failures)
+    return outcomes
+
+
+def _say(reporters: Sequence[Reporter], text: str) -> None:
+    for reporter in reporters:
+        reporter.say(text)
+
+
+def _failed(configuration: Configuration, failures: dict[int, Exception]) -> TrainingError:
+    names = f"seed{'s' * (len(failures) > 1)} {', '.join(map(str, failures))}"
+    reasons = "; ".join(f"seed {seed}: {error or repr(error)}" for seed, error in failures.items())
+    found = TrainingError(
+        f"{names} of {configuration.output} failed, the others are done. Once the cause is gone, the same command "
+        f"continues: {reasons}"
+    )
+    found.__cause__ = ExceptionGroup(names, list(failures.values()))
+    return found

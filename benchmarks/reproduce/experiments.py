@@ -1,0 +1,320 @@
+"""The experiments of the papers, as configurations of `stochgraph train` and as scripts, in the order they are run in.
+
+What a paper does not say is marked in `ours`. The settings of an experiment and of its variants are fields of
+`stochgraph.algorithms.training.Configuration`; a new experiment is a new row.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+TANG = "Tang et al. (2022)"
+FALLAH_2020 = "Fallah et al. (2020)"
+FALLAH_2021 = "Fallah et al. (2021)"
+XU_ZHU = "Xu and Zhu (2024)"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Experiment:
+    """A figure or a table of a paper.
+
+    Attributes:
+        name: that of its folder of results.
+        group: experiments of smaller groups come first.
+        paper: which.
+        shows: the figure or the table.
+        published: what is printed there, in words.
+        ours: what the paper leaves open, and what was taken.
+        settings: fields that all variants share.
+        variants: fields by which they differ, by name.
+        seeds: each variant is run with each of these.
+        script: what is run in place of the trainer: a file beside this one, and its arguments; it writes
+            `result.json`, with the verdict's sentence in it.
+        above: pairs of variants, of which the paper says that the first ends above the second.
+        line: a return that all are compared with, and what gives it.
+    """
+
+    name: str
+    group: int
+    paper: str
+    shows: str
+    published: str
+    ours: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    variants: Mapping[str, Mapping[str, Any]] = field(default_factory=lambda: {"all": {}})
+    seeds: Sequence[int] = (0,)
+    script: Sequence[str] = ()
+    above: Sequence[tuple[str, str]] = ()
+    line: tuple[float, str] | None = None
+
+    def configuration(self, variant: str, seed: int, output: str) -> dict[str, Any]:
+        """The fields of one run."""
+        return {**_QUIET, **self.settings, **self.variants[variant], "seed": seed, "output": output}
+
+
+_QUIET = {"threads": 1, "checkpoints_kept": 1}
+_PLAIN = {"inner_baseline": None, "standardise": False, "outer_baseline": None, "gradient_clip": None}
+_TRPO = {"optimizer": "TRPO", "gradient_clip": None, "optimizer_options": {"radius": 0.01}}
+
+
+def _algorithms(*names: str) -> dict[str, dict[str, Any]]:
+    return {name: {"algorithm": name} for name in names}
+
+
+def _of_each(tasks: Mapping[str, Mapping[str, Any]], methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Every method on every task."""
+    return {f"{task}-{name}": {**on, **by} for task, on in tasks.items() for name, by in methods.items()}
+
+
+TANG_FIGURES = [
+    Experiment(
+        name="tang-figure-1a",
+        group=1,
+        paper=TANG,
+        shows="figure 1(a): mean squared error of the gradient in one dimension",
+        published="SF's error grows with N, LSF's falls, PW's is lowest; at small N LSF is above SF",
+        ours="starts at 0 and at 2; N of 1, 2, 5, ..., 1000; LOO beside",
+        script=("tang.py", "gradients"),
+    ),
+    Experiment(
+        name="tang-figure-1b",
+        group=1,
+        paper=TANG,
+        shows="figure 1(b): the objective after 100 updates",
+        published="SF gets worse as N grows, LSF better; at small N LSF is below SF, at large N it is where PW is",
+        ours="one estimate an update; starts at 0 and at 2; N of 1, 2, 5, ..., 1000; LOO beside",
+        script=("tang.py", "updates"),
+    ),
+]
+
+FALLAH_LINE = Experiment(
+    name="fallah-line",
+    group=1,
+    paper=FALLAH_2020,
+    shows="the figure: navigation on a line",
+    published="SG-MRL ends above MAML, which as printed is lsf here; one curve each, no numbers",
+    ours="20 goals evenly on [.5, 1]; slopes from within ±.18 and no offset at first; evaluated every 100 iterations "
+    "on 20 drawn goals with 100 trajectories each; undiscounted returns",
+    settings={
+        **_PLAIN,
+        "environment": "line-navigation",
+        "environment_options": {"goals": 20},
+        "horizon": 21,
+        "hidden": [],
+        "policy_options": {"log_std": math.log(0.1), "learn_std": False},
+        "inner_rate": 0.01,
+        "discount": 0.9,
+        "tasks": 5,
+        "inner": 5,
+        "outer": 100,
+        "optimizer": "SGD",
+        "learning_rate": 1e-4,
+        "iterations": 10_000,
+        "evaluate_every": 100,
+        "evaluation_tasks": 20,
+        "checkpoint_every": 500,
+    },
+    variants=_algorithms("sgmrl", "sgmrl-published", "lsf", "maml"),
+    seeds=range(5),
+    above=[("sgmrl", "lsf"), ("sgmrl-published", "lsf"), ("sgmrl", "maml")],
+)
+
+FALLAH_TABLE_1 = Experiment(
+    name="fallah-table-1",
+    group=1,
+    paper=FALLAH_2021,
+    shows="table 1: navigation in the plane, one adaptation step",
+    published="SG-MRL −16.901 ± .699, MAML −17.767 ± .106, E-MAML −17.803 ± .115",
+    ours="five seeds, ± over seeds; settings of the public code: 20 tasks, 20 trajectories, 100 steps, inner rate .1, "
+    "Adam .001, tanh 100×100, 500 iterations, actions count a hundredth; 400 held-out tasks",
+    settings={
+        "environment": "navigation",
+        "environment_options": {"reward": "squared distance", "action_scale": 0.01},
+        "horizon": 100,
+        "hidden": [100, 100],
+        "inner_rate": 0.1,
+        "advantage_decay": 0.997,
+        "tasks": 20,
+        "inner": 20,
+        "outer": 20,
+        "optimizer": "Adam",
+        "learning_rate": 1e-3,
+        "iterations": 500,
+        "evaluate_every": 100,
+        "evaluation_tasks": 400,
+        "checkpoint_every": 25,
+    },
+    variants=_algorithms("sgmrl", "sgmrl-published", "sgmrl-first-order", "maml", "emaml-published", "lsf", "loo"),
+    seeds=range(5),
+    above=[("sgmrl-first-order", "maml"), ("sgmrl-first-order", "emaml-published"), ("sgmrl", "maml")],
+    line=(-100 / 6, "standing still at the origin"),
+)
+
+
+def _lake(name: str, holes: float, penalties: Sequence[float]) -> Experiment:
+    on_tables = {
+        f"bomrl-{i}": {
+            "algorithm": "bomrl-tabular",
+            "algorithm_options": {"distance": f"D{i}", "penalty": penalty},
+            "inner_baseline": None,
+            "standardise": False,
+        }
+        for i, penalty in enumerate(penalties, 1)
+    }
+    rate = round((1 - 0.8) / (2 * penalties[2]), 6)
+    return Experiment(
+        name=name,
+        group=2,
+        paper=XU_ZHU,
+        shows=f"figures 1, 3 and 4: frozen lakes with holes of probability {holes}",
+        published="BO-MRL above MAML and above no training, after 0 to 4 adaptation steps",
+        ours="lakes that are not slippery, whose goal goes on paying; 20 walks of 30 steps; Adam .1, 300 iterations; "
+        "MAML with the inner rate (1−γ)/(2λ) of Alg(3); 20 held-out maps",
+        settings={
+            "environment": "frozen-lake",
+            "environment_options": {"holes": holes, "slippery": False, "goal": "pays"},
+            "horizon": 30,
+            "policy": "table",
+            "discount": 0.8,
+            "tasks": 20,
+            "inner": 20,
+            "outer": 20,
+            "optimizer": "Adam",
+            "learning_rate": 0.1,
+            "iterations": 300,
+            "evaluation_tasks": 20,
+            "evaluation_steps": 4,
+        },
+        variants={
+            **on_tables,
+            "maml": {"algorithm": "maml", "inner_rate": rate, "inner_baseline": None, "standardise": False},
+        },
+        seeds=range(3),
+        above=[(variant, "maml") for variant in on_tables],
+    )
+
+
+LAKES = [
+    _lake("xu-zhu-lakes-many-holes", 0.3, (0.5, 0.5, 0.04)),
+    _lake("xu-zhu-lakes-few-holes", 0.1, (0.25, 0.25, 0.02)),
+]
+
+_ROBOT = {"inner_rate": 0.1, "discount": 0.99, "hidden": [64, 64], "checkpoint_every": 5, "evaluate_every": 10}
+
+TANG_ROBOTS = Experiment(
+    name="tang-figure-2",
+    group=3,
+    paper=TANG,
+    shows="figures 1(c, d) and 2: robots that run forwards or backwards",
+    published="LSF above SF on all three; SF hardly learns",
+    ours="HalfCheetah, Ant, Walker2d; 100 iterations, 3 seeds; LOO beside",
+    settings={**_ROBOT, **_TRPO, "horizon": 100, "tasks": 20, "inner": 20, "outer": 20, "iterations": 100},
+    variants=_of_each(
+        {
+            name: {"environment": name, "environment_options": {"goal": "direction", "threads": 1}}
+            for name in ("half-cheetah", "ant", "walker2d")
+        },
+        {"sf": {"algorithm": "emaml"}, "lsf": {"algorithm": "lsf"}, "loo": {"algorithm": "loo"}},
+    ),
+    seeds=range(3),
+    above=[(f"{robot}-lsf", f"{robot}-sf") for robot in ("half-cheetah", "ant", "walker2d")],
+)
+
+_FALLAH_TASKS = {
+    "cheetah-direction": {"environment": "half-cheetah", "environment_options": {"goal": "direction", "threads": 1}},
+    "cheetah-velocity": {"environment": "half-cheetah", "environment_options": {"goal": "velocity", "threads": 1}},
+    "swimmer-velocity": {"environment": "swimmer", "environment_options": {"goal": "velocity", "threads": 1}},
+}
+FALLAH_TABLE_2 = Experiment(
+    name="fallah-table-2",
+    group=3,
+    paper=FALLAH_2021,
+    shows="table 2: robots, one and three adaptation steps",
+    published="HalfCheetah direction 580 ± 38 (SG-MRL) and 466 ± 54 (MAML) after one step, 505 ± 45 and 477 ± 65 "
+    "after three; velocity −91.7 ± .3 and −92.9 ± .7, −33.4 ± .7 and −32.5 ± .5; Swimmer's have the code's sign error",
+    ours="settings of the public code, 3 seeds, iterations as time allows",
+    settings={
+        **_ROBOT,
+        "horizon": 200,
+        "hidden": [100, 100],
+        "advantage_decay": 0.997,
+        "tasks": 40,
+        "inner": 20,
+        "outer": 20,
+        "optimizer": "Adam",
+        "learning_rate": 1e-3,
+        "iterations": 400,
+    },
+    variants=_of_each(
+        {f"{task}-{k}": {**on, "steps": k} for task, on in _FALLAH_TASKS.items() for k in (1, 3)},
+        _algorithms("sgmrl", "sgmrl-first-order", "maml", "first-order-maml"),
+    ),
+    seeds=range(3),
+    above=[(f"{task}-{k}-sgmrl-first-order", f"{task}-{k}-maml") for task in _FALLAH_TASKS for k in (1, 3)],
+)
+
+_CHEETAHS: dict[str, dict[str, Any]] = {
+    "velocity": {"environment_options": {"goal": "velocity", "threads": 1}},
+    "direction": {"environment_options": {"goal": "direction", "threads": 1}},
+}
+_PENALTIES = {"velocity": (0.5, 0.4, 0.1), "direction": (0.5, 0.5, 0.1)}
+
+
+def _bomrl(task: str) -> dict[str, dict[str, Any]]:
+    damped = {"adam_steps": 50, "adam_rate": 0.01, "products": 10, "damping": 0.1}
+    step = {"optimizer": "TRPO", "gradient_clip": None, "optimizer_options": {"radius": 0.001}}
+    by_distance = {
+        f"{task}-bomrl-{i}": {
+            **_CHEETAHS[task],
+            **step,
+            "algorithm": "bomrl-practical",
+            "algorithm_options": {"distance": f"D{i}", "penalty": penalty, **damped},
+        }
+        for i, penalty in enumerate(_PENALTIES[task], 1)
+    }
+    others = {
+        f"{task}-maml": {**_CHEETAHS[task], **step, "algorithm": "maml"},
+        f"{task}-emaml": {**_CHEETAHS[task], **step, "algorithm": "emaml-published"},
+        f"{task}-promp": {**_CHEETAHS[task], "algorithm": "promp"},
+    }
+    return {**by_distance, **others}
+
+
+XU_ZHU_ROBOTS = Experiment(
+    name="xu-zhu-figure-2",
+    group=3,
+    paper=XU_ZHU,
+    shows="figures 2 and 5: HalfCheetah, velocity and direction",
+    published="BO-MRL above MAML-TRPO, ProMP and E-MAML in both, by about 25 % on direction",
+    ours="100 steps, 20 tasks, γ = .99; λ = .1 for Alg(3); rate .01, damping .1 and 10 products inside; 3 seeds, "
+    "iterations as time allows",
+    settings={
+        **_ROBOT,
+        "environment": "half-cheetah",
+        "horizon": 100,
+        "tasks": 20,
+        "inner": 20,
+        "outer": 20,
+        "iterations": 200,
+        "evaluation_steps": 3,
+    },
+    variants={**_bomrl("velocity"), **_bomrl("direction")},
+    seeds=range(3),
+    above=[
+        (f"{task}-bomrl-{i}", f"{task}-{other}")
+        for task in _CHEETAHS
+        for i in (1, 2, 3)
+        for other in ("maml", "promp", "emaml")
+    ],
+)
+
+EXPERIMENTS: tuple[Experiment, ...] = (
+    *TANG_FIGURES,
+    FALLAH_LINE,
+    FALLAH_TABLE_1,
+    *LAKES,
+    TANG_ROBOTS,
+    FALLAH_TABLE_2,
+    XU_ZHU_ROBOTS,
+)

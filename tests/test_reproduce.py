@@ -1,0 +1,333 @@
+"""The queue of experiments: what is missing is done once, whatever stops it; and the page says what the files say."""
+
+import json
+import re
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("fcntl")
+pytest.importorskip("click")
+
+from benchmarks import _machine
+from benchmarks.reproduce import installed, run, summary, tang
+from benchmarks.reproduce.experiments import EXPERIMENTS, Experiment
+from benchmarks.reproduce.jobs import Queue, alone, jobs_of, table, write
+from stochgraph.algorithms.training import Configuration, Problem
+from tests.reproduce_cases import SCRIPT, counting, fake
+from tests.training_cases import SMALL, python_environment
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGE = ROOT / "benchmarks" / "reproduce"
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch):
+    """A folder with results, logs, and the sources of two commits; with locks of its own."""
+    monkeypatch.setenv(_machine.VARIABLE, str(tmp_path / "locks"))
+    for commit in ("first", "second"):
+        script = tmp_path / commit / "benchmarks" / "reproduce" / "fake.py"
+        script.parent.mkdir(parents=True)
+        script.write_text(SCRIPT)
+    (tmp_path / "results").mkdir()
+    return tmp_path
+
+
+def queue(place: Path, experiments: list[Experiment], commit: str = "first", at_once: int = 2) -> Queue:
+    jobs = jobs_of(experiments, place / "results")
+    said: list[str] = []
+    found = Queue(
+        jobs, commit, lambda c: (Path(sys.executable), place / c), at_once, place / "logs", said.append, poll=0.02
+    )
+    found.said = said  # type: ignore[attr-defined]
+    return found
+
+
+def start(place: Path) -> subprocess.Popen[bytes]:
+    """A queue in a process of its own."""
+    command = [sys.executable, "-m", "tests.reproduce_cases", str(place)]
+    return subprocess.Popen(command, cwd=ROOT, env=python_environment())
+
+
+def counts(place: Path) -> list[int]:
+    """How far every run has counted."""
+    return [len(path.read_text().splitlines()) for path in sorted((place / "results").rglob("count"))]
+
+
+def wait(until, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not until():
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.01)
+
+
+def stands_still(place: Path) -> bool:
+    before = counts(place)
+    time.sleep(0.3)
+    return counts(place) == before
+
+
+def gone(place: Path) -> bool:
+    """Whether no process of a run is left, not even one that stands still."""
+    for path in (place / "results").rglob("process"):
+        state = subprocess.run(["ps", "-o", "stat=", "-p", path.read_text()], capture_output=True, check=False).stdout
+        if state.strip() and not state.startswith(b"Z"):
+            return False
+    return True
+
+
+def counted_once(place: Path) -> bool:
+    """Whether both runs are whole, and no step was done twice."""
+    expected = [str(k) for k in range(60)]
+    return [path.read_text().split() for path in sorted((place / "results").rglob("count"))] == [expected] * 2
+
+
+# --- the queue
+
+
+def test_runs_come_by_group_and_by_seed(tmp_path):
+    late = fake("late", group=2, variants={"a": {}}, seeds=(0,))
+    early = fake("early", variants={"a": {}, "b": {}}, seeds=(0, 1))
+    names = [job.name for job in jobs_of([late, early], tmp_path)]
+    assert names == [*(f"early/{v}/seed-{k}" for k in (0, 1) for v in "ab"), "late/a/seed-0"]
+
+
+def test_what_is_missing_is_done_once_with_the_commit_that_it_was_begun_with(place):
+    begun = jobs_of([counting(seeds=3)], place / "results")
+    begun[1].begin("first")
+    write(begun[2].folder / "commit.json", {"commit": "earlier"})
+    write(begun[2].folder / "done.json", {"kept_every": 1})
+    assert [job.state() for job in begun] == ["missing", "begun", "done"]
+    assert queue(place, [counting(seeds=3)], "second").run()
+    assert [job.commit() for job in begun] == ["second", "first", "earlier"]
+    assert counted_once(place)  # and the third, which was done, was left alone
+    before = {path: path.stat().st_mtime_ns for path in (place / "results").rglob("*")}
+    assert queue(place, [counting(seeds=3)], "first").run()
+    assert before == {path: path.stat().st_mtime_ns for path in (place / "results").rglob("*")}
+    assert [line.split()[-1] for line in table(begun)] == ["done"] * 3
+
+
+def test_no_more_run_at_once_than_is_asked(place):
+    assert queue(place, [counting()], at_once=1).run()
+    times = [path.stat() for path in sorted((place / "results").rglob("count"))]
+    begun = (place / "results" / "counting" / "all" / "seed-1" / "commit.json").stat().st_mtime
+    assert times[0].st_mtime < begun < times[1].st_mtime
+
+
+def test_a_killed_queue_takes_its_runs_along_and_the_next_one_goes_on(place):
+    first = start(place)
+    wait(lambda: len(counts(place)) == 2 and min(counts(place)) >= 5)
+    first.kill()
+    first.wait()
+    wait(lambda: gone(place))
+    assert max(counts(place)) < 60
+    assert not list((place / "results").rglob("done.json"))
+    assert start(place).wait(60) == 0
+    assert counted_once(place)
+
+
+def test_the_next_queue_waits_for_runs_that_still_save(place):
+    first = start(place)
+    wait(lambda: len(counts(place)) == 2)
+    first.kill()
+    first.wait()
+    with run.alone_in(place / "results"):
+        assert gone(place)
+    assert start(place).wait(60) == 0
+    assert counted_once(place)
+
+
+def test_a_queue_that_is_asked_to_stop_ends_its_runs(place):
+    first = start(place)
+    wait(lambda: len(counts(place)) == 2)
+    first.terminate()
+    assert first.wait(30) == 1
+    assert gone(place)
+    assert not list((place / "results").rglob("done.json"))
+    assert start(place).wait(60) == 0
+    assert counted_once(place)
+
+
+def test_runs_stand_still_while_a_benchmark_has_the_machine(place):
+    first = start(place)
+    wait(lambda: len(counts(place)) == 2)
+    with _machine.quiet_machine():
+        assert stands_still(place)
+        assert max(counts(place)) < 60
+    assert first.wait(60) == 0
+    assert counted_once(place)
+
+
+def test_a_queue_that_is_killed_while_it_stands_still_leaves_no_run_behind(place):
+    first = start(place)
+    wait(lambda: len(counts(place)) == 2)
+    with _machine.quiet_machine():
+        first.kill()
+        first.wait()
+        wait(lambda: gone(place))
+    assert start(place).wait(60) == 0
+    assert counted_once(place)
+
+
+def test_nothing_is_begun_while_a_benchmark_has_the_machine(place):
+    with _machine.quiet_machine():
+        first = start(place)
+        time.sleep(1)
+        assert counts(place) == []
+        assert first.poll() is None
+    assert first.wait(60) == 0
+
+
+def test_a_run_that_fails_leaves_the_others_running(place):
+    found = queue(place, [counting("unlucky", "fail", seeds=1), counting(seeds=1)])
+    assert not found.run()
+    assert [job.name for job in found.failed] == ["unlucky/all/seed-0"]
+    assert "unlucky/all/seed-0: failed: out of luck" in found.said  # type: ignore[attr-defined]
+    assert (place / "results" / "counting" / "all" / "seed-0" / "done.json").is_file()
+
+
+def test_a_commit_that_cannot_be_installed_is_a_failure(place):
+    found = queue(place, [counting(seeds=1)])
+    found.environment = lambda commit: installed.python_of("0" * 40, place / "cache")  # type: ignore[assignment,return-value]
+    assert not found.run()
+    assert "git" in found.said[-1]  # type: ignore[attr-defined]
+    assert not (place / "cache" / ("0" * 40) / "ready").exists()
+
+
+def test_a_configuration_is_trained_and_its_figures_are_kept(place, monkeypatch):
+    monkeypatch.setattr("benchmarks.reproduce.jobs.LINES_KEPT", 3)
+    unset = ("output", "seed", "threads", "checkpoints_kept")
+    settings = {name: value for name, value in vars(SMALL).items() if name not in unset}
+    small = fake("small", settings=settings, variants={"lsf": {"algorithm": "lsf"}}, seeds=(3,))
+    (job,) = jobs_of([small], place / "results")
+    found = queue(place, [small])
+    assert found.run(), found.said  # type: ignore[attr-defined]
+    assert {path.name for path in job.folder.iterdir()} == {"commit.json", "done.json", "metrics.jsonl", "run.json"}
+    kept = Configuration.load(job.folder / "run.json")
+    assert (kept.output, kept.seed, kept.threads, kept.checkpoints_kept) == ("small/lsf/seed-3", 3, 1, 1)
+    lines = [json.loads(line) for line in (job.folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines if line["kind"] == "iteration"] == [0, 2, 4]
+    assert [line["iteration"] for line in lines if line["kind"] == "evaluation"] == [0, 3, 6]
+    assert summary.done(job)["iterations"] == 6
+    assert summary.last_return(job) == lines[-1]["returns"][-1]
+    job.tidy()
+    assert len((job.folder / "metrics.jsonl").read_text().splitlines()) == len(lines)
+
+
+@pytest.mark.slow
+def test_a_commit_is_installed_beside_the_packages_that_are_there(tmp_path):
+    if subprocess.run(["git", "-C", ROOT, "rev-parse", "HEAD"], capture_output=True, check=False).returncode:
+        pytest.skip("no repository")
+    commit = installed.full_name("HEAD")
+    python = installed.python_of(commit, tmp_path)
+    assert installed.python_of(commit, tmp_path) == python
+    words = "import stochgraph.algorithms.training as t, torch; print(t.__file__); print(torch.__file__)"
+    done = subprocess.run([python, "-P", "-c", words], capture_output=True, text=True, check=True, env=alone())
+    ours, theirs = done.stdout.splitlines()
+    assert Path(ours).is_relative_to(tmp_path / commit / "venv")
+    assert not Path(theirs).is_relative_to(tmp_path)
+    with pytest.raises(installed.BuildError, match="rev-parse"):
+        installed.full_name("no-such-commit")
+
+
+# --- the experiments
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS, ids=lambda each: each.name)
+def test_experiments_are_configurations(experiment):
+    assert (PAGE / experiment.script[0]).is_file() if experiment.script else experiment.settings
+    for variant in experiment.variants:
+        found = Configuration.from_mapping(experiment.configuration(variant, 0, "somewhere"))
+        assert (found.threads, found.checkpoints_kept) == (1, 1)
+    assert {name for pair in experiment.above for name in pair} <= set(experiment.variants)
+
+
+def problems() -> list[object]:
+    """A variant of each kind that differs in more than its task."""
+    names = [(each, variant) for each in EXPERIMENTS if not each.script for variant in each.variants]
+    chosen = [
+        (each, v) for each, v in names if each.group == 1 or v.startswith(("half-cheetah", "cheetah-direction-1"))
+    ]
+    chosen += [(each, v) for each, v in names if v.startswith(("velocity", "swimmer-velocity-1"))]
+    return [pytest.param(each, variant, id=f"{each.name}-{variant}") for each, variant in chosen]
+
+
+@pytest.mark.parametrize(("experiment", "variant"), problems())
+def test_experiments_are_problems(experiment, variant):
+    if experiment.group == 3:
+        pytest.importorskip("mujoco")
+    Problem(Configuration.from_mapping(experiment.configuration(variant, 0, "somewhere")))
+
+
+@pytest.mark.parametrize("estimator", ["SF", "LSF", "PW"])
+def test_the_script_has_the_errors_that_are_known(estimator):
+    """The mean of 20000 squared errors, to five of its standard errors: the six tests fail by chance with 3e-6."""
+    import torch
+
+    torch.manual_seed(0)
+    for start, size in ((0.0, 5), (2.0, 2)):
+        found = tang.gradients(estimator, torch.full((20_000,), start, dtype=torch.float64), size)
+        errors = (found + 2 * (start - 1)).square()
+        expected = tang.expected_error(estimator, start, size)
+        assert abs(float(errors.mean()) - expected) < 5 * float(errors.std()) / len(errors) ** 0.5
+
+
+# --- the page
+
+
+def results_of(folder: Path, experiment: Experiment, returns: dict[str, list[float]]) -> None:
+    for job in jobs_of([experiment], folder):
+        if job.seed < len(returns[job.variant]):
+            job.begin("1234567890abcdef")
+            line = {"kind": "evaluation", "iteration": 7, "returns": [0.0, returns[job.variant][job.seed]]}
+            (job.folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+            write(job.folder / "done.json", {"iterations": 7, "seconds": 120.0, "kept_every": 1})
+
+
+def test_the_page_says_what_the_files_say(tmp_path):
+    small = fake("small", variants={"a": {}, "b": {}, "c": {}}, seeds=range(3), above=[("a", "b"), ("b", "c")])
+    small = replace(small, line=(1.0, "standing still"))
+    results_of(tmp_path, small, {"a": [1.0, 3.0, 2.0], "b": [0.0, 3.5], "c": []})
+    text = summary.page([small], tmp_path, tmp_path)
+    assert "a 2.000 ± 1.000 (3 seeds); b 1.750 ± 2.475 (2 seeds)" in text
+    assert "a is above b (+0.250, 1 of 2 seeds); best against standing still (1.000): a, +1.000" in text
+    assert "5 of 9 runs are done" in text
+    assert "| b | 1.750 ± 2.475 | 2 of 3: [0](results/small/b/seed-0/metrics.jsonl), [1](" in text
+    assert "| 7 | 2.0 | `1234567890ab` |" in text
+
+
+def test_the_committed_page_is_that_of_the_committed_files():
+    assert (PAGE / "README.md").read_text() == summary.page(EXPERIMENTS, PAGE / "results", PAGE / "figures")
+
+
+def test_rows_of_the_page_can_be_followed():
+    """Every row has a command that does this experiment, and every file that is named is there."""
+    text = (PAGE / "README.md").read_text()
+    commands = re.findall(r"`python benchmarks/reproduce/run\.py (--only [\w-]+)`", text)
+    assert [run.chosen(run.parsed(words.split())) for words in commands] == [[each] for each in EXPERIMENTS]
+    for target in re.findall(r"\]\(([^)#]+)\)", text):
+        assert (PAGE / target).is_file(), target
+    seeds = re.findall(r"\[(\d+)\]\(results/[\w-]+/[\w-]+/seed-(\d+)/", text)
+    assert all(shown == of_folder for shown, of_folder in seeds)
+
+
+def test_the_command_lists_runs(capsys, tmp_path):
+    assert run.main(["--list", "--only", "tang-figure-1", "--results", str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[1:] for line in lines] == [[f"tang-figure-1{x}/all/seed-0", "missing"] for x in "ab"]
+    with pytest.raises(SystemExit, match="no experiment is meant"):
+        run.main(["--list", "--only", "nothing"])
+
+
+def test_two_queues_do_not_share_results(place, monkeypatch):
+    import fcntl
+
+    monkeypatch.setattr(run, "PATIENCE", 0)
+    with (place / "results" / ".lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(SystemExit, match="another queue is at work"):
+            run.main(["--only", "tang-figure-1a", "--results", str(place / "results")])
