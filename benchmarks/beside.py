@@ -47,16 +47,16 @@ def demo(iterations: int, setting: str, others: int) -> Seconds:
     """One demo in a process of its own, its restarts included."""
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, **SETTINGS[setting]}
-    with tempfile.TemporaryDirectory() as folder, busy(others):
+    with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors, busy(others):
         command = [sys.executable, "-m", "stochgraph.algorithms.demo", "--iterations", str(iterations)]
+        command += ["--out", f"{folder}/navigation.png"]
         start = time.perf_counter()
-        process = subprocess.Popen(
-            [*command, "--out", f"{folder}/navigation.png"], env=environment, stdout=subprocess.DEVNULL, cwd=folder
-        )
+        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors, cwd=folder)
         _, status, used = os.wait4(process.pid, 0)
         wall = time.perf_counter() - start
-    if status:
-        raise RuntimeError(f"the demo failed with status {os.waitstatus_to_exitcode(status)}")
+        if status:
+            errors.seek(0)
+            raise RuntimeError(f"the demo failed: {errors.read()}")
     return Seconds(wall, used.ru_utime + used.ru_stime)
 
 
