@@ -31,7 +31,7 @@ from .exact import Process, action_values, returns, visitation
 from .meta_policy_gradient import MetaProblem
 from .policies import TabularSoftmax
 from .proximal import practical_solvers, proximal_step
-from .tabular_steps import improve_table, tabular_step
+from .tabular_steps import StateByState, improve_table, tabular_step
 from .template import Template
 
 # --- eq. 1: tables
@@ -51,7 +51,7 @@ def exact_bomrl(
         distance: see `improve_table`.
         steps: the number of inner steps, each with the values of the policy before it.
         tasks: how many are drawn.
-        **solvers: `solver` and `linear_solver` of `improve_table`.
+        **solvers: `solver` and `linear_solver` of `improve_table`; by default states are solved apart.
 
     References:
         Xu and Zhu (2024), eq. 1, algorithm 1 and proposition 1.
@@ -69,6 +69,7 @@ def exact_bomrl(
         True
     """
     count = len(processes.start)
+    solvers = {"linear_solver": StateByState(processes.reward.shape[-1])} | solvers
 
     def objective(phi: Any) -> Any:
         task = sg.sample("task", Categorical, torch.full((count,), 1 / count, device=processes.start.device), n=tasks)
@@ -118,8 +119,9 @@ def tabular_bomrl(problem: MetaProblem, *, penalty: float = 0.5, distance: str =
             "tabular_bomrl improves a table of logits: give a TabularSoftmax as policy (in a run: --policy table, on "
             "an environment with discrete states such as frozen-lake or random-mdp)"
         )
-    options = {"penalty": penalty, "distance": distance, "discount": problem.discount}
-    return problem.replace(adapt=partial(tabular_step, **options)).template(sg.SF())  # type: ignore[arg-type]
+    options: dict[str, Any] = {"penalty": penalty, "distance": distance, "discount": problem.discount}
+    options |= {"linear_solver": StateByState(problem.policy.actions)}
+    return problem.replace(adapt=partial(tabular_step, **options)).template(sg.SF())
 
 
 # --- eqs. 2, 7 and 8: any policy

@@ -13,6 +13,7 @@ moves no policy, and there is a curvature in every direction.
 """
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 import stochgraph as sg
-from stochgraph._checks import more_than, require, require_known
+from stochgraph._checks import integer, more_than, require, require_known
 
 from .advantages import returns_to_go
 from .policy_gradient import whole
@@ -56,7 +57,7 @@ def improve_table(
         distance: `"D1"`, :math:`KL(\pi_\phi \| \pi_\psi)`; `"D2"`, :math:`KL(\pi_\psi \| \pi_\phi)`; `"D3"`,
             :math:`\|\phi - \psi\|^2`.
         solver: default: the closed form of `"D1"` and `"D2"`, Newton's method for `"D3"`.
-        linear_solver: see `sg.argmax`.
+        linear_solver: see `sg.argmax`; `StateByState` knows the structure of the problem.
 
     Raises:
         ValueError: a distance that is not known, a penalty that is not positive.
@@ -82,6 +83,53 @@ def improve_table(
         if distance in SOLUTIONS:
             solver = sg.solvers.ClosedForm(partial(_centred_solution, distance, penalty), table, values, tolerance=1e-4)
     return sg.argmax(objective, over=psi, solver=solver, linear_solver=linear_solver)
+
+
+@dataclass(frozen=True)
+class StateByState(sg.solvers.LinearSolver):
+    """Linear systems with the Hessian of an improved table, which no two states share: a dense block for each.
+
+    It takes one Hessian-vector product per action, for all states at once. A greedy state hardly curves, and has hardly
+    any part in what is solved for; conjugate gradients take many steps for such a mixture, and this is exact.
+    Directions of no curvature are left out if the whole right-hand side has hardly a part in them.
+
+    Args:
+        actions: their number.
+
+    Raises:
+        SolverError: while running; the Hessian is not negative definite along a direction that matters.
+
+    Example:
+        >>> import torch
+        >>> from stochgraph.algorithms.tabular_steps import StateByState
+        >>> blocks = torch.block_diag(torch.tensor([[2.0, 1.0], [1.0, 3.0]]), 4 * torch.eye(2))
+        >>> StateByState(2).solve(lambda v: v @ blocks, torch.tensor([3.0, 4.0, 8.0, 4.0]))
+        tensor([1.0000, 1.0000, 2.0000, 1.0000])
+    """
+
+    actions: int
+
+    def __post_init__(self) -> None:
+        require(integer(1), actions=self.actions)
+
+    def solve(self, product: Callable[[Tensor], Tensor], rhs: Tensor) -> Tensor:
+        blocks = rhs.unflatten(-1, (-1, self.actions))
+        units = torch.eye(self.actions, dtype=rhs.dtype, device=rhs.device)
+        columns = [product(unit.expand_as(blocks).flatten(-2)).unflatten(-1, (-1, self.actions)) for unit in units]
+        values, vectors = torch.linalg.eigh(torch.stack(columns, -1))
+        parts = (vectors.mT @ blocks.unsqueeze(-1)).squeeze(-1)
+        precision = torch.finfo(rhs.dtype).eps
+        zero = values.abs().amax((-2, -1), keepdim=True) * precision**0.75
+        curved = values > zero
+        stray = torch.where(curved, 0.0, parts).norm(dim=(-2, -1)) > rhs.norm(dim=-1) * precision**0.25
+        wrong = (values < -zero).any(-1).any(-1) | stray
+        if bool(wrong.any()):
+            raise sg.SolverError(
+                f"the better table is no strict maximum in {int(wrong.sum())} of {wrong.numel()} solutions: some state "
+                "does not curve along a direction that the derivative needs. Take a larger penalty"
+            )
+        solved = torch.where(curved, parts / torch.where(curved, values, 1.0), 0.0)
+        return (vectors @ solved.unsqueeze(-1)).squeeze(-1).flatten(-2)
 
 
 def _toward_psi(penalty: float, psi: Tensor, phi: Tensor, values: Tensor, weight: Tensor) -> Tensor:

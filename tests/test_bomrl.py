@@ -19,7 +19,7 @@ from stochgraph.algorithms.policy_gradient import ascend_advantages
 from stochgraph.algorithms.proximal import proximal_step, quadratic_divergence
 from stochgraph.algorithms.replays import adapted_divergence
 from stochgraph.algorithms.rollouts import Rollouts
-from stochgraph.algorithms.tabular_steps import SOLUTIONS, improve_table, tabular_step
+from stochgraph.algorithms.tabular_steps import SOLUTIONS, StateByState, improve_table, tabular_step
 from tests.problems import DISCOUNT, F64, MDP_THETA, TwoStateMDP, mdp_value
 from tests.test_exact import lakes, random_processes
 
@@ -84,6 +84,46 @@ def test_exact_values_give_the_exact_gradient(distance, steps):
     ledger = compiled.explain()
     assert ledger.unbiased
     assert {row.counted for row in ledger.ledger} == {"once"}
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_greedy_tables_have_a_derivative(seed):
+    """Some states hardly curve any more, others do: conjugate gradients give up, and states solved apart are exact."""
+    pytest.importorskip("gymnasium")
+    processes, phi = lakes(20, 0.1, slippery=False, goal="pays"), 6 * table(16, 4, seed)
+
+    def expected(phi):
+        return exact.returns(processes, known_step("D2", processes, phi).softmax(-1)).mean()
+
+    found = torch.func.grad(exact_value(processes, "D2"))(phi)
+    torch.testing.assert_close(found, torch.func.grad(expected)(phi), rtol=0, atol=1e-12)
+    assert found.abs().max() > 1e-2
+    with pytest.raises(sg.SolverError, match="after 250 steps of conjugate gradients"):
+        torch.func.grad(exact_value(processes, "D2", linear_solver=sg.solvers.ConjugateGradient()))(phi)
+
+
+@pytest.mark.parametrize("copies", [(), (5,)])
+def test_states_are_solved_apart(copies):
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(*copies, 4, 3, 3, generator=generator, dtype=F64)
+    blocks = root @ root.mT + 0.1 * torch.eye(3, dtype=F64)
+    rhs = torch.randn(*copies, 12, generator=generator, dtype=F64)
+
+    def product(v):
+        return (blocks @ v.unflatten(-1, (4, 3)).unsqueeze(-1)).squeeze(-1).flatten(-2)
+
+    torch.testing.assert_close(StateByState(3).solve(product, rhs), sg.solvers.Dense().solve(product, rhs))
+    flat = rhs.unflatten(-1, (4, 3)) - rhs.unflatten(-1, (4, 3)).mean(-1, keepdim=True)
+    centred = torch.eye(3, dtype=F64) - 1 / 3
+
+    def softmax_like(v):
+        return (centred @ v.unflatten(-1, (4, 3)).unsqueeze(-1)).squeeze(-1).flatten(-2)
+
+    torch.testing.assert_close(StateByState(3).solve(softmax_like, flat.flatten(-2)), flat.flatten(-2))
+    with pytest.raises(sg.SolverError, match=r"no strict maximum in (\d) of \1 solutions"):
+        StateByState(3).solve(softmax_like, rhs)
+    with pytest.raises(sg.SolverError, match="Take a larger penalty"):
+        StateByState(3).solve(lambda v: -product(v), rhs)
 
 
 def test_the_root_under_D1_normalises_however_unlikely_the_best_action_is():

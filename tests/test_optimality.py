@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import one_hot
 
 from stochgraph.algorithms import exact, optimality
+from stochgraph.algorithms.bomrl import every_task, exact_bomrl
 from stochgraph.algorithms.environments.tabular import Dynamics
 from stochgraph.algorithms.tabular_steps import SOLUTIONS
 from tests.problems import F64
@@ -255,6 +256,27 @@ def test_the_gap_at_the_theorems_penalty_is_within_the_theorems_bound(name, dist
     before = optimality.optimality_gap(processes, centre.softmax(-1))
     assert 0 <= gap <= before
     assert gap - bound.lost <= bound.published
+
+
+@pytest.mark.parametrize(("holes", "penalty"), [(0.3, 0.5), (0.1, 0.25)])
+def test_one_learned_step_is_below_the_bound_drawn_and_no_step_above(holes, penalty):
+    """The figure, small: ten lakes, thirty meta-iterations, with D2 on the lakes trained on."""
+    processes = paying(holes, tasks=10)
+    value = exact_bomrl(processes, penalty, "D2").compile()
+    table = torch.zeros(16, 4, dtype=F64, requires_grad=True)
+    adam = torch.optim.Adam([table], lr=0.1, maximize=True)
+    for _ in range(30):
+        adam.zero_grad()
+        value.surrogate(table, every_task(processes)).backward()
+        adam.step()
+    _, centre = optimality.task_variance(processes, "D2")
+    nearest = optimality.nearest_optimal(processes, centre, "D2")
+    drawn = optimality.gap_bound(processes, centre, nearest, penalty, "D2").drawn
+    best = (processes.start * exact.optimal_values(processes)).sum(-1).mean()
+    learned = table.detach()
+    after = best - value.surrogate(learned, every_task(processes))
+    assert 0 < after < 0.6 * drawn < drawn < optimality.optimality_gap(processes, learned.softmax(-1))
+    assert after < best - value.surrogate(torch.zeros_like(learned), every_task(processes))
 
 
 @pytest.mark.parametrize("distance", ["D1", "D2"])
