@@ -3,6 +3,7 @@
 import os
 import resource
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from stochgraph.algorithms.policies import (
     CategoricalModule,
     GaussianMLP,
     GaussianModule,
+    Policy,
     TabularSoftmax,
 )
 from stochgraph.algorithms.training import ConfigurationError, Problem, Ranks, Trainer, train
@@ -30,7 +32,7 @@ from stochgraph.algorithms.training.settings import ALGORITHMS
 from tests.training_cases import FORKS, SMALL, Hook
 
 CPU = torch.device("cpu")
-POLICIES = {
+POLICIES: dict[str, Policy] = {
     "GaussianMLP": GaussianMLP(3, 2, (5, 4)),
     "fixed deviation": GaussianMLP(3, 2, (), learn_std=False),
     "CategoricalMLP": CategoricalMLP(3, 2),
@@ -86,7 +88,7 @@ def test_ranks_share_the_trajectories():
     assert [need.draws for need in shared] == [alone.draws // 2] * 2
 
 
-LARGE = {
+LARGE: dict[str, dict[str, Any]] = {
     "parameters": {"hidden": (1100, 1100), "tasks": 2},
     "adapted parameters": {"hidden": (400, 400), "tasks": 100},
     "trajectories": {"horizon": 1000, "tasks": 50, "inner": 20, "outer": 20},
