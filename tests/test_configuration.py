@@ -115,12 +115,12 @@ def test_a_fingerprint_has_what_is_computed_and_is_not_the_default():
 )
 @pytest.mark.parametrize("field", [name for name in describe() if name.endswith("_options")])
 def test_options_are_compared_as_they_are_saved(tmp_path, field, options, saved):
-    run = Configuration(**{field: options})
+    run = Configuration.from_mapping({field: options})
     run.save(tmp_path / "run.json")
     there = Configuration.load(tmp_path / "run.json")
     assert getattr(there, field) == saved
     assert there.conflicts(run) == run.conflicts(there) == []
-    assert there.conflicts(Configuration(**{field: {**saved, "other": 1}})) == [field]
+    assert there.conflicts(Configuration.from_mapping({field: {**saved, "other": 1}})) == [field]
 
 
 def nested(depth):
@@ -147,4 +147,4 @@ def test_options_that_cannot_be_saved_are_refused_at_once(value):
 
 def test_options_have_names():
     with pytest.raises(ConfigurationError, match=r"^policy_options: the name 3 is no string"):
-        Configuration(policy_options={3: 4})
+        Configuration(policy_options={3: 4})  # type: ignore[dict-item]

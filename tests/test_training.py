@@ -11,6 +11,7 @@ import shutil
 import signal
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from stochgraph.algorithms.training import (
     Trainer,
     TrainingError,
     checkpoints,
+    files,
     load_result,
     run_folder,
     train,
@@ -328,6 +330,10 @@ def last_written(folder):
     return metrics.stat().st_mtime_ns if metrics.exists() else 0
 
 
+def written_since(folder, moment):
+    return last_written(folder) > moment
+
+
 def test_twenty_kills_do_not_change_a_bit(tmp_path):
     """SIGKILL at random moments, in draws, metrics and checkpoints: the end is that of a run left alone."""
     alone, killed = (SMALL.replace(output=str(tmp_path / name)) for name in ("alone", "killed"))
@@ -337,7 +343,7 @@ def test_twenty_kills_do_not_change_a_bit(tmp_path):
         process = FORKS.Process(target=train_quietly, args=(killed.replace(iterations=10**6),))
         process.start()
         if i % 4:  # or else in what comes before the first iteration
-            wait_for(lambda before=before: last_written(killed.output) > before)
+            wait_for(partial(written_since, killed.output, before))
         process.join(moments.uniform(0.0, 0.3))
         process.kill()
         process.join()
@@ -368,7 +374,7 @@ def test_starts_in_a_folder_above_do_not_disturb_a_run(tmp_path, starts):
         with RunFolder(above).opened(small):
             pass
     assert process.is_alive(), "the run in the folder within has ended"
-    os.kill(process.pid, signal.SIGTERM)
+    process.terminate()
     process.join(60)
     assert process.exitcode == 0
     assert all(path.exists() for path in mine)
@@ -739,7 +745,7 @@ def test_a_checkpoint_from_before_checkpoints_knew_their_run(alone, longer):
 
 def test_a_folder_is_compared_once_it_is_held(small, monkeypatch):
     """Another run begins, and ends, in the moment before this one gets hold of the folder."""
-    hold, other = run_folder.only_writer, small.replace(seed=1)
+    hold, other = files.only_writer, small.replace(seed=1)
 
     def late(folder):
         monkeypatch.undo()

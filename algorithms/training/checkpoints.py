@@ -186,10 +186,11 @@ def check_state(path: Path, state: State, run: Mapping[str, Any] | None = None) 
     iteration, origin = state.get("iteration"), state.get("run", run)
     if type(iteration) is not int or iteration != int(path.stem):
         raise foreign(path, f"it holds iteration {iteration!r}, and not that of its name")
-    if run is not None and not isinstance(origin, dict):
+    if run is None or origin == run:
+        return
+    if not isinstance(origin, dict):
         raise foreign(path, f"it is of a run {origin!r}")
-    if run is not None and origin != run:
-        raise foreign(path, f"it is of a run with {_differences(origin, run)}")
+    raise foreign(path, f"it is of a run with {_differences(origin, run)}")
 
 
 def check_parameters(found: Any, like: Mapping[str, Tensor]) -> None:

@@ -122,10 +122,9 @@ class Problem:
     def draw(self, theta: Parameters, iteration: int, ranks: Ranks = ALONE) -> Batch:
         """The meta-batch of an iteration; each rank draws its own shards of it."""
         run = self.configuration
-        sizes = split(run.tasks, run.shards)
         shards = [
             (size / run.tasks, self._draw(self.compiled, theta, size, f"shard {i}", (run.seed, "draws", iteration, i)))
-            for i, size in ranks.own(list(enumerate(sizes)))
+            for i, size in ranks.own(list(enumerate(self.shards())))
         ]
         return Batch(self.compiled, shards, ranks, self.chunk, run.shards)
 
@@ -154,6 +153,14 @@ class Problem:
         ]
         return torch.cat(ranks.gathered(found))
 
+    def shards(self) -> list[int]:
+        """How many tasks of a meta-batch each shard has."""
+        return split(self.configuration.tasks, self.configuration.shards)
+
+    def held_out_at_once(self) -> int:
+        """How many held-out tasks are drawn at once."""
+        return min(_HELD_OUT, self.configuration.evaluation_tasks)
+
     @cached_property
     def _evaluated(self) -> sg.Compiled:
         """A graph with as many steps as are evaluated: its inner data are the trajectories of all steps before."""
@@ -164,7 +171,7 @@ class Problem:
     def _check(self) -> None:
         """What would be refused at the first meta-batch, or at the first evaluation."""
         run = self.configuration
-        check_draws(run, self.template, min(split(run.tasks, run.shards)))
+        check_draws(run, self.template, min(self.shards()))
         self.learner(self.initial())
         try:
             self._evaluated  # noqa: B018

@@ -34,7 +34,9 @@ from ..sgmrl import sgmrl, sgmrl_first_order, sgmrl_published
 from ..template import Template
 from ..tmaml import tmaml
 from .configuration import Configuration, ConfigurationError, allowed_types, type_words, unknown
+from .devices import device_named
 from .learners import Measures, TrustRegion
+from .memory import check_memory, memory_of, need_of_parameters
 
 ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
     "navigation": environments.Navigation,
@@ -94,6 +96,7 @@ def rollouts_of(configuration: Configuration) -> Rollouts:
     policy = _policy_of(configuration, environment)
     if configuration.algorithm in WRAPPERS:
         policy = WRAPPERS[configuration.algorithm](policy, configuration.inner_rate)
+    _check_size(configuration, policy)
     try:
         return Rollouts(environment, policy, configuration.horizon)
     except ValueError as error:
@@ -106,6 +109,13 @@ def _policy_of(configuration: Configuration, environment: Environment) -> Policy
     options = {**layers, **configuration.policy_options}
     found: Policy = _called("policy_options", make, options, environment.observation_size, environment.action_size)
     return found
+
+
+def _check_size(configuration: Configuration, policy: Policy) -> None:
+    """Refuse a policy whose parameters cannot be held, before they are made: here first, then on the run's device."""
+    need = need_of_parameters(policy, getattr(torch, configuration.precision))
+    for device in {torch.device("cpu"), device_named(configuration.device)}:
+        check_memory(need, memory_of(device))
 
 
 def reference_of(configuration: Configuration, environment: Environment) -> Callable[[Tensor], Tensor] | None:

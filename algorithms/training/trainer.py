@@ -26,6 +26,7 @@ from .checkpoints import CheckpointError, State, check_parameters, foreign, not_
 from .configuration import Configuration, ConfigurationError
 from .curves import save_learning_curve
 from .interrupts import BrokenOff, Interrupts
+from .memory import check_memory, gigabytes, memory_of, need_of
 from .problem import Problem, standard_errors, task_returns
 from .randomness import default_generator_for
 from .ranks import ALONE, RankFailure, Ranks
@@ -296,6 +297,7 @@ class Trainer:
     def _begin(self, state: State | None) -> None:
         """The first that is written, once nothing is left to refuse; metrics have a checkpoint from their start on."""
         self.folder.begin(self.configuration, state, self._say)
+        self._say_memory()
         if state is None:
             self._save()
         else:
@@ -306,6 +308,12 @@ class Trainer:
             self.load_state_dict(state)
         except ValueError as error:
             raise foreign(self.folder.checkpoints.path(state["iteration"]), str(error)) from error
+
+    def _say_memory(self) -> None:
+        """What a large run needs, and what there is: others may need it too."""
+        need, there = need_of(self.problem, self.ranks), memory_of(self.problem.device)
+        if there is not None and need.total > there.free / 4:
+            self._say(f"needs {need} of memory at least; {gigabytes(there.free)} GB are free")
 
     def _draw(self) -> None:
         if not self.ranks.first:
@@ -323,6 +331,7 @@ class Trainer:
                 f"shards={run.shards}: {self.ranks.count} ranks need at least as many shards to share out; set shards "
                 f"to a multiple of {self.ranks.count}. The result depends on the shards, not on the ranks"
             )
+        check_memory(need_of(self.problem, self.ranks), memory_of(self.problem.device))
 
     def _audience(self, reporters: Sequence[Reporter] | None) -> list[Reporter]:
         if not self.ranks.first:
