@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import cache
 from threading import Thread
 from typing import Any
 
@@ -112,15 +113,23 @@ class Roll:
                 raise TimeoutError
             if waited > patience:
                 patience = float("inf")
-                self._say(f"waiting for {self.words()[0]} for {waited:.0f} s; given up after {self.timeout:.0f} s")
+                self._say(
+                    f"waiting for {self.words(self.missing())} for {waited:.0f} s; given up after {self.timeout:.0f} s"
+                )
             time.sleep(min(0.01, waited / 10))
 
-    def words(self, leaving: bool = False) -> tuple[str, bool]:
-        """Those that are missing, in words, and whether they are several."""
-        missing = [str(rank) for rank in self.missing(leaving)]
-        if not missing:
-            return "the connection to the others", False
-        return f"rank {missing[0]}" if len(missing) == 1 else f"ranks {', '.join(missing)}", len(missing) > 1
+    def lost(self) -> list[int]:
+        """The rank that has ended, after a while in which the others may come to this message; or all that have not."""
+        end = time.monotonic() + 5
+        while len(self.missing()) > 1 and time.monotonic() < end:
+            time.sleep(0.1)
+        return self.missing(leaving=True)
+
+    def words(self, ranks: list[int]) -> str:
+        """Ranks in words."""
+        if not ranks:
+            return "the connection to the others"
+        return f"rank{'s' * (len(ranks) > 1)} {', '.join(map(str, ranks))}"
 
     def _say(self, text: str) -> None:
         with suppress(OSError, ValueError, AttributeError):
@@ -212,10 +221,12 @@ class Ranks:
     def _failure(self, waited: float, why: str) -> str:
         if self.roll is None:
             return f"another of {self.count} ranks is missing ({why})"
-        late = waited > 0.9 * self.roll.timeout
-        what = f"not been heard of for {waited:.0f} s, and may be stopped or out of reach" if late else "ended"
-        words, several = self.roll.words(leaving=True)
-        return f"{words} of {self.count} {'have' if several else 'has'} {what} ({why})"
+        if waited > 0.9 * self.roll.timeout:
+            lost = self.roll.words(self.roll.missing(leaving=True))
+            what = f"not heard of for {waited:.0f} s, and may be stopped or out of reach"
+        else:  # the others may still be on their way to this message
+            lost, what = self.roll.words(self.roll.lost()).replace("ranks", "one of the ranks"), "ended"
+        return f"{lost} of {self.count}: {what} ({why})"
 
     def any(self, flag: bool) -> bool:
         """Whether the flag is up on any rank."""
@@ -299,7 +310,7 @@ def _met(timeout: float) -> Roll:
         roll.wait(lambda: store.check([str(each) for each in range(count)]), timeout)
         distributed.init_process_group("gloo", store=store, rank=rank, world_size=count, timeout=limit)
     except TimeoutError as error:
-        raise RankFailure(f"{roll.words()[0]} of {count} did not come within {timeout:.0f} s") from error
+        raise RankFailure(f"{roll.words(roll.missing())} of {count} did not come within {timeout:.0f} s") from error
     except (RuntimeError, ValueError) as error:  # of torch, about the store or the variables
         raise RankFailure(
             f"the ranks have not met at MASTER_ADDR:MASTER_PORT, where the first one, or torchrun, keeps a store: "
@@ -325,7 +336,7 @@ def _number(name: str) -> int:
 
 
 def _store(timeout: timedelta) -> tuple[Any, int, int]:
-    """Where ranks meet, the number of this one, and how many there are.
+    """Where ranks meet, a place of its own each time; the number of this one, and how many there are.
 
     torchrun keeps one store for all restarts, in which gloo would find the addresses of processes that are gone
     (pytorch issue 135712). On one machine the numbers of restarts agree, and tell the restarts apart: on several, start
@@ -338,6 +349,13 @@ def _store(timeout: timedelta) -> tuple[Any, int, int]:
     torchruns = known.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     shared = torchruns and known.get("GROUP_WORLD_SIZE") == "1"
     name = f"restart {known['TORCHELASTIC_RESTART_COUNT']}" if shared else "ranks"
-    options: dict[str, Any] = {"is_master": rank == 0 and not torchruns, "wait_for_workers": False}
-    store = distributed.TCPStore(*_address(), timeout=timeout, multi_tenant=True, **options)  # type: ignore[attr-defined]
-    return distributed.PrefixStore(name, store), rank, count  # type: ignore[attr-defined]
+    store = distributed.PrefixStore(name, _server(*_address(), rank == 0 and not torchruns, timeout))  # type: ignore[attr-defined]
+    meeting = store.add(f"meetings of {rank}", 1)
+    return distributed.PrefixStore(f"meeting {meeting}", store), rank, count  # type: ignore[attr-defined]
+
+
+@cache
+def _server(address: str, port: int, keeps: bool, timeout: timedelta) -> Any:
+    """The store itself, as long as this process lives: others may come to it again while this one is busy."""
+    options: dict[str, Any] = {"is_master": keeps, "wait_for_workers": False, "multi_tenant": True}
+    return distributed.TCPStore(address, port, timeout=timeout, **options)  # type: ignore[attr-defined]
