@@ -6,8 +6,8 @@
   wherever they are; `learners` moves the parameters: optimisers of torch, trust-region steps.
 - `settings` has what the names in a configuration stand for; new environments and estimators are new rows there.
 - `randomness`: an iteration's draws are a function of the seed and the iteration's number, nothing is carried along.
-- `trainer` has the loop; `run_folder`, `checkpoints` and `files` what it writes; `reports` who is told; `ranks` who
-  shares the work.
+- `trainer` has the loop; `run_folder`, `checkpoints` and `files` what it writes; `reports` who is told; `interrupts`
+  what ends it; `ranks` who shares the work, `roll` who of them is missing.
 """
 
 from .batches import Batch as Batch
@@ -16,12 +16,12 @@ from .configuration import Configuration as Configuration
 from .configuration import ConfigurationError as ConfigurationError
 from .learners import Learner as Learner
 from .problem import Problem as Problem
-from .ranks import RankFailure as RankFailure
 from .ranks import Ranks as Ranks
 from .ranks import joined_ranks as joined_ranks
 from .reports import Reporter as Reporter
 from .results import Result as Result
 from .results import load_result as load_result
+from .roll import RankFailure as RankFailure
 from .run_folder import RunFolder as RunFolder
 from .trainer import Outcome as Outcome
 from .trainer import Trainer as Trainer

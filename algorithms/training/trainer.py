@@ -27,8 +27,9 @@ from .curves import save_learning_curve
 from .interrupts import BrokenOff, Interrupts
 from .problem import Problem, standard_errors, task_returns
 from .randomness import default_generator_for
-from .ranks import ALONE, RankFailure, Ranks
+from .ranks import ALONE, Ranks
 from .reports import Reporter, default_reporters
+from .roll import RankFailure
 from .run_folder import RunFolder
 
 
