@@ -35,8 +35,8 @@ from .training import (
 from .training.configuration import describe, type_words
 from .training.problem import standard_errors
 from .training.randomness import generator_for
-from .training.ranks import TIMEOUT
 from .training.reports import spelled
+from .training.roll import TIMEOUT
 from .training.settings import ALGORITHMS, ENVIRONMENTS, ESTIMATORS, POLICIES
 
 KNOWN: dict[str, Iterable[str]] = {

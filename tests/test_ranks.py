@@ -146,6 +146,23 @@ def test_a_signal_to_one_rank_stops_all_of_them_after_the_same_iteration(tmp_pat
     assert newest(tmp_path / "run")["iteration"] == 2
 
 
+def meet(rank, count, port):
+    """Join several times, some more slowly than others, and talk."""
+    become_rank(rank, count, port)
+    for i in range(3):
+        time.sleep(0.1 * ((rank + i) % count))
+        with joined_ranks() as ranks:
+            assert ranks.from_first({"a": [i, torch.arange(3)]} if rank == 0 else None)["a"][0] == i
+            assert [ranks.any(rank == 1 and i == 1), ranks.any(False)] == [i == 1, False]
+            items = list(range(2 * count + 1))
+            assert ranks.gathered([torch.tensor(item) for item in ranks.own(items)]) == items
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_ranks_meet_as_often_as_they_like(count):
+    assert in_ranks(count, meet) == [0] * count
+
+
 # --- ranks that are missing
 
 
@@ -158,7 +175,9 @@ def lose(rank, count, port, folder, victim, how, timeout):
     def losing(self, theta, iteration, ranks):
         if (iteration, rank) == (1, victim):
             os.kill(os.getpid(), getattr(signal, how.partition(",")[0]))
-        elif iteration == 1 and how == "SIGSTOP, then Ctrl-C":
+        if iteration == 1 and how == "SIGKILL":
+            time.sleep(0.5 * rank)  # some are still on their way
+        if iteration == 1 and how == "SIGSTOP, then Ctrl-C":
             for after in (0.5, 1.0):
                 threading.Timer(after, os.kill, (os.getpid(), signal.SIGINT)).start()
         return draw(self, theta, iteration, ranks)
@@ -197,7 +216,7 @@ def lost(tmp_path, count, victim, how, timeout):
 @pytest.mark.parametrize(("count", "victim"), [(2, 1), (2, 0), (3, 1)])
 def test_a_rank_that_is_stopped_is_named(tmp_path, count, victim):
     for _, text in lost(tmp_path, count, victim, "SIGSTOP", timeout=4.0).values():
-        assert text.startswith(f"TrainingError: iteration 1: rank {victim} of {count} has not been heard of for ")
+        assert text.startswith(f"TrainingError: iteration 1: rank {victim} of {count}: not heard of for ")
         said = rf"^rank \d of {count}: waiting for rank {victim} for \d s; given up after 4 s$"
         assert re.search(said, text, re.MULTILINE)
     if victim != 0:
@@ -207,7 +226,7 @@ def test_a_rank_that_is_stopped_is_named(tmp_path, count, victim):
 @pytest.mark.parametrize(("count", "victim"), [(2, 1), (2, 0), (3, 2)])
 def test_a_rank_that_is_killed_is_named_at_once(tmp_path, count, victim):
     for seconds, text in lost(tmp_path, count, victim, "SIGKILL", timeout=300.0).values():
-        assert text.startswith(f"TrainingError: iteration 1: rank {victim} of {count} has ended")
+        assert text.startswith(f"TrainingError: iteration 1: rank {victim} of {count}: ended")
         assert seconds < 60
     if victim != 0:
         assert newest(tmp_path / "run")["iteration"] == 1

@@ -7,8 +7,8 @@
 - `settings` has what the names in a configuration stand for; new environments and estimators are new rows there.
 - `randomness`: an iteration's draws are a function of the seed and the iteration's number, nothing is carried along.
 - `seeds` runs a configuration several times; `comparison` puts finished runs beside each other.
-- `trainer` has the loop; `run_folder`, `checkpoints` and `files` what it writes; `reports` who is told; `ranks` who
-  shares the work.
+- `trainer` has the loop; `run_folder`, `checkpoints` and `files` what it writes; `reports` who is told; `interrupts`
+  what ends it; `ranks` who shares the work, `roll` who of them is missing.
 """
 
 from .batches import Batch as Batch
@@ -19,12 +19,12 @@ from .configuration import Configuration as Configuration
 from .configuration import ConfigurationError as ConfigurationError
 from .learners import Learner as Learner
 from .problem import Problem as Problem
-from .ranks import RankFailure as RankFailure
 from .ranks import Ranks as Ranks
 from .ranks import joined_ranks as joined_ranks
 from .reports import Reporter as Reporter
 from .results import Result as Result
 from .results import load_result as load_result
+from .roll import RankFailure as RankFailure
 from .run_folder import RunFolder as RunFolder
 from .trainer import Outcome as Outcome
 from .trainer import Trainer as Trainer

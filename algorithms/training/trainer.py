@@ -29,8 +29,9 @@ from .interrupts import BrokenOff, Interrupts
 from .memory import check_memory, gigabytes, memory_of, need_of
 from .problem import Problem, standard_errors, task_returns
 from .randomness import default_generator_for
-from .ranks import ALONE, RankFailure, Ranks
+from .ranks import ALONE, Ranks
 from .reports import Reporter, default_reporters
+from .roll import RankFailure
 from .run_folder import RunFolder
 
 
