@@ -50,7 +50,7 @@ def trust_region_step(
     iterations: int = 10,
     backtracking: float = 0.8,
     tries: int = 15,
-    compared: Function | Iterable[tuple[float, Function]] | None = None,
+    compared: Function | Iterable[tuple[float, Function]] | list[Parts] | None = None,
     keep: bool = False,
     reduce: Callable[[Iterable[Any]], Any] = added,
 ) -> Step:

@@ -101,7 +101,8 @@ class Ascent:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Remember that. Options such as the step size are not in question: they stay as they are."""
         fresh, found = self.optimizer.state_dict(), state.get("state")
-        if not any(_same_form(found, expected) for expected in ({}, fresh["state"], self._memory())):
+        before_any_step: dict[Any, Any] = {}
+        if not any(_same_form(found, expected) for expected in (before_any_step, fresh["state"], self._memory())):
             raise ValueError(f"what the optimiser {type(self.optimizer).__name__} remembers has another form")
         self.optimizer.load_state_dict({**fresh, "state": found})
 
