@@ -23,6 +23,17 @@ RARE = SMALL.replace(checkpoint_every=100, evaluate_every=1, iterations=4)
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """Signals as a shell leaves them: what runs the tests may have SIGHUP ignored, which a run respects."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def rare(tmp_path):
     return RARE.replace(output=str(tmp_path / "run"))
