@@ -7,7 +7,9 @@
 - `settings` has what the names in a configuration stand for; new environments and estimators are new rows there.
 - `randomness`: an iteration's draws are a function of the seed and the iteration's number, nothing is carried along.
 - `trainer` has the loop; `run_folder`, `checkpoints` and `files` what it writes; `reports` who is told; `ranks` who
-  shares the work.
+  shares the work; `memory` what it takes.
+
+What a run survives, and what it may lose, is a page in the documentation: `docs/promises.md`.
 """
 
 from .batches import Batch as Batch
