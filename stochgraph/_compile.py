@@ -352,7 +352,7 @@ class Compiled:
         return Run(self._named(inputs), _check_sizes(self.graph, sizes or {}), trace)
 
     def _sampled(self, run: Run) -> Trace:
-        """What a pass drew before, and the rest of its draws."""
+        """What a pass draws, and what is recorded of it."""
         with torch.no_grad():
             values = run.execute(self._value_program)
             if not in_transform():

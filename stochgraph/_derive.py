@@ -239,13 +239,13 @@ class Derivation:
 
     def _with_controls(self, node: nd.Node, pending: Pending, term: nd.Node, names: list[str]) -> nd.Node:
         """The derived node, and what has zero mean and makes it vary less."""
+        wanted = [(control, s) for s in names if (control := self.rules[s].control)]
+        below = settled(pending, names)
         found: list[nd.Node | None] = []
-        for name in names:
-            if (control := self.rules[name].control) is not None:
-                part = part_of(self, node, settled(pending, names), name)
-                part_term = self.derive(part, self._reaches(part, settled(pending, names)))
-                site = Site(self, node, part, name, Kind.WEIGHT, part_term)
-                found += [control.make(site), uncovered(site, term) if control.whole and part is not node else None]
+        for control, name in wanted:
+            part = part_of(self, node, below, name)
+            site = Site(self, node, part, name, Kind.WEIGHT, self.derive(part, self._reaches(part, below)))
+            found += [control.make(site), uncovered(site, term) if control.whole and part is not node else None]
         return _controlled(term, found)
 
     def _own(self, node: nd.Node) -> nd.Node:

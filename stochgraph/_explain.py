@@ -22,12 +22,14 @@ _PARTS = {
 }
 _PATHWISE = "counted once, through the draw itself"
 _VALUE = {"once": "the direction of {} is differentiated", "dropped": "the direction of {} is held constant"}
-_ORDER_ONE = "order 1: the noise of {} depends on its parameters, so that there is no second derivative, and no replay "
-_ORDER_ONE += "at other parameters"
-_SEEN_LATE = (
-    "its rsample is seen when it draws: a straight-through draw is refused there, and one whose noise depends on "
+_ORDER_ONE = (
+    "order 1: the noise of {} depends on its parameters, so that there is no second derivative, and no replay at other "
+    "parameters"
 )
-_SEEN_LATE += "its parameters (Gamma, Beta, Dirichlet ...) is of order 1"
+_SEEN_LATE = (
+    "its rsample is seen when it draws: a straight-through draw is refused there, and one whose noise depends on its "
+    "parameters (Gamma, Beta, Dirichlet ...) is of order 1"
+)
 _BOX = r"where $\square(L) = e^{L - \mathrm{stop}(L)}$: its value is 1, its derivative that of $L$"
 _CONSTANT = "its distribution depends on no differentiated input; nothing to count"
 _PLAIN = 'only linear operations follow its plate, where LOO is SF; SF(baseline="loo") has less variance'

@@ -6,7 +6,7 @@
   wherever they are; `learners` moves the parameters: optimisers of torch, trust-region steps.
 - `settings` has what the names in a configuration stand for; new environments and estimators are new rows there.
 - `randomness`: an iteration's draws are a function of the seed and the iteration's number, nothing is carried along.
-- `seeds` runs a configuration several times; `comparison` puts finished runs beside each other.
+- `seeds` has `train`, of one seed or of several; `comparison` puts finished runs beside each other.
 - `trainer` has the loop; `run_folder`, `checkpoints` and `files` what it writes; `reports` who is told; `interrupts`
   what ends it; `ranks` who shares the work, `roll` who of them is missing; `memory` what it takes.
 
@@ -28,8 +28,8 @@ from .results import Result as Result
 from .results import load_result as load_result
 from .roll import RankFailure as RankFailure
 from .run_folder import RunFolder as RunFolder
+from .seeds import train as train
 from .trainer import Outcome as Outcome
 from .trainer import Trainer as Trainer
 from .trainer import TrainingError as TrainingError
-from .trainer import train as train
 from .watched import EnvironmentFailure as EnvironmentFailure

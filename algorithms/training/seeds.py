@@ -1,13 +1,81 @@
-"""One configuration with several seeds: runs one after another, each in a folder of its own."""
+"""The way into training: one run, or one for each of several seeds, one after another in folders of their own."""
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import overload
 
 from .configuration import Configuration, ConfigurationError
-from .ranks import Ranks
+from .ranks import ALONE, Ranks
 from .reports import Reporter, default_reporters
 from .run_folder import RunFolder
 from .trainer import Outcome, Trainer, TrainingError
+
+
+@overload
+def train(
+    configuration: Configuration,
+    ranks: Ranks = ...,
+    reporters: Sequence[Reporter] | None = ...,
+    restart: bool = ...,
+    *,
+    seeds: None = ...,
+) -> Outcome: ...
+
+
+@overload
+def train(
+    configuration: Configuration,
+    ranks: Ranks = ...,
+    reporters: Sequence[Reporter] | None = ...,
+    restart: bool = ...,
+    *,
+    seeds: Iterable[int],
+) -> list[Outcome]: ...
+
+
+def train(
+    configuration: Configuration,
+    ranks: Ranks = ALONE,
+    reporters: Sequence[Reporter] | None = None,
+    restart: bool = False,
+    *,
+    seeds: Iterable[int] | None = None,
+) -> Outcome | list[Outcome]:
+    """Run a configuration, from the newest checkpoint in its output folder on if there is one.
+
+    Args:
+        configuration: the run.
+        ranks: the processes that share it; default: this one alone. See `joined_ranks`.
+        reporters: who is told how it goes; default: a progress bar, and TensorBoard if it is installed.
+        restart: begin anew; the run in the output folder is kept in a folder within, `earlier-1`, `earlier-2`, ...
+        seeds: run it with each of them in place of its own, one after another, in `OUTPUT/seed-0`, ... One that fails
+            leaves the others running, unless several ranks share it: they are started again together.
+
+    Returns:
+        The parameters. A first Ctrl-C, SIGTERM or SIGHUP breaks off the iteration under way; the whole ones are saved.
+        Several ranks finish it first, unless there is a second signal. A second Ctrl-C is a `KeyboardInterrupt`. With
+        seeds a list, which ends with the run that was interrupted if there was one.
+
+    Raises:
+        ConfigurationError: before anything is done, if the configuration makes no sense, or if the output folder holds
+            another run.
+        TrainingError: an environment failed, the disk is full, no checkpoint can be read, and so on. With seeds it is
+            raised at the end, and names those that failed.
+
+    Example:
+        >>> import tempfile
+        >>> from stochgraph.algorithms.training import Configuration, train
+        >>> small = Configuration(horizon=3, tasks=2, inner=2, outer=2, hidden=(4,), evaluation_tasks=2, iterations=2)
+        >>> outcome = train(small.replace(output=tempfile.mkdtemp()), reporters=[])
+        >>> outcome.iteration, outcome.finished
+        (2, True)
+        >>> outcomes = train(small.replace(output=tempfile.mkdtemp()), reporters=[], seeds=(0, 1))
+        >>> [outcome.folder.name for outcome in outcomes]
+        ['seed-0', 'seed-1']
+    """
+    if seeds is not None:
+        return train_seeds(configuration, seeds, ranks, reporters, restart)
+    return Trainer(configuration, ranks, reporters, restart).run()
 
 
 def seeded(configuration: Configuration, seeds: Iterable[int]) -> list[Configuration]:
