@@ -34,17 +34,21 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         _synchronise(temporary)
         os.replace(temporary, path)
-        _synchronise(path.parent)
+        synchronise_names(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise
 
 
+def synchronise_names(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
+    if os.name != "nt":
+        _synchronise(folder)
+
+
 def _synchronise(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk."""
-    if path.is_dir() and os.name == "nt":
-        return
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -145,7 +149,8 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = None if os.name == "nt" else os.open(path, os.O_RDONLY)  # there nobody can rename it
+        # Where folders cannot be opened nobody can rename one that is in use. O_PATH asks for no right to list it.
+        self._descriptor = None if os.name == "nt" else os.open(path, getattr(os, "O_PATH", os.O_RDONLY))
 
     def is_there(self) -> bool:
         """Whether it is still the one of its name; an error where that cannot be told."""
