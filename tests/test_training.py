@@ -434,7 +434,7 @@ def test_a_run_has_a_checkpoint_before_it_has_metrics(small):
 
 def test_the_names_of_what_a_run_begins_with_are_on_the_disk(small, monkeypatch):
     """Before the first iteration: a loss of power leaves no metrics whose checkpoints have no name."""
-    folder, seen = Path(small.output), []
+    folder, seen = Path(small.output), list[set[str]]()
 
     def synchronise(path, original=_synchronise):
         original(path)
@@ -442,8 +442,8 @@ def test_the_names_of_what_a_run_begins_with_are_on_the_disk(small, monkeypatch)
             seen.append({each.name for each in path.iterdir()})
 
     monkeypatch.setattr(files, "_synchronise", synchronise)
-    train(small, reporters=[once(0, lambda: seen.append("the first iteration"))])
-    before = seen[: seen.index("the first iteration")]
+    train(small, reporters=[once(0, lambda: seen.append(set()))])
+    before = seen[: seen.index(set())]
     assert {"run.json", "metrics.jsonl", "checkpoints"} <= before[-1]
 
 
