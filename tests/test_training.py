@@ -432,6 +432,21 @@ def test_a_run_has_a_checkpoint_before_it_has_metrics(small):
     assert seen == ["00000000.pt", ""]
 
 
+def test_the_names_of_what_a_run_begins_with_are_on_the_disk(small, monkeypatch):
+    """Before the first iteration: a loss of power leaves no metrics whose checkpoints have no name."""
+    folder, seen = Path(small.output), list[set[str]]()
+
+    def synchronise(path, original=_synchronise):
+        original(path)
+        if path == folder:
+            seen.append({each.name for each in path.iterdir()})
+
+    monkeypatch.setattr(files, "_synchronise", synchronise)
+    train(small, reporters=[once(0, lambda: seen.append(set()))])
+    before = seen[: seen.index(set())]
+    assert {"run.json", "metrics.jsonl", "checkpoints"} <= before[-1]
+
+
 def test_a_run_is_started_over_where_that_is_asked_for(alone, tmp_path):
     """What the folder held is not lost: it is a run of its own within it. Nothing of another run is in the way."""
     again = SMALL.replace(output=str(alone), seed=3)

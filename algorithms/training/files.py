@@ -46,7 +46,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         _synchronise(temporary)
         os.replace(temporary, path)
-        _synchronise_names(path.parent)
+        synchronise_names(path.parent)
     except BaseException:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -62,7 +62,7 @@ def _synchronise(path: Path) -> None:
         os.close(descriptor)
 
 
-def _synchronise_names(folder: Path) -> str | None:
+def synchronise_names(folder: Path) -> str | None:
     """Wait until the names in a folder are on the disk; what is in the way of it, where the file system cannot."""
     if os.name == "nt":
         return None
@@ -142,7 +142,7 @@ def only_writer(folder: Path) -> Iterator[None]:
     """
     lock = _lock(folder)
     try:
-        missing = _synchronise_names(folder)
+        missing = synchronise_names(folder)
         if missing:
             _warn(folder, f"cannot write out a folder ({missing}): its newest files may not survive a loss of power")
         yield
@@ -231,7 +231,8 @@ class Folder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = None if os.name == "nt" else os.open(path, os.O_RDONLY)  # there nobody can rename it
+        # Where folders cannot be opened nobody can rename one that is in use. O_PATH asks for no right to list it.
+        self._descriptor = None if os.name == "nt" else os.open(path, getattr(os, "O_PATH", os.O_RDONLY))
 
     def is_there(self) -> bool:
         """Whether it is still the one of its name; an error where that cannot be told."""

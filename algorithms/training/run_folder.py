@@ -1,5 +1,6 @@
 """The folder of a run: what is where, and that two runs are not mixed in it."""
 
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator
@@ -10,7 +11,17 @@ from typing import Any
 
 from .checkpoints import FILES, CheckpointError, Checkpoints, DamagedCheckpoint, State, check_state
 from .configuration import Configuration, ConfigurationError
-from .files import Folder, Lines, content, is_there, json_lines, only_writer, remove_temporaries, write_lines
+from .files import (
+    Folder,
+    Lines,
+    content,
+    is_there,
+    json_lines,
+    only_writer,
+    remove_temporaries,
+    synchronise_names,
+    write_lines,
+)
 
 _ANEW = "start anew with --restart (restart=True), which keeps what is there"
 
@@ -144,6 +155,8 @@ class RunFolder:
         self.checkpoints.set_aside(iteration)
         self._cut(lines, iteration, say)
         self._lines = Lines(self.metrics_path)
+        self.checkpoints.folder.mkdir(exist_ok=True)
+        synchronise_names(self.path)
 
     def is_own(self) -> bool:
         """Whether this is still the folder that was opened. If only the metrics are new, they go on in the new file."""
@@ -214,6 +227,8 @@ class RunFolder:
             aside = self.metrics_path.with_name(f"{self.metrics_path.name}.unreadable")
             with aside.open("ab") as file:
                 file.write(b"".join(line + b"\n" for line in strange))
+                file.flush()
+                os.fsync(file.fileno())
             what = "1 line that is no record" if len(strange) == 1 else f"{len(strange)} lines that are no records"
             say(f"{self.metrics_path} has {what} of a run: moved to {aside}")
         kept = {(value["kind"], value["iteration"]): line for line, value in records if value["iteration"] < iteration}
