@@ -197,6 +197,25 @@ def test_checkpoints_are_finite(tmp_path, wrap, value):
         checkpoints.newest()
 
 
+@pytest.mark.parametrize("kept", [1, 2])
+def test_what_somebody_puts_there_does_not_take_the_place_of_a_checkpoint(tmp_path, kept):
+    """A file with the name of a later one: those that were just written are kept all the same."""
+    checkpoints = Checkpoints(tmp_path, kept=kept)
+    (tmp_path / "20251231.pt").touch()
+    for iteration in (1, 2, 3):
+        checkpoints.save(iteration, {"x": iteration})
+    names = [path.name for path in checkpoints.paths()]
+    assert names == [f"0000000{i}.pt" for i in range(4 - kept, 4)] + ["20251231.pt"]
+
+
+def test_checkpoints_are_sorted_by_their_numbers(tmp_path):
+    checkpoints = Checkpoints(tmp_path, kept=2)
+    for iteration in (99_999_999, 100_000_000, 100_000_001):
+        checkpoints.save(iteration, {"x": iteration})
+    assert [path.name for path in checkpoints.paths()] == ["100000000.pt", "100000001.pt"]
+    assert checkpoints.newest() == {"x": 100_000_001}
+
+
 def test_other_files_among_the_checkpoints_do_not_count(tmp_path):
     checkpoints = Checkpoints(tmp_path, kept=1)
     for name in ("best.pt", "00000099.pt.unreadable", ".temporary-1-00000077.pt"):

@@ -23,6 +23,17 @@ RARE = SMALL.replace(checkpoint_every=100, evaluate_every=1, iterations=4)
 SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
 
 
+@pytest.fixture(autouse=True)
+def as_in_a_terminal():
+    """Signals as a shell leaves them: what runs the tests may have SIGHUP ignored, which a run respects."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM)}
+    for number in before:
+        signal.signal(number, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
 @pytest.fixture
 def rare(tmp_path):
     return RARE.replace(output=str(tmp_path / "run"))
@@ -145,7 +156,7 @@ def test_nothing_interrupts_the_last_save(rare, alone, monkeypatch):
     save = Checkpoints.save
 
     def signalled(self, iteration, state):
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGINT) if iteration else ():
             os.kill(os.getpid(), number)
         save(self, iteration, state)
 
@@ -159,7 +170,7 @@ def test_nothing_interrupts_the_last_save(rare, alone, monkeypatch):
 
 def test_a_save_that_fails_after_a_signal_is_an_error(rare, monkeypatch):
     monkeypatch.setattr(Checkpoints, "save", no_space)
-    with pytest.raises(TrainingError, match=r"iteration 3: .*No space left.*no checkpoint yet"):
+    with pytest.raises(TrainingError, match=r"iteration 3: .*No space left.*last good checkpoint is .*0"):
         train(rare, reporters=[send(signal.SIGTERM)])
 
 
@@ -202,8 +213,11 @@ def test_a_second_signal_breaks_off_a_draw_of_several_ranks(rare):
 # --- errors
 
 
-def no_space(*_, **__):
-    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "there")
+def no_space(self, iteration, state, save=Checkpoints.save):
+    """The disk is full once the run is under way."""
+    if iteration:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "there")
+    save(self, iteration, state)
 
 
 def fail_in_draw(patched):
@@ -228,7 +242,7 @@ def fail_between_epochs(patched):
 def fail_in_metrics(patched):
     def append(self, record, original=Lines.append):
         if (record["kind"], record["iteration"]) == ("iteration", 2):
-            no_space()
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "there")
         original(self, record)
 
     patched.setattr(Lines, "append", append)

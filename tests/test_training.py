@@ -1126,6 +1126,12 @@ def test_a_checkpoint_that_is_a_link_to_nowhere(alone):
         train(SMALL.replace(output=str(alone)), reporters=[])
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "checkpoints/00000006.pt", "run.json"])
+def test_results_that_cannot_be_read(alone, name):
+    with failing(alone / name, errno.EIO), pytest.raises((CheckpointError, ConfigurationError), match=name):
+        load_result(alone)
+
+
 def test_nobody_who_reads_is_told_to_remove_anything(alone):
     for path in (alone / "checkpoints").iterdir():
         path.write_bytes(b"damaged")

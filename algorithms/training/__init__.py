@@ -8,7 +8,9 @@
 - `randomness`: an iteration's draws are a function of the seed and the iteration's number, nothing is carried along.
 - `seeds` runs a configuration several times; `comparison` puts finished runs beside each other.
 - `trainer` has the loop; `run_folder`, `checkpoints` and `files` what it writes; `reports` who is told; `interrupts`
-  what ends it; `ranks` who shares the work, `roll` who of them is missing.
+  what ends it; `ranks` who shares the work, `roll` who of them is missing; `memory` what it takes.
+
+What a run survives, and what it may lose, is a page in the documentation: `docs/promises.md`.
 """
 
 from .batches import Batch as Batch

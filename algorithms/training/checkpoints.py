@@ -60,7 +60,7 @@ class Checkpoints:
         return self.folder / f"{iteration:08}.pt"
 
     def save(self, iteration: int, state: State) -> None:
-        """Write one, and then remove the oldest.
+        """Write one, and then remove the oldest of those up to it.
 
         Raises:
             CheckpointError: something in it is not finite.
@@ -71,7 +71,7 @@ class Checkpoints:
         torch.save(state, buffer)
         with replacing(self.path(iteration)) as temporary:
             temporary.write_bytes(buffer.getbuffer())
-        for path in self.paths()[: -self.kept]:
+        for path in [path for path in self.paths() if int(path.stem) <= iteration][: -self.kept]:
             path.unlink(missing_ok=True)
 
     def newest(self, say: Callable[[str], None] = print) -> State | None:

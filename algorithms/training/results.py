@@ -45,7 +45,10 @@ def load_result(
     """
     kept = RunFolder(folder)
     problem = Problem(_runnable(configuration or Configuration.load(kept.configuration_path), say))
-    found = kept.checkpoints.newest_file(say)
+    try:
+        found = kept.checkpoints.newest_file(say)
+    except OSError as error:
+        raise CheckpointError(f"the checkpoints of {folder} cannot be read: {error}") from error
     if found is None:
         raise CheckpointError(f"{folder} holds no checkpoint yet")
     path, state = found
