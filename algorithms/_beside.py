@@ -15,6 +15,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -35,9 +36,13 @@ def make_room() -> None:
     settled = any(name in os.environ for name in _SAID) or not torch.backends.openmp.is_available()
     if threads == 1 or settled or not _is_own_program() or not _is_crowded(threads):
         return
-    print("other programs keep the processors busy: threads sleep while they wait (OMP_WAIT_POLICY)", file=sys.stderr)
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    with suppress(OSError, ValueError):  # of outputs that cannot be written to
+        print(
+            "other programs keep the processors busy: threads sleep while they wait (OMP_WAIT_POLICY)", file=sys.stderr
+        )
+        for stream in (sys.stdout, sys.stderr):
+            if stream is not None:
+                stream.flush()
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, **SLEEPING})
 
 

@@ -10,7 +10,20 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn.functional import linear
 
+from stochgraph._checks import plate_size, shown
+
 Parameters = dict[str, Tensor]
+
+
+def layer_sizes(first: int, hidden: Sequence[int], last: int) -> tuple[int, ...]:
+    """The sizes of all layers of a network.
+
+    Raises:
+        ValueError: those of the hidden ones are none.
+    """
+    if isinstance(hidden, str) or not isinstance(hidden, Sequence) or not all(map(plate_size, hidden)):
+        raise ValueError(f"hidden={shown(hidden)}: must be the sizes of layers, integers of at least 1")
+    return (first, *hidden, last)
 
 
 def tanh_network(parameters: Parameters, observation: Tensor) -> Tensor:

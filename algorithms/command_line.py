@@ -17,6 +17,7 @@ except ImportError as error:
     raise ImportError("the command line needs click: pip install 'stochgraph[train]'") from error
 
 import stochgraph as sg
+from stochgraph._checks import shortened, shown
 
 from ._beside import make_room
 from ._threads import torch_threads
@@ -32,7 +33,7 @@ from .training import (
     load_result,
     train,
 )
-from .training.configuration import describe, type_words
+from .training.configuration import describe, type_words, unfit_path
 from .training.problem import standard_errors
 from .training.randomness import generator_for
 from .training.reports import spelled
@@ -74,12 +75,26 @@ class Field(click.ParamType):  # type: ignore[type-arg]  # generic since click 8
         return None if value == "none" else _json(value)
 
 
+class Place(click.Path):
+    """A path on the command line, one that a file can have."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        if why := unfit_path(str(value)):
+            self.fail(f"{shown(value)} is no path ({why})", param, ctx)
+        try:
+            return super().convert(value, param, ctx)
+        except click.BadParameter as error:
+            self.fail(shortened(error.message, 500), param, ctx)
+
+
 def _json(text: str) -> Any:
     """The text as JSON, or as it stands: what fits the field is for the configuration to say."""
     try:
         return json.loads(text)
     except json.JSONDecodeError:
         return _number(text)
+    except (RecursionError, ValueError):  # nested too deeply, or a number with too many digits
+        return text
 
 
 def _number(text: str) -> Any:
@@ -91,7 +106,7 @@ def _pairs(_: Any, __: Any, given: tuple[str, ...]) -> dict[str, Any]:
     """`name=value` pairs as a mapping."""
     for pair in given:
         if "=" not in pair:
-            raise click.BadParameter(f"{pair!r}: expected name=value")
+            raise click.BadParameter(f"{shown(pair)}: expected name=value")
     return {name: _json(value) for name, _, value in (pair.partition("=") for pair in given)}
 
 
@@ -115,7 +130,7 @@ def configured(unlisted: Collection[str] = ()) -> Callable[[Callable[..., Any]],
         run.__doc__ = command.__doc__
         for name, (hint, default, words) in reversed(fields.items()):
             run = _field_option(name, hint, default, words, name in unlisted)(run)
-        path = click.Path(exists=True, dir_okay=False, path_type=Path)
+        path = Place(exists=True, dir_okay=False, path_type=Path)
         config_words = "Read a configuration, such as the run.json of a run; other options replace what it says."
         return click.option("--config", type=path, help=config_words)(run)
 
@@ -143,6 +158,8 @@ def readable_errors() -> Iterator[None]:
         raise click.UsageError(str(error)) from error
     except (CheckpointError, RankFailure, TrainingError, sg.StochgraphError) as error:
         raise click.ClickException(str(error)) from error
+    except OSError as error:  # of a file that cannot be read or written
+        raise click.ClickException(shortened(str(error), 500)) from error
 
 
 def _echo(text: str) -> None:
@@ -235,7 +252,7 @@ def train_command(configuration: Configuration, restart: bool, rank_timeout: flo
 
 
 @main.command("evaluate")
-@click.argument("folder", type=click.Path(exists=True, file_okay=False, path_type=Path))
+@click.argument("folder", type=Place(exists=True, file_okay=False, path_type=Path))
 @click.option("--tasks", type=click.IntRange(1), help="Held-out tasks.  [as configured]")
 @click.option("--steps", type=click.IntRange(0), help="Adaptation steps.  [as configured]")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
@@ -261,9 +278,9 @@ def evaluate_command(folder: Path, tasks: int | None, steps: int | None, as_json
 
 
 @main.command("compare")
-@click.argument("folders", nargs=-1, required=True, metavar="RUN...", type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1, required=True, metavar="RUN...", type=Place(path_type=Path))
 @click.option("--steps", type=click.IntRange(0), help="Adaptation steps after which they are compared.  [all]")
-@click.option("--figure", type=click.Path(dir_okay=False, path_type=Path), help="Draw the learning curves to a file.")
+@click.option("--figure", type=Place(dir_okay=False, path_type=Path), help="Draw the learning curves to a file.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object a group, intervals as [value, low, high].")
 def compare_command(folders: tuple[Path, ...], steps: int | None, figure: Path | None, as_json: bool) -> None:
     """Put runs beside each other: what they reached on held-out tasks, over their seeds.

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from ._networks import Parameters as Parameters
-from ._networks import module_parameters, tanh_network, tanh_parameters
+from ._networks import layer_sizes, module_parameters, tanh_network, tanh_parameters
 
 
 class Policy(Protocol):
@@ -172,7 +172,7 @@ class GaussianMLP(FreeGaussianPolicy):
         learn_std: bool = True,
     ) -> None:
         super().__init__(action, log_std, least_log_std, learn_std)
-        self.sizes = (observation, *hidden, action)
+        self.sizes = layer_sizes(observation, hidden, action)
 
     def initial(
         self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
@@ -265,7 +265,7 @@ class HeteroscedasticMLP(GaussianPolicy):
         least_log_std: float = -5.0,
     ) -> None:
         super().__init__(action)
-        self.sizes = (observation, *hidden, 2 * action)
+        self.sizes = layer_sizes(observation, hidden, 2 * action)
         self.log_std = log_std
         self.least_log_std = least_log_std
 
@@ -421,7 +421,7 @@ class CategoricalMLP(SoftmaxPolicy):
 
     def __init__(self, observation: int, actions: int, hidden: Sequence[int] = (64, 64)) -> None:
         super().__init__(actions)
-        self.sizes = (observation, *hidden, actions)
+        self.sizes = layer_sizes(observation, hidden, actions)
 
     def initial(
         self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"

@@ -5,6 +5,31 @@ from numbers import Integral
 from typing import Any
 
 
+def shown(value: Any, most: int = 80) -> str:
+    """A value as a message has it: there is a representation of every value, and none is long.
+
+    Example:
+        >>> from stochgraph._checks import shown
+        >>> shown([1, "two"]), shown(10**5000)
+        ("[1, 'two']", 'a value of int that cannot be written out')
+    """
+    try:
+        return shortened(repr(value), most)
+    except (RecursionError, ValueError):  # nested too deeply, or a number with too many digits
+        return f"a value of {type(value).__name__} that cannot be written out"
+
+
+def shortened(text: str, most: int = 80) -> str:
+    """A text without its middle, if it is long.
+
+    Example:
+        >>> from stochgraph._checks import shortened
+        >>> shortened("to be or not to be, that is the question", most=25)
+        'to be or not...question'
+    """
+    return text if len(text) <= most else f"{text[: most // 2]}...{text[-(most // 3) :]}"
+
+
 def number(value: Any) -> bool:
     """Whether this is one number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
@@ -48,7 +73,7 @@ def require_known(known: Iterable[str], **options: Any) -> None:
     words = list(known)
     for name, value in options.items():
         if value not in words:
-            raise ValueError(f"{name}={value!r} is not known: choose one of {', '.join(map(repr, words))}")
+            raise ValueError(f"{name}={shown(value)} is not known: choose one of {', '.join(map(repr, words))}")
 
 
 def require(kind: tuple[Callable[[Any], bool], str], **options: Any) -> None:
@@ -60,4 +85,4 @@ def require(kind: tuple[Callable[[Any], bool], str], **options: Any) -> None:
     fits, words = kind
     for name, value in options.items():
         if not fits(value):
-            raise ValueError(f"{name}={value!r}: must be {words}")
+            raise ValueError(f"{name}={shown(value)}: must be {words}")

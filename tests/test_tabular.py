@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from stochgraph.algorithms.environments import FrozenLake, RandomMDP
+from stochgraph.algorithms.environments.tabular import random_map
 from tests.problems import F64
 
 EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-12}
@@ -148,3 +149,27 @@ def test_what_is_no_map_is_refused(tile):
     task[0, tile[0]] = tile[1]
     with pytest.raises(ValueError, match="a task must be 1 where there is a hole and 0 elsewhere"):
         FrozenLake().reset(task)
+
+
+@pytest.mark.parametrize(("size", "holes"), [(4, 0.3), (4, 0.1), (5, 0.6), (8, 0.2), (3, 0.8), (2, 0.0)])
+def test_maps_are_those_of_gymnasiums_generator(size, holes):
+    lakes = pytest.importorskip("gymnasium.envs.toy_text.frozen_lake")
+    for seed in range(20):
+        tiles = "".join(lakes.generate_random_map(size, 1 - holes, seed))
+        assert random_map(size, holes, seed).tolist() == [float(tile == "H") for tile in tiles]
+
+
+@pytest.mark.parametrize(("size", "holes"), [(4, 0.9999), (8, 0.9), (100, 0.7), (3, 1 - 1e-12)])
+def test_a_lake_that_no_map_satisfies_is_refused(size, holes):
+    """Gymnasium's generator would look for ever."""
+    pytest.importorskip("gymnasium")
+    with pytest.raises(
+        ValueError, match=rf"^holes={holes}, size={size}: none of \d+ random maps has a way to the goal"
+    ):
+        FrozenLake(holes, size=size)
+
+
+def test_no_search_for_a_map_lasts_for_ever():
+    pytest.importorskip("gymnasium")
+    with pytest.raises(ValueError, match=r"none of 30 random maps has a way to the goal; choose fewer holes"):
+        random_map(4, 0.9999, seed=0, tries=30)

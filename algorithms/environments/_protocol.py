@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 import stochgraph as sg
+from stochgraph._checks import shown
 
 
 class Episodes(NamedTuple):
@@ -170,5 +171,5 @@ def one_of(name: str, value: str, known: tuple[str, ...]) -> str:
     """An option, which must be a known one."""
     if value not in known:
         choices = " or ".join(f'"{each}"' for each in known)
-        raise ValueError(f"{name}={value!r} is not known: choose {choices}")
+        raise ValueError(f"{name}={shown(value)} is not known: choose {choices}")
     return value

@@ -201,7 +201,7 @@ class FrozenLake(Tabular):
         goal: "ends" or "pays": what the goal does.
 
     Raises:
-        ValueError: an option out of its range.
+        ValueError: an option out of its range, or so many holes that no map has a way to the goal.
 
     References:
         Gymnasium's FrozenLake-v1. Xu and Zhu (2024), appendix A, use 20 tasks, `holes=0.3` or `holes=0.1`, rewards 1
@@ -240,6 +240,7 @@ class FrozenLake(Tabular):
         self.goal = one_of("goal", goal, ("ends", "pays"))
         self.observation_size = size * size
         self.horizon = at_least_one(horizon)
+        random_map(size, holes, seed=0, tries=min(100_000, max(100, 10**7 // size**2)))  # there are some
 
     def task_distribution(self) -> Distribution:
         return RandomMaps(self.size, self.holes)
@@ -281,12 +282,32 @@ class RandomMaps(Distribution):
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """Maps of shape `(*sample_shape, size * size)`, from Gymnasium's generator, seeded with torch's."""
-        lakes = installed("gymnasium.envs.toy_text.frozen_lake", "FrozenLake")
         shape = torch.Size(sample_shape)
         seeds = torch.randint(2**31, (shape.numel(),)).tolist()
-        rows = ["".join(lakes.generate_random_map(self.size, 1 - self.holes, seed)) for seed in seeds]
-        holes = torch.tensor([[float(tile == "H") for tile in tiles] for tiles in rows])
+        holes = torch.stack([random_map(self.size, self.holes, seed) for seed in seeds]) if seeds else torch.zeros(0)
         return holes.reshape(*shape, self.size * self.size)
+
+
+def random_map(size: int, holes: float, seed: int, tries: int = 10**6) -> Tensor:
+    """A map `(size * size,)` with a way to the goal, 1 where there is a hole: Gymnasium's `generate_random_map`.
+
+    That one looks for ever for a map that there may not be.
+
+    Raises:
+        ValueError: none of so many maps has a way to the goal.
+    """
+    lakes = installed("gymnasium.envs.toy_text.frozen_lake", "FrozenLake")
+    generator, _ = lakes.seeding.np_random(seed)
+    ice = min(1, 1 - holes)
+    for _ in range(tries):
+        board = generator.choice(["F", "H"], (size, size), p=[ice, 1 - ice])
+        board[0][0], board[-1][-1] = "S", "G"
+        if lakes.is_valid(board, size):
+            return torch.from_numpy(board == "H").flatten().float()
+    raise ValueError(
+        f"holes={holes}, size={size}: none of {tries} random maps has a way to the goal; choose fewer holes, or a "
+        "smaller lake"
+    )
 
 
 def lake_moves(size: int, slippery: bool) -> Tensor:

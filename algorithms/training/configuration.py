@@ -3,6 +3,8 @@
 import dataclasses
 import difflib
 import json
+import os
+import sys
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -12,12 +14,15 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
+from stochgraph._checks import shortened, shown
+
 from .files import replacing
 
 # What may differ when a run is continued: how far it goes and how it is kept, not what it computes.
 _FREE = {"output", "iterations", "evaluate_every", "checkpoint_every", "checkpoints_kept", "chunk", "threads", "device"}
 
 _DEFAULT = object()
+_LARGEST = 2**31 - 1  # of the integers: what some of torch's sizes are counted in
 
 
 class ConfigurationError(ValueError):
@@ -78,7 +83,9 @@ class Configuration:
     epochs: int | None = _option(None, "steps on the draws of a meta-batch; none: as the algorithm has it", least=1)
     gradient_clip: float | None = _option(10.0, "the largest norm of a meta-gradient; none: any; not for TRPO", least=0)
     iterations: int = _option(500, "steps of meta-training", least=1)
-    seed: int = _option(0, "seed of parameters, tasks and draws; held-out tasks are the same for all")
+    seed: int = _option(
+        0, "seed of parameters, tasks and draws; held-out tasks are the same for all", -(2**63), 2**63 - 1
+    )
     precision: str = _option("float32", "of all numbers: float32 or float64")
     device: str = _option("cpu", "where all tensors live: cpu, cuda, cuda:1; another device draws other numbers")
     shards: int = _option(1, "parts of a meta-batch, each with randomness of its own: what ranks share out", least=1)
@@ -86,7 +93,10 @@ class Configuration:
         None, "tasks differentiated at a time; none: those of some 8000 time steps, on a GPU of 500 000", least=1
     )
     threads: int | None = _option(
-        None, "threads of torch; none: as torch chooses; in programs of your own beside busy ones: 1", least=1
+        None,
+        "threads of torch; none: as torch chooses; in programs of your own beside busy ones: 1",
+        least=1,
+        most=1024,
     )
     evaluate_every: int = _option(25, "iterations between evaluations on held-out tasks", least=1)
     evaluation_tasks: int = _option(100, "held-out tasks", least=1)
@@ -98,10 +108,12 @@ class Configuration:
         for name, hint in _hints().items():
             value = _fitting(name, hint, getattr(self, name))
             object.__setattr__(self, name, value)  # integers that stand for floats, lists that stand for tuples
+        if why := unfit_path(self.output):
+            raise ConfigurationError(f"output={shown(self.output)} is no path ({why})")
         if self.shards > self.tasks:
             raise ConfigurationError(f"shards={self.shards}: a meta-batch of {self.tasks} tasks has at most as many")
         if self.precision not in ("float32", "float64"):
-            raise ConfigurationError(f"precision={self.precision!r} is not known: choose 'float32' or 'float64'")
+            raise ConfigurationError(f"precision={shown(self.precision)} is not known: choose 'float32' or 'float64'")
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> "Configuration":
@@ -118,6 +130,8 @@ class Configuration:
             given = json.loads(text)
         except json.JSONDecodeError as error:
             raise ConfigurationError(f"not JSON: {error}") from error
+        except (RecursionError, ValueError) as error:  # nested too deeply, or a number with too many digits
+            raise ConfigurationError(f"not JSON that can be read: {error}") from error
         if not isinstance(given, dict):
             raise ConfigurationError(f"a JSON object with fields is expected, got {type(given).__name__}")
         return cls.from_mapping(given)
@@ -127,10 +141,11 @@ class Configuration:
         """The configuration in a file; errors name the file."""
         try:
             return cls.from_json(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise ConfigurationError(f"{path} cannot be read: {error}") from error
         except ConfigurationError as error:
-            raise ConfigurationError(f"{path}: {error}") from error
+            raise ConfigurationError(f"{shortened(str(path), 300)}: {error}") from error
+        except (OSError, ValueError) as error:  # the file, its letters, or its name
+            why = shortened(str(error), 300)
+            raise ConfigurationError(f"{shortened(str(path), 300)} cannot be read: {why}") from error
 
     def to_json(self) -> str:
         """All fields, as a JSON object."""
@@ -174,8 +189,10 @@ def describe() -> dict[str, tuple[Any, Any, str]]:
 def unknown(name: str, what: str, known: Iterable[str]) -> str:
     """The message for a name that is not known, with the nearest one that is."""
     known = list(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"{name!r} is not {what}; " + (f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}")
+    near = difflib.get_close_matches(name[:100], known, n=1)
+    return f"{shown(name)} is not {what}; " + (
+        f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(known)}"
+    )
 
 
 def _saved(configuration: Configuration) -> dict[str, Any]:
@@ -192,23 +209,25 @@ def _fitting(name: str, hint: Any, value: Any) -> Any:
     """The value, if it is of the field's type, not too small and not too large."""
     allowed = allowed_types(hint)
     if float in allowed and type(value) is int:
-        value = float(value)
+        value = float(value) if abs(value) <= sys.float_info.max else inf if value > 0 else -inf
     if tuple in allowed and isinstance(value, (list, tuple)) and all(type(each) is int for each in value):
         value = tuple(value)
     if type(value) not in allowed:
-        raise ConfigurationError(f"{name}={value!r}: expected {type_words(hint)}, got {type(value).__name__}")
+        raise ConfigurationError(f"{name}={shown(value)}: expected {type_words(hint)}, got {type(value).__name__}")
     if isinstance(value, dict):
         _check_saved(name, value)
     bounds = Configuration.__dataclass_fields__[name].metadata
     least, most = bounds["least"], bounds["most"]
+    if most is None and int in allowed_types(_element(hint)):
+        most = _LARGEST
     numbers = value if isinstance(value, tuple) else (value,) if isinstance(value, (int, float)) else ()
     if any(number != number or (least is not None and number < least) for number in numbers):
-        raise ConfigurationError(f"{name}={value!r}: must be at least {least}")
+        raise ConfigurationError(f"{name}={shown(value)}: must be at least {least}")
     if any(number in (inf, -inf) for number in numbers):
         otherwise = ", or none" if type(None) in allowed else ""
-        raise ConfigurationError(f"{name}={value!r}: must be a finite number{otherwise}")
+        raise ConfigurationError(f"{name}={shown(value)}: must be a finite number{otherwise}")
     if most is not None and any(number > most for number in numbers):
-        raise ConfigurationError(f"{name}={value!r}: must be at most {most}")
+        raise ConfigurationError(f"{name}={shown(value)}: must be at most {most}")
     return value
 
 
@@ -216,14 +235,40 @@ def _check_saved(field: str, options: dict[Any, Any]) -> None:
     """Refuse options that could not be read back: a run is continued with what was saved."""
     for name, value in options.items():
         if not isinstance(name, str):
-            raise ConfigurationError(f"{field}: the name {name!r} is no string")
+            raise ConfigurationError(f"{field}: the name {shown(name)} is no string")
         try:
             json.dumps(value, allow_nan=False)
+            _check_extent(value)
         except (TypeError, ValueError, RecursionError) as error:
             raise ConfigurationError(
-                f"{field}: {name!r} cannot be saved as JSON ({error}): give strings, finite numbers, true or false, "
-                "none, and lists and mappings of them"
+                f"{field}: {shown(name)} cannot be saved as JSON ({shortened(str(error), 200)}): give strings, finite "
+                "numbers, true or false, none, and lists and mappings of them"
             ) from error
+
+
+def _check_extent(value: Any, depth: int = 20) -> None:
+    """Refuse what others cannot hold: integers of more than 64 bits, and what is nested more deeply."""
+    if isinstance(value, int) and abs(value) > 2**63 - 1:
+        raise ValueError(f"the number {shown(value)} is too large")
+    if isinstance(value, (list, tuple, dict)):
+        if not depth:
+            raise ValueError("it is nested too deeply")
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_extent(each, depth - 1)
+
+
+def unfit_path(path: str) -> str | None:
+    """Why no file can be called that: null bytes, and letters that the file system cannot write; `None` if one can."""
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError as error:
+        return shortened(str(error))
+    return "it has a null byte" if "\0" in path else None
+
+
+def _element(hint: Any) -> Any:
+    """The type of what is in a tuple, or the type itself."""
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else hint
 
 
 def allowed_types(hint: Any) -> tuple[Any, ...]:

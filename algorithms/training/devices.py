@@ -10,6 +10,8 @@ import os
 
 import torch
 
+from stochgraph._checks import shown
+
 from .configuration import ConfigurationError
 
 
@@ -27,13 +29,13 @@ def device_named(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise ConfigurationError(f"device={name!r} is not known: choose 'cpu', 'cuda' or 'cuda:0', ...") from error
+        raise ConfigurationError(f"device={shown(name)} is not known: choose 'cpu', 'cuda' or 'cuda:0', ...") from error
     if device.type not in ("cpu", "cuda"):
-        raise ConfigurationError(f"device={name!r} is not supported: choose 'cpu', 'cuda' or 'cuda:0', ...")
+        raise ConfigurationError(f"device={shown(name)} is not supported: choose 'cpu', 'cuda' or 'cuda:0', ...")
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         count = torch.cuda.device_count()
         there = f"{count} of them, from 'cuda:0'" if count else "none: choose 'cpu'"
-        raise ConfigurationError(f"device={name!r} is not there: torch finds {there}")
+        raise ConfigurationError(f"device={shown(name)} is not there: torch finds {there}")
     if device.type == "cuda" and device.index is None:
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count())
     return device

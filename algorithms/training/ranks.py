@@ -15,9 +15,10 @@ import torch.distributed as distributed
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from stochgraph._checks import more_than, require
+from stochgraph._checks import more_than, shown
 
 from ..vectors import added
+from .configuration import ConfigurationError
 from .roll import TIMEOUT, RankFailure, Roll, called
 
 
@@ -158,9 +159,12 @@ def joined_ranks(timeout: float = TIMEOUT) -> Iterator[Ranks]:
         timeout: the seconds that the others are waited for, at the start and at every message.
 
     Raises:
+        ConfigurationError: the timeout is none.
         RankFailure: not all have come, or the variables make no sense.
     """
-    require(more_than(0), timeout=timeout)
+    fits, words = more_than(0)
+    if not fits(timeout):
+        raise ConfigurationError(f"timeout={shown(timeout)}: must be {words}")
     if os.environ.get("WORLD_SIZE", "1") == "1":
         yield Ranks()
         return

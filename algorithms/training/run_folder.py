@@ -9,6 +9,8 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
+from stochgraph._checks import shown
+
 from .checkpoints import FILES, CheckpointError, Checkpoints, DamagedCheckpoint, State, check_state
 from .configuration import Configuration, ConfigurationError
 from .files import (
@@ -80,7 +82,9 @@ class RunFolder:
         there = Configuration.load(self.configuration_path)
         names = there.conflicts(configuration)
         if names:
-            differences = ", ".join(f"{n}={getattr(there, n)!r} not {getattr(configuration, n)!r}" for n in names)
+            differences = ", ".join(
+                f"{n}={shown(getattr(there, n))} not {shown(getattr(configuration, n))}" for n in names
+            )
             raise ConfigurationError(
                 f"{self.path} holds a run with {differences}: continue it with the configuration in "
                 f"{self.configuration_path}, or give another output"

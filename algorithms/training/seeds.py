@@ -1,10 +1,14 @@
 """The way into training: one run, or one for each of several seeds, one after another in folders of their own."""
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import overload
 
+from stochgraph._checks import shortened, shown
+
 from .configuration import Configuration, ConfigurationError
+from .files import is_there
 from .ranks import ALONE, Ranks
 from .reports import Reporter, default_reporters
 from .run_folder import RunFolder
@@ -92,13 +96,15 @@ def seeded(configuration: Configuration, seeds: Iterable[int]) -> list[Configura
         [(0, 'results/lsf/seed-0'), (7, 'results/lsf/seed-7')]
     """
     if isinstance(seeds, str) or not isinstance(seeds, Iterable):
-        raise ConfigurationError(f"seeds={seeds!r}: expected integers, as in 0,1,2")
+        raise ConfigurationError(f"seeds={shown(seeds)}: expected integers, as in 0,1,2")
     given, place = list(seeds), Path(configuration.output)
     runs = [configuration.replace(seed=seed, output=str(place / f"seed-{seed}")) for seed in given]
     if not given or len(set(given)) < len(given):
-        raise ConfigurationError(f"seeds={given}: at least one is expected, and each of them once")
-    if RunFolder(place).configuration_path.exists():
-        raise ConfigurationError(f"output={str(place)!r} holds a run of its own: give another output to several seeds")
+        raise ConfigurationError(f"seeds={shown(given)}: at least one is expected, and each of them once")
+    if is_there(RunFolder(place).configuration_path):
+        raise ConfigurationError(
+            f"output={shown(str(place))} holds a run of its own: give another output to several seeds"
+        )
     return runs
 
 
@@ -119,9 +125,12 @@ def train_seeds(
     """
     outcomes: list[Outcome] = []
     failures: dict[int, Exception] = {}
-    runs = seeded(configuration, seeds)
-    for run in () if restart else runs:
-        RunFolder(run.output).check(run)  # before any of them begins
+    try:
+        runs = seeded(configuration, seeds)
+        for run in () if restart else runs:
+            RunFolder(run.output).check(run)  # before any of them begins
+    except OSError as error:
+        raise TrainingError(shortened(str(error), 2000)) from error
     for run in runs:
         told = default_reporters(Path(run.output), f"seed {run.seed}") if reporters is None else reporters
         try:
@@ -143,7 +152,8 @@ def train_seeds(
 
 def _say(reporters: Sequence[Reporter], text: str) -> None:
     for reporter in reporters:
-        reporter.say(text)
+        with suppress(Exception):  # as in a run, where it was said that this one fails
+            reporter.say(text)
 
 
 def _failed(configuration: Configuration, failures: dict[int, Exception]) -> TrainingError:

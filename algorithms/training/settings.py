@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 import stochgraph as sg
+from stochgraph._checks import shortened, shown
 
 from .. import environments
 from ..advantages import LinearBaseline
@@ -88,6 +89,18 @@ ESTIMATORS: Mapping[str, Callable[..., Any]] = {
     "FirstOrder": sg.FirstOrder,
 }
 
+# What a function raises that is called with options which do not suit it.
+_UNFIT = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
 
 def rollouts_of(configuration: Configuration) -> Rollouts:
     """The environment and the policy that a configuration names, together."""
@@ -132,9 +145,11 @@ def problem_of(configuration: Configuration, trajectories: sg.Sampler, rollouts:
     """What the run asks of its algorithm."""
     run = configuration
     if run.inner_baseline not in (None, "linear"):
-        raise ConfigurationError(f"inner_baseline={run.inner_baseline!r}: choose 'linear' or none")
+        raise ConfigurationError(f"inner_baseline={shown(run.inner_baseline)}: choose 'linear' or none")
     if run.outer_baseline not in (None, "loo", "mean", "linear"):
-        raise ConfigurationError(f"outer_baseline={run.outer_baseline!r}: choose 'loo', 'mean' or 'linear', or none")
+        raise ConfigurationError(
+            f"outer_baseline={shown(run.outer_baseline)}: choose 'loo', 'mean' or 'linear', or none"
+        )
     try:
         return MetaProblem(
             trajectories=trajectories,
@@ -244,8 +259,9 @@ def _try(
         copy.grad = torch.zeros_like(copy)
     try:
         make(copies, **options).step()
-    except (AssertionError, LookupError, RuntimeError, TypeError, ValueError) as error:
-        raise ConfigurationError(f"optimizer={name!r}, optimizer_options={dict(options)!r}: {error}") from error
+    except _UNFIT as error:
+        given = f"optimizer={name!r}, optimizer_options={shown(dict(options))}"
+        raise ConfigurationError(f"{given}: {shortened(str(error), 500)}") from error
 
 
 def _ascends(kind: Any) -> bool:
@@ -257,7 +273,7 @@ def _ascends(kind: Any) -> bool:
 
 def _named(field: str, name: str, table: Mapping[str, Any]) -> Any:
     if name not in table:
-        raise ConfigurationError(f"{field}={name!r}: " + unknown(name, f"a known {field}", table))
+        raise ConfigurationError(f"{field}={shown(name)}: " + unknown(name, f"a known {field}", table))
     return table[name]
 
 
@@ -268,14 +284,14 @@ def _called(field: str, make: Callable[..., Any], options: Mapping[str, Any], *a
     except TypeError as error:
         known = list(inspect.signature(make).parameters)[len(arguments) :]
         takes = f"it takes {', '.join(known)}" if known else "it takes none"
-        raise ConfigurationError(f"{field}: {error}; {takes}") from error
+        raise ConfigurationError(f"{field}: {shortened(str(error), 500)}; {takes}") from error
     _check_types(field, make, options)
     try:
         return make(*bound.args, **bound.kwargs)
-    except (ImportError, LookupError, TypeError, ValueError, RuntimeError) as error:
+    except (ImportError, *_UNFIT) as error:
         # Without options it is the name itself that does not fit.
-        given = f"{field}={dict(options)!r}" if options else field.removesuffix("_options")
-        raise ConfigurationError(f"{given}: {error}") from error
+        given = f"{field}={shown(dict(options))}" if options else field.removesuffix("_options")
+        raise ConfigurationError(f"{given}: {shortened(str(error), 500)}") from error
 
 
 def _check_types(field: str, make: Callable[..., Any], options: Mapping[str, Any]) -> None:
@@ -286,7 +302,7 @@ def _check_types(field: str, make: Callable[..., Any], options: Mapping[str, Any
         if not allowed or type(value) in allowed or (float in allowed and type(value) is int):
             continue
         expected = type_words(hints[name]) + (", as JSON has it" if bool in allowed else "")
-        raise ConfigurationError(f"{field}: {name}={value!r}: expected {expected}, got {type(value).__name__}")
+        raise ConfigurationError(f"{field}: {name}={shown(value)}: expected {expected}, got {type(value).__name__}")
 
 
 def _hints(make: Callable[..., Any]) -> dict[str, Any]:

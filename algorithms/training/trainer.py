@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import stochgraph as sg
+from stochgraph._checks import shortened
 
 from .._threads import torch_threads
 from ..policies import Parameters
@@ -311,7 +312,8 @@ class Trainer:
         except CheckpointError as error:
             raise TrainingError(str(error)) from error
         except (sg.SamplingError, sg.SolverError, RankFailure, OSError) as error:
-            raise TrainingError(f"iteration {self.iteration}: {error}. {self._left()}") from error
+            why = shortened(str(error), 2000)
+            raise TrainingError(f"iteration {self.iteration}: {why}. {self._left()}") from error
 
     def _left(self) -> str:
         if not self.ranks.first:
