@@ -9,13 +9,13 @@ from torch import Tensor
 from ._compile import Compiled
 from ._cuts import entries_at_once
 from ._errors import CompileError, SamplingError
-from ._failures import shortened
+from ._failures import short_tracebacks
 from ._run import recorded
 from ._trace import Trace
 from ._trees import tensors
 
 
-@shortened()
+@short_tracebacks()
 def accumulate(
     compiled: Compiled,
     *inputs: Any,

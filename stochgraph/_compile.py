@@ -20,7 +20,7 @@ from ._cuts import Cuts, Part
 from ._data import data_sizes
 from ._derive import Derivation
 from ._errors import CompileError, InputError, SamplingError
-from ._failures import shortened
+from ._failures import short_tracebacks
 from ._first_pass import Watch, check_captured, check_pathwise
 from ._gradient import Point
 from ._graph import Graph, scored_samples
@@ -97,7 +97,7 @@ class Compiled:
         self._support_program = schedule(s for s in self._scores.values() if not s.sample.law.fixed_support)
         self._cuts = Cuts(graph, self._program, self._scores, self._named_nodes)
 
-    @shortened()
+    @short_tracebacks()
     def sample(
         self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
     ) -> Trace:
@@ -123,7 +123,7 @@ class Compiled:
             with seeded(generator, inputs):
                 return self._sampled(run)
 
-    @shortened()
+    @short_tracebacks()
     def surrogate(self, *inputs_and_trace: Any) -> Tensor:
         """The scalar whose gradient with respect to the inputs is the estimate: `surrogate(*inputs, trace)`.
 
@@ -149,7 +149,7 @@ class Compiled:
         with recorded():
             return self._surrogate(self._run(inputs, None, trace))
 
-    @shortened()
+    @short_tracebacks()
     def value_and_grad(
         self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
     ) -> tuple[Tensor, Any]:
@@ -176,7 +176,7 @@ class Compiled:
             value, gradient = self._estimate(point, generator, sizes)
             return value, point.shaped(gradient)
 
-    @shortened()
+    @short_tracebacks()
     def loss(
         self,
         *inputs: Any,

@@ -92,7 +92,7 @@ def raise_in_words(error: Exception, where: str, what: str, fn: Any, values: Seq
     raise raised from error.with_traceback(_from_the_user_on(error))
 
 
-class shortened(ContextDecorator):
+class short_tracebacks(ContextDecorator):
     """Decorates what users call: a `FunctionError` arrives there without our frames, its cause having the user's."""
 
     def __enter__(self) -> None: ...

@@ -20,7 +20,7 @@ from ._compile import Compiled, watched
 from ._data import data_sizes
 from ._derive import Derivation
 from ._errors import VerificationError
-from ._failures import shortened
+from ._failures import short_tracebacks
 from ._mends import at_edge, edge_message
 from ._program import schedule
 from ._rules import VALUE
@@ -83,7 +83,7 @@ class Verification:
         )
 
 
-@shortened()
+@short_tracebacks()
 def verify(
     compiled: Compiled,
     *inputs: Any,
