@@ -1,5 +1,6 @@
 """What is added to a cost changes no variance: graphs x estimators x ways to write it, all by enumeration."""
 
+import functools
 import random
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch.distributions import Bernoulli, Categorical
 
 import stochgraph as sg
 from stochgraph._baselines import leave_one_out_fit, observation_features
+from tests import problems
 from tests.problems import BANDIT_REWARD, BANDIT_THETA, F64, MDP_THETA
 from tests.test_baselines import ObservedMDP
 
@@ -401,3 +403,39 @@ def test_a_summand_with_more_axes_is_left_aside():
     assert sg.verify(critic, MDP_THETA, sizes={"x": 2}).relative_bias < 1e-12
     assert "- 0" not in critic.explain().latex
     assert sg.verify(both.compile(sg.LOO()), MDP_THETA, sizes={"x": 2}).relative_bias < 1e-12
+
+
+EVERYWHERE = {**MEANS, "LOO": sg.LOO(), "linear": sg.SF(baseline="linear")}
+
+
+def with_three_hundred(fn):
+    """The declaration, with a number added to its objective."""
+
+    @functools.wraps(fn)
+    def added(*inputs):
+        return fn(*inputs) + 300.0
+
+    return added
+
+
+def variance_of(make, theta, estimator):
+    """The total variance, or the refusal."""
+    try:
+        return sg.verify(make().compile(estimator), theta).total_variance
+    except (sg.CompileError, sg.SamplingError) as error:
+        return type(error)
+
+
+@pytest.mark.parametrize("name", EVERYWHERE)
+@pytest.mark.parametrize("graph", problems.GRAPHS)
+def test_the_graphs_of_all_tests(graph, name, monkeypatch):
+    """Every one of them is as variable with a number added to its objective, or is refused all the same."""
+    make, theta = problems.GRAPHS[graph]
+    without = variance_of(make, theta, EVERYWHERE[name])
+    declare = sg.graph
+    monkeypatch.setattr(sg, "graph", lambda fn: declare(with_three_hundred(fn)))
+    added = variance_of(make, theta, EVERYWHERE[name])
+    if isinstance(without, type):
+        assert added is without
+    else:
+        assert added == pytest.approx(without, rel=1e-9)
