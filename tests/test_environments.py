@@ -110,6 +110,18 @@ def drawn(environment: Environment, plates: tuple[int, ...] = (2, 3), seed: int 
     return Rollouts(environment, policy, **{"horizon": 8, **options}).draw(torch.Size(plates), parameters, task)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_tasks_have_the_default_dtype(name, dtype):
+    """As torch's distributions have it: policies and processes are made in that one too."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        found = made(name).task_distribution().sample(torch.Size([2])).dtype
+    finally:
+        torch.set_default_dtype(before)
+    assert found == dtype
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
 @pytest.mark.parametrize("episodes", [1, 3])
 def test_shapes_and_dtypes(name, episodes, dtype):

@@ -303,7 +303,7 @@ def random_map(size: int, holes: float, seed: int, tries: int = 10**6) -> Tensor
         board = generator.choice(["F", "H"], (size, size), p=[ice, 1 - ice])
         board[0][0], board[-1][-1] = "S", "G"
         if lakes.is_valid(board, size):
-            return torch.from_numpy(board == "H").flatten().float()
+            return torch.from_numpy(board == "H").flatten().to(torch.get_default_dtype())
     raise ValueError(
         f"holes={holes}, size={size}: none of {tries} random maps has a way to the goal; choose fewer holes, or a "
         "smaller lake"
