@@ -10,8 +10,8 @@ from . import _node as nd
 from ._axes import describe, union
 from ._declare import _depends, _node, _refuse_mixed_copies, _refuse_time, apply, stop
 from ._errors import DeclarationError
+from ._paths import between, moves_with
 from ._program import schedule
-from ._reach import between, moves_with
 from ._symbol import Symbol, current
 from .solvers import ClosedForm, ConjugateGradient, LinearSolver, Newton, Solver
 

@@ -18,7 +18,7 @@ from ._axes import Axes, Axis, at_least_two, describe, union
 from ._control import control_variate
 from ._derive import Derivation
 from ._errors import CompileError, SamplingError
-from ._reach import descends_from
+from ._paths import descends_from
 from ._rules import Control, Site
 from ._trace import Trace
 from ._trees import map_tensors

@@ -18,19 +18,21 @@ from ._checks import plate_size
 from ._curvature import curvature_of
 from ._cuts import Cuts, Part
 from ._data import data_sizes
+from ._declaration import Declaration
 from ._derive import Derivation
 from ._errors import CompileError, InputError, SamplingError
+from ._explain import explain
 from ._failures import short_tracebacks
 from ._first_pass import Watch, check_captured, check_pathwise
 from ._gradient import Point
-from ._graph import Graph, scored_samples
 from ._indexing import in_transform
 from ._law import DistributionLaw, _no_path, moving_support_message
 from ._leave_one_out import LEAVE_ONE_OUT
 from ._loss import hand_over, leaves_that_require_gradients
 from ._noise import straight_through_message
+from ._paths import descends_from, moves_with, open_unknowns, plates_in, samples_in, scored_samples
 from ._program import schedule
-from ._reach import data_of, descends_from, moves_with, open_unknowns, plates_in, samples_in
+from ._reach import data_of
 from ._rules import Control, Rule, value_rules
 from ._run import Run, recorded, seeded
 from ._trace import Trace
@@ -70,28 +72,28 @@ class Compiled:
         torch.Size([])
     """
 
-    def __init__(self, graph: Graph, estimators: Any, wrt: str | tuple[str, ...] | None = None) -> None:
+    def __init__(self, graph: Declaration, estimators: Any, wrt: str | tuple[str, ...] | None = None) -> None:
         self.graph = graph
         self.wrt = _choose_inputs(graph, wrt)
         given = _given(graph, estimators)
         self.estimators = _assign(graph, given, self.wrt)
         _check(graph, self.estimators, self.wrt)
         self.rules = {name: rule_of(estimator) for name, estimator in self.estimators.items()}
-        order, objective = graph._order, graph._objective
+        order, objective = graph.order, graph.objective
         self._derivation = Derivation(order, self.rules, _constant_updates(graph, estimators, given))
         self._root = self._derivation.surrogate(objective)
         # A pathwise draw that is used inside an update alone is still drawn outside of it.
         drawn = [
             self._derivation.derive(node) for s, node in samples_in(order).items() if s in self._derivation.pathwise
         ]
-        self._program = schedule([self._root, *drawn, *graph._data])  # rows are counted, whoever reads them
+        self._program = schedule([self._root, *drawn, *graph.data])  # rows are counted, whoever reads them
         value = Derivation(order, value_rules(self.rules))
         self._value_root = value.derive(objective)
         self._scores = {name: value.score(node) for name, node in value.samples.items()}
         self._draws = {name: value.derive(node) for name, node in samples_in(order).items()}
         unsolved = open_unknowns(order)
         self._named_nodes = {n.name: value.derive(n) for n in order if n.named and not unsolved[n]}
-        recorded = (*graph._data, *self._scores.values(), *self._draws.values(), *self._named_nodes.values())
+        recorded = (*graph.data, *self._scores.values(), *self._draws.values(), *self._named_nodes.values())
         self._value_program = schedule([self._value_root, *recorded])
         self._unseen = {False, True}  # whether a pass outside of transforms, and one inside, is still the first
         self._support_program = schedule(s for s in self._scores.values() if not s.sample.law.fixed_support)
@@ -287,7 +289,7 @@ class Compiled:
     @cached_property
     def _draw_program(self) -> list[nd.Node]:
         """What draws, and nothing else."""
-        return schedule([*self.graph._data, *self._draws.values()])
+        return schedule([*self.graph.data, *self._draws.values()])
 
     @cached_property
     def _until_lengths(self) -> list[list[nd.Node]]:
@@ -297,7 +299,7 @@ class Compiled:
 
     def _rows(self, named: Mapping[str, Any]) -> dict[str, int]:
         """How many rows every plate of data has in some inputs."""
-        return data_sizes(self.graph._data, named) if self.graph._data else {}
+        return data_sizes(self.graph.data, named) if self.graph.data else {}
 
     def _replayed(self, point: Point, trace: Trace) -> tuple[Tensor, list[Tensor]]:
         """The value and gradient at a trace, cut if it is large."""
@@ -329,8 +331,6 @@ class Compiled:
 
     def explain(self) -> Any:
         """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula."""
-        from ._explain import explain
-
         return explain(self)
 
     def _named(self, inputs: Any) -> dict[str, Any]:
@@ -345,7 +345,7 @@ class Compiled:
                     f"{self.graph.name}: the input {name!r} holds a module, {type(found[0]).__name__}, and is to be "
                     f"differentiated. {_OF_A_MODULE}"
                 )
-        data_sizes(self.graph._data, given)  # refuses batches of different sizes
+        data_sizes(self.graph.data, given)  # refuses batches of different sizes
         return given
 
     def _run(self, inputs: Any, sizes: Mapping[str, int] | None, trace: Any = None) -> Run:
@@ -368,9 +368,9 @@ class Compiled:
         first = self._watches(run)
         loss = self._scalar(run.execute(self._program)[self._root], run)
         if first:
-            check_captured(self.graph._order, self._program, run, loss)
+            check_captured(self.graph.order, self._program, run, loss)
             if not in_transform():
-                check_pathwise(self._program, self._root, run.values, self.graph._objective)
+                check_pathwise(self._program, self._root, run.values, self.graph.objective)
             self._unseen.discard(in_transform())
         run.check_edges()
         if not in_transform() and not math.isfinite(loss.item()):
@@ -420,7 +420,7 @@ class Compiled:
         if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
             got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise SamplingError(
-                f"the objective {self.graph._objective.name!r} of {self.graph.name!r} must be a real scalar, got {got}"
+                f"the objective {self.graph.objective.name!r} of {self.graph.name!r} must be a real scalar, got {got}"
                 + (f". {OF_A_BATCH}" if isinstance(value, Tensor) and value.dim() else "")
             )
         return value
@@ -476,7 +476,7 @@ def _as_input(tree: Any) -> Any:
     return tree if pytree.tree_is_leaf(tree) else pytree.tree_map(_as_input, tree)
 
 
-def _choose_inputs(graph: Graph, wrt: str | tuple[str, ...] | None) -> tuple[str, ...]:
+def _choose_inputs(graph: Declaration, wrt: str | tuple[str, ...] | None) -> tuple[str, ...]:
     chosen = (graph.inputs[0],) if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
     for name in chosen:
         if name not in graph.inputs:
@@ -486,9 +486,9 @@ def _choose_inputs(graph: Graph, wrt: str | tuple[str, ...] | None) -> tuple[str
     return chosen
 
 
-def _given(graph: Graph, estimators: Any) -> dict[str, Any]:
+def _given(graph: Declaration, estimators: Any) -> dict[str, Any]:
     """The estimators as the user gave them, by sample node."""
-    known = samples_in(graph._order)
+    known = samples_in(graph.order)
     given = dict(estimators) if isinstance(estimators, Mapping) else dict.fromkeys(known, estimators)
     for name, estimator in given.items():
         if name not in known:
@@ -507,20 +507,20 @@ def _check_kind(where: str, estimator: Any) -> None:
         raise CompileError(f"{where}: {estimator!r} is not an estimator; use sg.SF(), sg.LSF(), sg.PW() ...")
 
 
-def _constant_updates(graph: Graph, estimators: Any, given: Mapping[str, Any]) -> set[nd.Update]:
+def _constant_updates(graph: Declaration, estimators: Any, given: Mapping[str, Any]) -> set[nd.Update]:
     """The updates whose direction is not differentiated: all of them, or those that a sample of the estimator feeds."""
-    updates = {node for node in graph._order if isinstance(node, nd.Update)}
+    updates = {node for node in graph.order if isinstance(node, nd.Update)}
     stopping = {name for name, estimator in given.items() if _stops(estimator)}
     if not isinstance(estimators, Mapping):
         return updates if _stops(estimators) else set()
-    return {node for node in updates if not stopping.isdisjoint(data_of(node, graph._order))}
+    return {node for node in updates if not stopping.isdisjoint(data_of(node, graph.order))}
 
 
 def _stops(estimator: Any) -> bool:
     return getattr(estimator, "curvature", None) == "stop"
 
 
-def _assign(graph: Graph, given: Mapping[str, Any], wrt: tuple[str, ...]) -> dict[str, Any]:
+def _assign(graph: Declaration, given: Mapping[str, Any], wrt: tuple[str, ...]) -> dict[str, Any]:
     """The estimator of every sample node that is scored.
 
     Nodes that depend on other inputs than the differentiated ones carry no gradient. They are scored all the same, so
@@ -528,39 +528,39 @@ def _assign(graph: Graph, given: Mapping[str, Any], wrt: tuple[str, ...]) -> dic
     because the update's direction is made of their scores.
     """
     pathwise = [name for name, estimator in given.items() if isinstance(estimator, Pathwise)]
-    needed = scored_samples(graph._order, [node for node in graph._inputs if node.name in wrt], pathwise)
+    needed = scored_samples(graph.order, [node for node in graph.sources if node.name in wrt], pathwise)
     for name, node in needed.items():
         if name not in given:
             raise CompileError(
                 f"sample {name!r} (axes: {describe(node.axes)}) has no estimator, and its distribution depends on a "
                 "differentiated input: give it one, sg.SF() for instance"
             )
-    others = scored_samples(graph._order, graph._inputs, [name for name in pathwise if name in needed])
+    others = scored_samples(graph.order, graph.sources, [name for name in pathwise if name in needed])
     weighted = {s: SF() for s, node in others.items() if not node.law.has_moving_support}
-    starts = [node.params for node in graph._order if isinstance(node, nd.Step)]
-    inner = {s: given.get(s, SF()) for s in scored_samples(graph._order, starts, pathwise)}
+    starts = [node.params for node in graph.order if isinstance(node, nd.Step)]
+    inner = {s: given.get(s, SF()) for s in scored_samples(graph.order, starts, pathwise)}
     found = {**weighted, **inner, **{name: given[name] for name in needed}}
-    return {name: found[name] for name in samples_in(graph._order) if name in found}
+    return {name: found[name] for name in samples_in(graph.order) if name in found}
 
 
-def _check(graph: Graph, estimators: Mapping[str, Any], wrt: tuple[str, ...]) -> None:
-    samples = samples_in(graph._order)
+def _check(graph: Declaration, estimators: Mapping[str, Any], wrt: tuple[str, ...]) -> None:
+    samples = samples_in(graph.order)
     for name, estimator in estimators.items():
         node = samples[name]
         if isinstance(estimator, Pathwise):
             _check_pathwise(graph, node, estimators)
         elif isinstance(node.law, DistributionLaw) and node.law.has_moving_support:
             raise CompileError(moving_support_message(node))
-    inputs = {node.name: node for node in graph._inputs}
+    inputs = {node.name: node for node in graph.sources}
     for name in wrt:
-        if graph._objective not in _routes(graph, inputs[name], estimators):
+        if graph.objective not in _routes(graph, inputs[name], estimators):
             raise CompileError(
-                f"the objective {graph._objective.name!r} does not depend on the input {name!r}, neither through "
+                f"the objective {graph.objective.name!r} does not depend on the input {name!r}, neither through "
                 "values nor through a distribution: leave it out of wrt, or use it in the graph"
             )
 
 
-def _check_pathwise(graph: Graph, node: nd.Sample, estimators: Mapping[str, Any]) -> None:
+def _check_pathwise(graph: Declaration, node: nd.Sample, estimators: Mapping[str, Any]) -> None:
     if not isinstance(node.law, DistributionLaw):
         raise CompileError(
             f"PW on sample {node.name!r}: {node.law.name} is a Sampler, whose draws have no differentiable path to "
@@ -572,22 +572,22 @@ def _check_pathwise(graph: Graph, node: nd.Sample, estimators: Mapping[str, Any]
     if straight_through:
         raise CompileError(straight_through_message(node, straight_through))
     _refuse_second_order(graph, node, estimators)
-    if graph._objective not in _routes(graph, node, estimators):
+    if graph.objective not in _routes(graph, node, estimators):
         raise CompileError(
             f"PW on sample {node.name!r} (axes: {describe(node.axes)}): the draw has no differentiable path to the "
-            f"objective {graph._objective.name!r}; it only meets operations without a derivative, or a stop. "
+            f"objective {graph.objective.name!r}; it only meets operations without a derivative, or a stop. "
             "Use SF for this node"
         )
 
 
-def _refuse_second_order(graph: Graph, node: nd.Sample, estimators: Mapping[str, Any]) -> None:
+def _refuse_second_order(graph: Declaration, node: nd.Sample, estimators: Mapping[str, Any]) -> None:
     """Refuse an update that takes the first derivative of a draw that has no other."""
     noise = node.law.noise_parents(node.arguments)
     pathwise = [name for name, estimator in estimators.items() if isinstance(estimator, Pathwise)]
-    for update in graph._order if noise else ():
+    for update in graph.order if noise else ():
         if not isinstance(update, nd.Update) or node not in schedule([update.objective]):
             continue
-        moved = moves_with(graph._order, [update.variable], pathwise)
+        moved = moves_with(graph.order, [update.variable], pathwise)
         if any(parent in moved for parent in noise):
             raise CompileError(
                 f"PW on sample {node.name!r} ({node.law.name}; axes: {describe(node.axes)}): its noise depends on its "
@@ -596,10 +596,10 @@ def _refuse_second_order(graph: Graph, node: nd.Sample, estimators: Mapping[str,
             )
 
 
-def _routes(graph: Graph, source: nd.Node, estimators: Mapping[str, Any]) -> set[nd.Node]:
+def _routes(graph: Declaration, source: nd.Node, estimators: Mapping[str, Any]) -> set[nd.Node]:
     """The nodes that a derivative with respect to `source` can reach, through values and through distributions."""
     found = {source}
-    for node in graph._order:
+    for node in graph.order:
         flat = isinstance(node, nd.Apply) and getattr(node.fn, "__name__", "") in _FLAT
         cut = flat or isinstance(node, nd.Stop)
         if not cut and any(parent in found for parent in node.inputs):
@@ -611,14 +611,14 @@ def _routes(graph: Graph, source: nd.Node, estimators: Mapping[str, Any]) -> set
         if isinstance(node, nd.Sample) and node is not source and not isinstance(estimators.get(node.name), Pathwise)
     ]
     for node in through:
-        found |= descends_from(graph._order, node)
+        found |= descends_from(graph.order, node)
     return found
 
 
-def _check_sizes(graph: Graph, sizes: Mapping[str, int]) -> Mapping[str, int]:
+def _check_sizes(graph: Declaration, sizes: Mapping[str, int]) -> Mapping[str, int]:
     if not sizes:
         return sizes
-    plates = plates_in(graph._order)
+    plates = plates_in(graph.order)
     for name, size in sizes.items():
         if name in plates and plates[name].data:
             _refuse_size(f"{name!r} is a plate of data: its size is the number of rows that the inputs have")

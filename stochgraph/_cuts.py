@@ -25,10 +25,10 @@ import torch
 from . import _node as nd
 from ._axes import Axes, Axis, describe
 from ._control import ControlVariate, Uncovered
+from ._declaration import Declaration
 from ._errors import CompileError, SamplingError
-from ._graph import Graph
 from ._leave_one_out import Replay
-from ._reach import plates_in, samples_in
+from ._paths import plates_in, samples_in
 from ._run import Piece
 from ._surrogate import Box, Controlled, ScoreTerm, Total, Weight
 from ._trace import Trace
@@ -75,14 +75,14 @@ class Cuts:
 
     def __init__(
         self,
-        graph: Graph,
+        graph: Declaration,
         program: Sequence[nd.Node],
         scores: Mapping[str, nd.Node],
         named: Mapping[str, nd.Node],
     ) -> None:
         self.graph, self.program = graph, program
-        self.samples = samples_in(graph._order)
-        self.plates = plates_in(graph._order)  # outer ones before inner ones
+        self.samples = samples_in(graph.order)
+        self.plates = plates_in(graph.order)  # outer ones before inner ones
         self._scores, self._named = scores, named
         self._refusals: dict[Axis, str | None] = {}
 

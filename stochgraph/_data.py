@@ -13,7 +13,7 @@ from torch.utils import _pytree as pytree
 from . import _node as nd
 from ._axes import Axis, describe
 from ._errors import DeclarationError, SamplingError
-from ._reach import plates_in
+from ._paths import plates_in
 from ._symbol import Declaration, Symbol, current
 
 

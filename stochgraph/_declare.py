@@ -20,9 +20,9 @@ from ._errors import DeclarationError
 from ._exponentials import Exponential, Logarithm, Scale
 from ._functions import held
 from ._law import DistributionLaw, SamplerLaw
+from ._paths import first_mixing, open_unknowns, plates_in
 from ._plates import plates_within, warn_of_shared_draws
 from ._program import schedule
-from ._reach import first_mixing, open_unknowns, plates_in
 from ._sampler import Sampler
 from ._symbol import Declaration, Symbol, built_inside, current, declare_apply, refuse_captured, to_nodes
 

@@ -27,16 +27,9 @@ from ._curvature import ExpandedBox, Expansion, OtherScores
 from ._errors import CompileError
 from ._implicit import CompiledArgmax
 from ._parts import part_of
+from ._paths import averaging_plate, descends_from, first_mixing, moves_with, samples_in
 from ._program import schedule
-from ._reach import (
-    Reach,
-    averaging_plate,
-    descends_from,
-    first_mixing,
-    linear_operands,
-    moves_with,
-    samples_in,
-)
+from ._reach import Reach, linear_operands
 from ._rules import COST, NOTHING, Key, Kind, Pending, Rule, Site, routing, settled, value_rules
 from ._surrogate import Box, Controlled, Score, ScoreTerm, Total, Weight
 from ._update import CompiledStep, Placeholder

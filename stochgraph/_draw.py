@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import networkx as nx
 import numpy as np
 
+from ._declaration import Declaration
 from ._grid import UPDATE_ROLES, captions, text, without_selects
 from ._layout import LETTER, ROW, Box, Layout, Point
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from ._graph import Graph
     from ._picture import Picture
 
 ACCENT, INK, PALE = "#b3261e", "#222222", "#7d7d7d"
@@ -54,7 +54,7 @@ LINES = {
 }
 
 
-def draw(graph: "Graph") -> "Picture":
+def draw(graph: Declaration) -> "Picture":
     """The graph as a `matplotlib` figure, as large as it needs to be."""
     from ._picture import Picture
 
@@ -74,7 +74,7 @@ def draw(graph: "Graph") -> "Picture":
     return figure
 
 
-def layout_of(graph: "Graph") -> Layout:
+def layout_of(graph: Declaration) -> Layout:
     """The places of the graph's nodes and boxes, in inches."""
     shown = without_selects(graph)
     return Layout(shown, {node: _width(shown, node) for node in shown}, captions(shown))

@@ -7,7 +7,7 @@ from . import _node as nd
 from ._latex import latex
 from ._leave_one_out import LEAVE_ONE_OUT, Replay
 from ._ledger import Row, largest, read_ledger
-from ._reach import averaging_plate
+from ._paths import averaging_plate
 
 _WORDS = {
     "once": "counted exactly once",
@@ -111,7 +111,7 @@ class Explanation:
 
 def explain(compiled: Any) -> Explanation:
     """The explanation of a `Compiled`."""
-    order, names = compiled.graph._order, list(compiled.rules)
+    order, names = compiled.graph.order, list(compiled.rules)
     rows = tuple(read_ledger(compiled._root, order, names, compiled.wrt))
     bias = max((bias_of(row) for row in rows), key=["0", "O(1/sqrt(N))", "O(1)"].index, default="0")
     alone = any(isinstance(n, nd.Sample) and averaging_plate(n) is None for n in order)
@@ -141,7 +141,7 @@ def _uncompared(compiled: Any) -> tuple[str, ...]:
     """The samples for which leave-one-out is the score function: nothing nonlinear follows the mean of their plate."""
     compared = {node.sample.name for node in compiled._program if isinstance(node, Replay)}
     names = [s for s, rule in compiled.rules.items() if rule.control is LEAVE_ONE_OUT and s not in compared]
-    plates = {n.name for n in compiled.graph._order if isinstance(n, nd.Sample) and averaging_plate(n) is not None}
+    plates = {n.name for n in compiled.graph.order if isinstance(n, nd.Sample) and averaging_plate(n) is not None}
     return tuple(name for name in names if name in plates)
 
 

@@ -7,23 +7,21 @@ of axes. An edge over several rows runs down a column of its own, its trunk, so 
 import itertools
 from collections.abc import Iterable, Iterator
 from statistics import fmean
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import networkx as nx
 
 from . import _node as nd
-
-if TYPE_CHECKING:
-    from ._graph import Graph
+from ._declaration import Declaration
 
 Lane = tuple[str, ...]
 UPDATE_ROLES = ("params", "objective", "rate", "init")
 
 
-def without_selects(graph: "Graph") -> nx.DiGraph:
+def without_selects(graph: Declaration) -> nx.DiGraph:
     """The graph with `tau.reward` and the like as `label`s of edges; an objective that is one stays a node."""
     full = graph.networkx
-    keys = {n.name: f".{n.key}" if n.attribute else f"[{n.key!r}]" for n in graph._order if isinstance(n, nd.Select)}
+    keys = {n.name: f".{n.key}" if n.attribute else f"[{n.key!r}]" for n in graph.order if isinstance(n, nd.Select)}
     shown = nx.DiGraph(**full.graph)
     shown.add_nodes_from((n, data) for n, data in full.nodes(data=True) if n not in keys or data["objective"])
     for parent, child, role in full.edges(data="role"):

@@ -51,7 +51,7 @@ class _Printer:
         self.wrt = ", ".join(symbol(name) for name in compiled.wrt)
         self.updates: dict[nd.Node, str] = {}
         axes: dict[Axis, None] = {}
-        for node in compiled.graph._order:
+        for node in compiled.graph.order:
             axes.update(dict.fromkeys(node.axes))
         plates = [axis for axis in axes if not axis.time]
         times = [axis for axis in axes if axis.time]

@@ -19,8 +19,8 @@ from ._control import control_variate
 from ._derive import Derivation
 from ._errors import CompileError, SamplingError
 from ._exponentials import Exponential, Scale
+from ._paths import averaging_plate, descends_from, samples_in
 from ._program import execute, schedule, split
-from ._reach import averaging_plate, descends_from, samples_in
 from ._rules import COST, Control, Kind, Pending, Rule, Site, settled
 from ._surrogate import Score, Weight
 from ._trees import map_tensors

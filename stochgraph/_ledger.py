@@ -14,7 +14,7 @@ from typing import Literal
 from . import _node as nd
 from ._axes import Axis
 from ._curvature import Expansion
-from ._reach import averaging_plate, between
+from ._paths import averaging_plate, between
 from ._surrogate import Box, Controlled, ScoreTerm, Total, Weight
 from ._update import CompiledUpdate, Placeholder
 

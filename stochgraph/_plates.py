@@ -17,8 +17,8 @@ from collections.abc import Iterable, Sequence
 from . import _node as nd
 from ._axes import Axes, Axis, describe, union
 from ._errors import DeclarationError
+from ._paths import descends_from
 from ._program import schedule
-from ._reach import descends_from
 
 _STACK = 4  # whoever called sg.graph, which calls declare, which calls warn_of_shared_draws
 

@@ -175,11 +175,11 @@ class _Outcomes:
         self.names, self.inputs, self.limit = compiled.graph.inputs, inputs, limit
         run = compiled._run(inputs, sizes)  # refuses wrong inputs and sizes
         self.watched, self.differentiated = list(watched(run.inputs, compiled.wrt).values()), set(compiled.rules)
-        self.wanted = {**sizes, **data_sizes(compiled.graph._data, run.inputs)}
-        order = compiled.graph._order
+        self.wanted = {**sizes, **data_sizes(compiled.graph.data, run.inputs)}
+        order = compiled.graph.order
         self.samples = [node for node in order if isinstance(node, nd.Sample)]
         value = Derivation(order, {node.name: VALUE for node in self.samples})
-        self.objective = value.derive(compiled.graph._objective)
+        self.objective = value.derive(compiled.graph.objective)
         self.scores = {node.name: value.score(node) for node in self.samples}
         self.program = schedule([self.objective, *self.scores.values()])
         self.draws: dict[str, Any] = {}

@@ -1,7 +1,7 @@
 """Numbers and texts of every graph of the tests under every estimator, in a file: what a redesign may not move.
 
-    python -m tests.golden write golden.json         before
-    python -m tests.golden compare golden.json       after each step
+python -m tests.golden write golden.json         before
+python -m tests.golden compare golden.json       after each step
 """
 
 import argparse
@@ -105,7 +105,9 @@ def main() -> None:
     before = json.loads(chosen.file.read_text())
     fields = set(chosen.fields.split(",")) - {""}
     if fields:
-        before, found = ({k: {f: v for f, v in e.items() if f in fields} for k, e in each.items()} for each in (before, found))
+        before, found = (
+            {k: {f: v for f, v in e.items() if f in fields} for k, e in each.items()} for each in (before, found)
+        )
     lines = list(differences(before, found))
     print("\n".join(lines))
     print(f"{len(found)} entries, {len(lines)} differences")

@@ -367,7 +367,7 @@ def test_functions_without_variables_stay_as_they_are():
 
 
 def functions_of(graph: sg.Graph) -> list[Any]:
-    return [fn for node in graph._order if (fn := getattr(node, "fn", None)) is not None]
+    return [fn for node in graph.order if (fn := getattr(node, "fn", None)) is not None]
 
 
 def test_a_function_keeps_what_else_there_is_of_it():
@@ -386,7 +386,7 @@ def test_a_function_keeps_what_else_there_is_of_it():
     (copy,) = functions_of(graph)
     names = "__name__ __qualname__ __module__ __doc__ __kwdefaults__ __annotations__ __code__ tag".split()
     assert [getattr(copy, name) for name in names] == [getattr(node, name) for name in names]
-    assert [n.name for n in graph._order] == ["theta", "node"]
+    assert [n.name for n in graph.order] == ["theta", "node"]
 
 
 @pytest.mark.parametrize("way", ["variable", "function", "partial", "method", "default", "tuple", "constant"])

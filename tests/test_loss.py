@@ -447,4 +447,4 @@ def test_what_sample_refuses():
     with pytest.raises(TypeError, match="takes 1 inputs"):
         compiled.loss()
     with pytest.raises(TypeError, match=r"a torch.Generator is expected"):
-        compiled.loss(theta(), generator=3)
+        compiled.loss(theta(), generator=3)  # type: ignore[arg-type]
