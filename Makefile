@@ -29,7 +29,7 @@ install: $(INSTALLED) ## make .venv and install the package in it, editable
 test bench: export MPLBACKEND = Agg
 
 demo: $(INSTALLED) ## run the navigation demo
-	$(BIN)/python -m stochgraph.algorithms.demo $(ARGS)
+	$(BIN)/python -m stochgraph.algorithms.commands.demo $(ARGS)
 
 test: $(INSTALLED) ## run the tests
 	$(BIN)/python -m pytest $(ARGS)

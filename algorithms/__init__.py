@@ -2,8 +2,8 @@
 
 What an algorithm is asked, and what it returns::
 
-    from stochgraph.algorithms.meta_policy_gradient import MetaProblem, adapted_return
-    from stochgraph.algorithms.template import Template
+    from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem, adapted_return
+    from stochgraph.algorithms.objectives.template import Template
 
 Templates, functions of a `MetaProblem`::
 
@@ -19,15 +19,15 @@ Templates, functions of a `MetaProblem`::
 
 What their theorems depend on, as printed and corrected::
 
-    from stochgraph.algorithms.convergence_constants import BOMRLConstants, LSFConstants, SGMRLConstants
+    from stochgraph.algorithms.exact.convergence_constants import BOMRLConstants, LSFConstants, SGMRLConstants
 
 Inner steps and baselines, for objectives of one's own::
 
-    from stochgraph.algorithms.advantages import LinearBaseline
-    from stochgraph.algorithms.policy_gradient import advantages, ascend_advantages, ascend_returns
-    from stochgraph.algorithms.proximal import proximal_step
-    from stochgraph.algorithms.replays import adapted_divergence
-    from stochgraph.algorithms.tabular_steps import improve_table, tabular_step
+    from stochgraph.algorithms.inner_steps.advantages import LinearBaseline
+    from stochgraph.algorithms.inner_steps.policy_gradient import advantages, ascend_advantages, ascend_returns
+    from stochgraph.algorithms.inner_steps.proximal import proximal_step
+    from stochgraph.algorithms.objectives.replays import adapted_divergence
+    from stochgraph.algorithms.inner_steps.tabular_steps import improve_table, tabular_step
 
 What trajectories are drawn with::
 

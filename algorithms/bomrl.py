@@ -27,12 +27,12 @@ from torch.distributions import Categorical
 
 import stochgraph as sg
 
-from .exact import Process, action_values, returns, visitation
-from .meta_policy_gradient import MetaProblem
-from .policies import TabularSoftmax
-from .proximal import practical_solvers, proximal_step
-from .tabular_steps import StateByState, improve_table, tabular_step
-from .template import Template
+from .exact.processes import Process, action_values, returns, visitation
+from .inner_steps.proximal import practical_solvers, proximal_step
+from .inner_steps.tabular_steps import StateByState, improve_table, tabular_step
+from .objectives.meta_policy_gradient import MetaProblem
+from .objectives.template import Template
+from .policies.families import TabularSoftmax
 
 # --- eq. 1: tables
 
@@ -105,7 +105,7 @@ def tabular_bomrl(problem: MetaProblem, *, penalty: float = 0.5, distance: str =
     Example:
         >>> from stochgraph.algorithms.bomrl import tabular_bomrl
         >>> from stochgraph.algorithms.environments import RandomMDP
-        >>> from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+        >>> from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
         >>> from stochgraph.algorithms.policies import TabularSoftmax
         >>> from stochgraph.algorithms.rollouts import Rollouts
         >>> walks = Rollouts(RandomMDP(states=3, actions=2), TabularSoftmax(3, 2), horizon=3)
@@ -149,7 +149,7 @@ def bomrl(
     Example:
         >>> from stochgraph.algorithms.bomrl import bomrl
         >>> from stochgraph.algorithms.environments import Navigation
-        >>> from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+        >>> from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
         >>> from stochgraph.algorithms.policies import GaussianMLP
         >>> from stochgraph.algorithms.rollouts import Rollouts
         >>> walks = Rollouts(Navigation(), GaussianMLP(2, 2, hidden=()), horizon=3)
@@ -197,7 +197,7 @@ def practical_bomrl(
     Example:
         >>> from stochgraph.algorithms.bomrl import practical_bomrl
         >>> from stochgraph.algorithms.environments import Navigation
-        >>> from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+        >>> from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
         >>> from stochgraph.algorithms.policies import GaussianMLP
         >>> from stochgraph.algorithms.rollouts import Rollouts
         >>> walks = Rollouts(Navigation(), GaussianMLP(2, 2, hidden=()), horizon=3)
@@ -237,7 +237,7 @@ def fixed_sample_bomrl(
     Example:
         >>> from stochgraph.algorithms.bomrl import fixed_sample_bomrl
         >>> from stochgraph.algorithms.environments import Navigation
-        >>> from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+        >>> from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
         >>> from stochgraph.algorithms.policies import GaussianMLP
         >>> from stochgraph.algorithms.rollouts import Rollouts
         >>> walks = Rollouts(Navigation(), GaussianMLP(2, 2, hidden=()), horizon=3)

@@ -13,8 +13,8 @@ from typing import Any
 
 import stochgraph as sg
 
-from .meta_policy_gradient import MetaProblem
-from .template import Template
+from .objectives.meta_policy_gradient import MetaProblem
+from .objectives.template import Template
 
 
 def emaml(problem: MetaProblem, *, credit_baseline: Any = None) -> Template:
@@ -29,7 +29,7 @@ def emaml(problem: MetaProblem, *, credit_baseline: Any = None) -> Template:
 
     Example:
         >>> from stochgraph.algorithms.environments import Navigation
-        >>> from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+        >>> from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
         >>> from stochgraph.algorithms.emaml import emaml
         >>> from stochgraph.algorithms.policies import GaussianMLP
         >>> from stochgraph.algorithms.rollouts import Rollouts
@@ -53,7 +53,7 @@ def emaml_published(problem: MetaProblem) -> Template:
 
     Example:
         >>> from stochgraph.algorithms.environments import Navigation
-        >>> from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+        >>> from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
         >>> from stochgraph.algorithms.emaml import emaml_published
         >>> from stochgraph.algorithms.policies import GaussianMLP
         >>> from stochgraph.algorithms.rollouts import Rollouts

@@ -13,8 +13,8 @@ References:
 
 import stochgraph as sg
 
-from .meta_policy_gradient import MetaProblem
-from .template import Template
+from .objectives.meta_policy_gradient import MetaProblem
+from .objectives.template import Template
 
 
 def loo(problem: MetaProblem) -> Template:
@@ -28,7 +28,7 @@ def loo(problem: MetaProblem) -> Template:
 
     Example:
         >>> from stochgraph.algorithms.environments import Navigation
-        >>> from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+        >>> from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
         >>> from stochgraph.algorithms.loo import loo
         >>> from stochgraph.algorithms.policies import GaussianMLP
         >>> from stochgraph.algorithms.rollouts import Rollouts

@@ -14,8 +14,8 @@ References:
 
 import stochgraph as sg
 
-from .meta_policy_gradient import MetaProblem
-from .template import Template
+from .objectives.meta_policy_gradient import MetaProblem
+from .objectives.template import Template
 
 
 def lsf(problem: MetaProblem, *, control_variate: bool = False) -> Template:
@@ -29,7 +29,7 @@ def lsf(problem: MetaProblem, *, control_variate: bool = False) -> Template:
 
     Example:
         >>> from stochgraph.algorithms.environments import Navigation
-        >>> from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+        >>> from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
         >>> from stochgraph.algorithms.lsf import lsf
         >>> from stochgraph.algorithms.policies import GaussianMLP
         >>> from stochgraph.algorithms.rollouts import Rollouts

@@ -16,9 +16,9 @@ from torch import Tensor
 
 import stochgraph as sg
 
-from .meta_policy_gradient import MetaProblem
-from .policies import Parameters, Policy
-from .template import Template
+from .objectives.meta_policy_gradient import MetaProblem
+from .objectives.template import Template
+from .policies.families import Parameters, Policy
 
 _RATE = "rate."  # the name of a parameter's step size is this and the parameter's own
 
@@ -37,7 +37,7 @@ def meta_sgd(problem: MetaProblem) -> Template:
 
     Example:
         >>> from stochgraph.algorithms.environments import Navigation
-        >>> from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+        >>> from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
         >>> from stochgraph.algorithms.meta_sgd import LearnedRates, meta_sgd
         >>> from stochgraph.algorithms.policies import GaussianMLP
         >>> from stochgraph.algorithms.rollouts import Rollouts

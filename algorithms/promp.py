@@ -24,13 +24,13 @@ import torch
 from torch import Tensor
 
 import stochgraph as sg
-from stochgraph._checks import FLAG, at_least, more_than, require
+from stochgraph.errors.checks import FLAG, at_least, more_than, require
 
-from .advantages import Baseline, LinearBaseline
-from .meta_policy_gradient import MetaProblem
-from .policy_gradient import advantages, step_ratios, whole
-from .replays import Adapt, Reference, adapted_to, mean_divergence, recorded, recorded_batches
-from .template import Template
+from .inner_steps.advantages import Baseline, LinearBaseline
+from .inner_steps.policy_gradient import advantages, step_ratios, whole
+from .objectives.meta_policy_gradient import MetaProblem
+from .objectives.replays import Adapt, Reference, adapted_to, mean_divergence, recorded, recorded_batches
+from .objectives.template import Template
 
 EPOCHS = 5  # steps on one meta-batch, as in the paper's experiments
 
@@ -52,7 +52,7 @@ def promp(problem: MetaProblem, *, clip: float = 0.3, penalty: float = 5e-4, sta
 
     Example:
         >>> from stochgraph.algorithms.environments import Navigation
-        >>> from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+        >>> from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
         >>> from stochgraph.algorithms.policies import GaussianMLP
         >>> from stochgraph.algorithms.promp import promp
         >>> from stochgraph.algorithms.rollouts import Rollouts

@@ -23,10 +23,10 @@ References:
 from typing import Any
 
 import stochgraph as sg
-from stochgraph._checks import FLAG, require
+from stochgraph.errors.checks import FLAG, require
 
-from .meta_policy_gradient import MetaProblem
-from .template import Template
+from .objectives.meta_policy_gradient import MetaProblem
+from .objectives.template import Template
 
 
 def sgmrl(problem: MetaProblem, *, credit_baseline: Any = None) -> Template:
@@ -44,7 +44,7 @@ def sgmrl(problem: MetaProblem, *, credit_baseline: Any = None) -> Template:
 
     Example:
         >>> from stochgraph.algorithms.environments import Navigation
-        >>> from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+        >>> from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
         >>> from stochgraph.algorithms.sgmrl import sgmrl
         >>> from stochgraph.algorithms.policies import GaussianMLP
         >>> from stochgraph.algorithms.rollouts import Rollouts
@@ -83,7 +83,7 @@ def sgmrl_published(problem: MetaProblem, *, whole: bool = False) -> Template:
 
     Example:
         >>> from stochgraph.algorithms.environments import Navigation
-        >>> from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+        >>> from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
         >>> from stochgraph.algorithms.sgmrl import sgmrl_published
         >>> from stochgraph.algorithms.policies import GaussianMLP
         >>> from stochgraph.algorithms.rollouts import Rollouts
@@ -122,7 +122,7 @@ def sgmrl_first_order(problem: MetaProblem) -> Template:
 
     Example:
         >>> from stochgraph.algorithms.environments import Navigation
-        >>> from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+        >>> from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
         >>> from stochgraph.algorithms.sgmrl import sgmrl_first_order
         >>> from stochgraph.algorithms.policies import GaussianMLP
         >>> from stochgraph.algorithms.rollouts import Rollouts

@@ -14,8 +14,8 @@ from typing import Any
 
 import stochgraph as sg
 
-from .meta_policy_gradient import MetaProblem
-from .template import Template
+from .objectives.meta_policy_gradient import MetaProblem
+from .objectives.template import Template
 
 
 def tmaml(problem: MetaProblem, *, curvature_baseline: Any = "linear", decay: float = 1.0) -> Template:
@@ -37,7 +37,7 @@ def tmaml(problem: MetaProblem, *, curvature_baseline: Any = "linear", decay: fl
 
     Example:
         >>> from stochgraph.algorithms.environments import Navigation
-        >>> from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+        >>> from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
         >>> from stochgraph.algorithms.tmaml import tmaml
         >>> from stochgraph.algorithms.policies import GaussianMLP
         >>> from stochgraph.algorithms.rollouts import Rollouts

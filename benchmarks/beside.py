@@ -48,7 +48,7 @@ def demo(iterations: int, setting: str, others: int) -> Seconds:
     path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     environment = {**os.environ, "PYTHONPATH": path, **SETTINGS[setting]}
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile("w+") as errors, busy(others):
-        command = [sys.executable, "-m", "stochgraph.algorithms.demo", "--iterations", str(iterations)]
+        command = [sys.executable, "-m", "stochgraph.algorithms.commands.demo", "--iterations", str(iterations)]
         command += ["--out", f"{folder}/navigation.png"]
         start = time.perf_counter()
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors, cwd=folder)

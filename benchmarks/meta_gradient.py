@@ -34,7 +34,7 @@ from torch.utils import _pytree as pytree
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import stochgraph as sg
 from benchmarks._machine import quiet_machine
-from stochgraph.algorithms.meta_policy_gradient import adapted_return
+from stochgraph.algorithms.objectives.meta_policy_gradient import adapted_return
 from stochgraph.algorithms.policies import GaussianMLP
 from stochgraph.algorithms.rollouts import acting
 

@@ -27,7 +27,7 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import stochgraph as sg
 from stochgraph.algorithms.environments import Navigation
-from stochgraph.algorithms.meta_policy_gradient import adapted_return
+from stochgraph.algorithms.objectives.meta_policy_gradient import adapted_return
 from stochgraph.algorithms.policies import GaussianMLP
 from stochgraph.algorithms.rollouts import Rollouts
 

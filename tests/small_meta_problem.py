@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 import stochgraph as sg
-from stochgraph.algorithms.meta_policy_gradient import MetaProblem
 from stochgraph.algorithms.meta_sgd import LearnedRates
+from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
 from stochgraph.algorithms.policies import TabularSoftmax
 
 F64 = torch.float64

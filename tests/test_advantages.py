@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 import stochgraph as sg
-from stochgraph.algorithms.advantages import LinearBaseline, ValueNetwork, Zero, gae, returns_to_go
-from stochgraph.algorithms.policy_gradient import advantages, ascend_advantages, whole
+from stochgraph.algorithms.inner_steps.advantages import LinearBaseline, ValueNetwork, Zero, gae, returns_to_go
+from stochgraph.algorithms.inner_steps.policy_gradient import advantages, ascend_advantages, whole
 from tests.problems import DISCOUNT, F64, MDP_THETA, RATE, Path, TwoStateMDP, mdp, mdp_value
 
 EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-10}

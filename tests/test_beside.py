@@ -14,7 +14,7 @@ pytest.importorskip("tqdm")
 
 from click.testing import CliRunner
 
-from stochgraph.algorithms import _beside, command_line, demo
+from stochgraph.algorithms.commands import beside, command_line, demo
 from stochgraph.algorithms.training import train
 from tests.training_cases import SMALL, python_environment, same_runs
 
@@ -31,34 +31,34 @@ intr 12 34
 def crowded(monkeypatch):
     """The program is one of this package's own, with two threads on processors that others use; a restart is noted."""
     restarts: list[tuple[str, list[str], dict[str, str]]] = []
-    for name in _beside._SAID:
+    for name in beside._SAID:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(torch.backends.openmp, "is_available", lambda: True)
-    monkeypatch.setattr(_beside, "_is_own_program", lambda: True)
-    monkeypatch.setattr(_beside, "free_processors", lambda: 0.2)
+    monkeypatch.setattr(beside, "_is_own_program", lambda: True)
+    monkeypatch.setattr(beside, "free_processors", lambda: 0.2)
     monkeypatch.setattr(os, "execve", lambda *given: restarts.append(given))
     return restarts
 
 
 def test_a_program_starts_anew_where_others_keep_the_processors_busy(crowded, monkeypatch, capsys):
     monkeypatch.setattr(
-        sys, "orig_argv", ["python", "-X", "dev", "-m", "stochgraph.algorithms.demo", "--out", "a b.png"]
+        sys, "orig_argv", ["python", "-X", "dev", "-m", "stochgraph.algorithms.commands.demo", "--out", "a b.png"]
     )
-    _beside.make_room()
+    beside.make_room()
     [(program, arguments, environment)] = crowded
     assert program == sys.executable
-    assert arguments == [sys.executable, "-X", "dev", "-m", "stochgraph.algorithms.demo", "--out", "a b.png"]
+    assert arguments == [sys.executable, "-X", "dev", "-m", "stochgraph.algorithms.commands.demo", "--out", "a b.png"]
     assert environment == {**os.environ, "OMP_WAIT_POLICY": "passive"}
     assert "OMP_WAIT_POLICY" not in os.environ
     assert "threads sleep while they wait" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("name", _beside._SAID)
+@pytest.mark.parametrize("name", beside._SAID)
 @pytest.mark.parametrize("value", ["", "active", "passive", "0"])
 def test_whoever_says_how_threads_wait_has_decided(name, value, crowded, monkeypatch):
     monkeypatch.setenv(name, value)
-    _beside.make_room()
+    beside.make_room()
     assert not crowded
 
 
@@ -67,14 +67,14 @@ def test_whoever_says_how_threads_wait_has_decided(name, value, crowded, monkeyp
     [
         (torch, "get_num_threads", 1),
         (torch.backends.openmp, "is_available", False),
-        (_beside, "_is_own_program", False),
-        (_beside, "free_processors", 1.6),
-        (_beside, "free_processors", float("inf")),
+        (beside, "_is_own_program", False),
+        (beside, "free_processors", 1.6),
+        (beside, "free_processors", float("inf")),
     ],
 )
 def test_where_there_is_no_reason_nothing_happens(owner, name, value, crowded, monkeypatch, capsys):
     monkeypatch.setattr(owner, name, lambda: value)
-    _beside.make_room()
+    beside.make_room()
     assert not crowded
     assert capsys.readouterr().err == ""
 
@@ -82,15 +82,15 @@ def test_where_there_is_no_reason_nothing_happens(owner, name, value, crowded, m
 @pytest.mark.parametrize(("threads", "free", "restarts"), [(2, 1.0, True), (2, 1.9, False), (8, 7.0, True)])
 def test_every_thread_wants_a_processor(threads, free, restarts, crowded, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(_beside, "free_processors", lambda: free)
-    _beside.make_room()
+    monkeypatch.setattr(beside, "free_processors", lambda: free)
+    beside.make_room()
     assert bool(crowded) == restarts
 
 
 def test_a_busy_moment_is_no_crowd(crowded, monkeypatch):
     moments = iter([0.0, 0.0, 2.0])
-    monkeypatch.setattr(_beside, "free_processors", lambda: next(moments))
-    _beside.make_room()
+    monkeypatch.setattr(beside, "free_processors", lambda: next(moments))
+    beside.make_room()
     assert not crowded
 
 
@@ -108,31 +108,31 @@ def test_processors_that_are_idle(after, free, monkeypatch, tmp_path):
     """Of those that this process may run on, 0 and 1; time that is waited for disks is free."""
     file = tmp_path / "stat"
     file.write_text(LINES.format(100, 100, 0, 100, 100, 0))
-    monkeypatch.setattr(_beside, "_STATISTICS", file)
+    monkeypatch.setattr(beside, "_STATISTICS", file)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1}, raising=False)
     monkeypatch.setattr(time, "sleep", lambda _: file.write_text(LINES.format(*after)))
-    assert _beside._idle() == pytest.approx(free)
+    assert beside._idle() == pytest.approx(free)
 
 
 def test_a_system_without_statistics(monkeypatch, tmp_path):
-    monkeypatch.setattr(_beside, "_STATISTICS", tmp_path / "none")
-    monkeypatch.setattr(_beside, "_QUOTA", tmp_path / "none")
-    assert _beside.free_processors() == float("inf")
+    monkeypatch.setattr(beside, "_STATISTICS", tmp_path / "none")
+    monkeypatch.setattr(beside, "_QUOTA", tmp_path / "none")
+    assert beside.free_processors() == float("inf")
 
 
 @pytest.mark.parametrize(("text", "quota"), [("max 100000\n", float("inf")), ("150000 100000\n", 1.5)])
 def test_a_group_that_may_use_so_many_processors(text, quota, monkeypatch, tmp_path):
     (tmp_path / "cpu.max").write_text(text)
-    monkeypatch.setattr(_beside, "_STATISTICS", tmp_path / "none")
-    monkeypatch.setattr(_beside, "_QUOTA", tmp_path / "cpu.max")
-    assert _beside.free_processors() == quota
+    monkeypatch.setattr(beside, "_STATISTICS", tmp_path / "none")
+    monkeypatch.setattr(beside, "_QUOTA", tmp_path / "cpu.max")
+    assert beside.free_processors() == quota
 
 
 @pytest.mark.parametrize(
     ("spec", "path", "own"),
     [
-        ("stochgraph.algorithms.demo", "/anywhere/demo.py", True),
-        ("stochgraph.algorithms.command_line", "/anywhere/command_line.py", True),
+        ("stochgraph.algorithms.commands.demo", "/anywhere/demo.py", True),
+        ("stochgraph.algorithms.commands.command_line", "/anywhere/command_line.py", True),
         (None, "/anywhere/bin/stochgraph", True),
         (None, r"stochgraph.exe", True),
         (None, "slopes.py", False),
@@ -148,18 +148,18 @@ def test_programs_of_others_are_left_alone(spec, path, own, monkeypatch):
     main.__spec__ = None if spec is None else type("Spec", (), {"name": spec})()
     monkeypatch.setitem(sys.modules, "__main__", main)
     monkeypatch.setattr(sys, "argv", [path])
-    assert _beside._is_own_program() == own
+    assert beside._is_own_program() == own
 
 
 PROGRAM = """\
 import os
 from click.testing import CliRunner
 
-from stochgraph.algorithms import _beside, command_line, demo
+from stochgraph.algorithms.commands import beside, command_line, demo
 from stochgraph.algorithms.training import train
-from stochgraph.algorithms.command_line import main
+from stochgraph.algorithms.commands.command_line import main
 
-_beside.free_processors = lambda: 0.0
+beside.free_processors = lambda: 0.0
 print("started", os.environ.get("OMP_WAIT_POLICY"), os.getpid())
 main()
 """

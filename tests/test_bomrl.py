@@ -9,17 +9,18 @@ from torch import Tensor
 from torch.distributions import Categorical
 
 import stochgraph as sg
-from stochgraph.algorithms import exact, optimality
 from stochgraph.algorithms.bomrl import bomrl, every_task, exact_bomrl, practical_bomrl, tabular_bomrl
 from stochgraph.algorithms.environments import Navigation, RandomMDP
 from stochgraph.algorithms.environments.tabular import Dynamics
-from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+from stochgraph.algorithms.exact import optimality
+from stochgraph.algorithms.exact import processes as exact
+from stochgraph.algorithms.inner_steps.policy_gradient import ascend_advantages
+from stochgraph.algorithms.inner_steps.proximal import proximal_step, quadratic_divergence
+from stochgraph.algorithms.inner_steps.tabular_steps import SOLUTIONS, StateByState, improve_table, tabular_step
+from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
+from stochgraph.algorithms.objectives.replays import adapted_divergence
 from stochgraph.algorithms.policies import GaussianMLP, TabularSoftmax
-from stochgraph.algorithms.policy_gradient import ascend_advantages
-from stochgraph.algorithms.proximal import proximal_step, quadratic_divergence
-from stochgraph.algorithms.replays import adapted_divergence
 from stochgraph.algorithms.rollouts import Rollouts
-from stochgraph.algorithms.tabular_steps import SOLUTIONS, StateByState, improve_table, tabular_step
 from tests.problems import DISCOUNT, F64, MDP_THETA, TwoStateMDP, mdp_value
 from tests.test_exact import lakes, random_processes
 

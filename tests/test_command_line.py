@@ -19,7 +19,7 @@ pytest.importorskip("tqdm")
 from click.testing import CliRunner
 
 import stochgraph as sg
-from stochgraph.algorithms import command_line, demo
+from stochgraph.algorithms.commands import command_line, demo
 from stochgraph.algorithms.training import Configuration, Problem, RankFailure, RunFolder, TrainingError, compare
 from stochgraph.algorithms.training.configuration import describe
 from stochgraph.algorithms.training.reports import ProgressBar
@@ -328,7 +328,7 @@ def test_the_demo_gets_its_own_options(monkeypatch):
 
 
 def test_the_module_is_the_command_too(tmp_path):
-    command = [sys.executable, "-m", "stochgraph.algorithms.command_line", "train", "--iterations", "2"]
+    command = [sys.executable, "-m", "stochgraph.algorithms.commands.command_line", "train", "--iterations", "2"]
     SMALL.replace(output=str(tmp_path / "run")).save(tmp_path / "small.json")
     done = subprocess.run(
         [*command, "--config", str(tmp_path / "small.json")],

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 import stochgraph as sg
-from stochgraph.algorithms import exact, optimality
-from stochgraph.algorithms.convergence_constants import (
+from stochgraph.algorithms.exact import optimality
+from stochgraph.algorithms.exact import processes as exact
+from stochgraph.algorithms.exact.convergence_constants import (
     SOFTMAX_TABLE,
     BOMRLConstants,
     Constant,
@@ -19,7 +20,7 @@ from stochgraph.algorithms.convergence_constants import (
     line_errors,
     toy_variances,
 )
-from stochgraph.algorithms.tabular_steps import SOLUTIONS
+from stochgraph.algorithms.inner_steps.tabular_steps import SOLUTIONS
 from tests.problems import DISCOUNT, F64, MDP_THETA, REWARD, TwoStateMDP, mdp_value
 from tests.test_exact import random_processes
 

@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Bernoulli
 
 import stochgraph as sg
-from stochgraph._curvature import loaded, taylor
+from stochgraph.surrogate.expansions import loaded, taylor
 from tests import problems
 from tests.problems import DISCOUNT, F64, MDP_THETA, TwoStateMDP
 

@@ -18,7 +18,7 @@ pytest.importorskip("tqdm")
 from matplotlib.figure import Figure
 
 import stochgraph as sg
-from stochgraph.algorithms import demo
+from stochgraph.algorithms.commands import demo
 from stochgraph.algorithms.training.curves import save_figure
 from stochgraph.algorithms.training.reports import ProgressBar
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 import stochgraph as sg
-from stochgraph.algorithms.command_line import main
+from stochgraph.algorithms.commands.command_line import main
 from stochgraph.algorithms.environments import CornerNavigation, LineNavigation, Navigation, RandomMDP
 from stochgraph.algorithms.policies import CategoricalMLP, GaussianMLP, TabularSoftmax
 from stochgraph.algorithms.rollouts import Rollouts

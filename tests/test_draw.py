@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Normal
 
 import stochgraph as sg
-from stochgraph._draw import layout_of
-from stochgraph._layout import ROW, Box, Layout
+from stochgraph.explain.drawing import layout_of
+from stochgraph.explain.layout import ROW, Box, Layout
 
 figures = pytest.importorskip("matplotlib.figure")
 
@@ -231,7 +231,7 @@ def test_nothing_is_shown_or_left_behind() -> None:
 
 def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    monkeypatch.delitem(sys.modules, "stochgraph._picture", raising=False)
+    monkeypatch.delitem(sys.modules, "stochgraph.explain.picture", raising=False)
     with pytest.raises(ImportError, match=r"pip install stochgraph\[plot\]"):
         normal.draw()
 

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 import stochgraph as sg
-from stochgraph.algorithms import exact, optimality
 from stochgraph.algorithms.bomrl import every_task
-from stochgraph.algorithms.convergence_constants import (
+from stochgraph.algorithms.exact import optimality
+from stochgraph.algorithms.exact import processes as exact
+from stochgraph.algorithms.exact.convergence_constants import (
     SOFTMAX_TABLE,
     LSFConstants,
     SGMRLConstants,
     line_errors,
     toy_variances,
 )
-from stochgraph.algorithms.tabular_steps import improve_table
+from stochgraph.algorithms.inner_steps.tabular_steps import improve_table
 from tests.problems import DISCOUNT, F64, MDP_THETA, REWARD, mdp, mdp_value
 from tests.test_exact import lakes, random_processes
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.nn.functional import one_hot
 
-from stochgraph.algorithms import exact
 from stochgraph.algorithms.environments import FrozenLake, RandomMDP
 from stochgraph.algorithms.environments.tabular import Dynamics
+from stochgraph.algorithms.exact import processes as exact
 from tests.problems import F64
 
 DISCOUNT = 0.8

@@ -7,7 +7,7 @@ import torch
 
 import stochgraph as sg
 from stochgraph.algorithms.environments import FrozenLake, ListedTasks, Navigation, RandomMDP
-from stochgraph.algorithms.meta_policy_gradient import adapted_return
+from stochgraph.algorithms.objectives.meta_policy_gradient import adapted_return
 from stochgraph.algorithms.policies import CategoricalMLP, GaussianMLP, TabularSoftmax
 from stochgraph.algorithms.rollouts import Rollouts
 from tests.problems import F64

@@ -14,8 +14,8 @@ import torch
 from torch.distributions import Bernoulli, Categorical, LogNormal, Normal
 
 import stochgraph as sg
-from stochgraph._symbol import _current
 from stochgraph.algorithms.policies import GaussianMLP
+from stochgraph.language.symbols import _current
 from stochgraph.solvers import LBFGS, Adam, ClosedForm, ConjugateGradient, Dense, Newton, Problem
 from stochgraph.solvers._linear import conjugate_gradient
 from tests import problems

@@ -10,11 +10,11 @@ from torch.utils import _pytree as pytree
 
 import stochgraph as sg
 from stochgraph.algorithms.environments import FrozenLake, Navigation
-from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+from stochgraph.algorithms.inner_steps.policy_gradient import whole
 from stochgraph.algorithms.meta_sgd import meta_sgd
+from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
+from stochgraph.algorithms.objectives.replays import Recorded, adapted_divergence, adapted_to, recorded_batches
 from stochgraph.algorithms.policies import GaussianMLP, TabularSoftmax
-from stochgraph.algorithms.policy_gradient import whole
-from stochgraph.algorithms.replays import Recorded, adapted_divergence, adapted_to, recorded_batches
 from stochgraph.algorithms.rollouts import Rollouts
 from stochgraph.algorithms.training import Configuration, ConfigurationError, Problem, RunFolder, TrainingError, train
 from stochgraph.algorithms.training.settings import ALGORITHMS, ESTIMATORS

@@ -5,8 +5,8 @@ import torch
 from torch.distributions import Bernoulli, Categorical, Normal, Uniform
 
 import stochgraph as sg
-from stochgraph import _leave_one_out
-from stochgraph._derive import Derivation
+from stochgraph.derive import replays as _leave_one_out
+from stochgraph.derive.derivation import Derivation
 from tests import problems
 from tests.problems import BANDIT_REWARD, BANDIT_THETA, F64, GRAPHS
 

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from torch.utils.data import DataLoader
 
 import stochgraph as sg
-from stochgraph import _cuts
+from stochgraph.run import cuts as _cuts
 from tests.problems import F64
 from tests.test_navigation import meta, parameters
 

@@ -10,15 +10,15 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import stochgraph as sg
-from stochgraph.algorithms.advantages import LinearBaseline, gae
-from stochgraph.algorithms.meta_policy_gradient import adapted_return
+from stochgraph.algorithms.inner_steps.advantages import LinearBaseline, gae
+from stochgraph.algorithms.inner_steps.policy_gradient import ascend_advantages
+from stochgraph.algorithms.objectives.meta_policy_gradient import adapted_return
+from stochgraph.algorithms.objectives.replays import Recorded, adapted_divergence, adapted_gain, meta_divergence
+from stochgraph.algorithms.optimizers.trust_region import conjugate_gradients, replay, trust_region_step
+from stochgraph.algorithms.optimizers.vectors import Vector
 from stochgraph.algorithms.policies import GaussianMLP
-from stochgraph.algorithms.policy_gradient import ascend_advantages
 from stochgraph.algorithms.promp import clipped_return
-from stochgraph.algorithms.replays import Recorded, adapted_divergence, adapted_gain, meta_divergence
 from stochgraph.algorithms.training.learners import Ascent
-from stochgraph.algorithms.trust_region import conjugate_gradients, replay, trust_region_step
-from stochgraph.algorithms.vectors import Vector
 from tests.problems import F64
 
 EXACT: dict[str, Any] = {"rtol": 0.0, "atol": 1e-10}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.func import grad, grad_and_value, jvp, vmap
 
-from stochgraph.algorithms._networks import tanh
+from stochgraph.algorithms.policies.networks import tanh
 
 POINTS = torch.cat([torch.linspace(-12, 12, 4001, dtype=torch.float64), torch.tensor([-1e3, 0.0, 1e3]).double()])
 

@@ -8,8 +8,8 @@ from torch.distributions import Bernoulli, Normal
 from torch.utils import _pytree as pytree
 
 import stochgraph as sg
-from stochgraph import _cuts
-from stochgraph._update import CompiledStep
+from stochgraph.run import cuts as _cuts
+from stochgraph.surrogate.steps import CompiledStep
 from tests import problems
 from tests.problems import BANDIT_THETA, F64
 from tests.test_navigation import meta, parameters
@@ -91,7 +91,7 @@ def test_a_large_graph_is_drawn_and_then_differentiated_in_chunks(estimator, ste
 def test_navigation_of_the_papers_is_cut_as_it_is(tasks_at_once):
     """N = M = 20 trajectories of H = 100 steps, layers of 64: chunks of four tasks; with 4 trajectories it is whole."""
     from stochgraph.algorithms.environments import Navigation
-    from stochgraph.algorithms.meta_policy_gradient import adapted_return
+    from stochgraph.algorithms.objectives.meta_policy_gradient import adapted_return
     from stochgraph.algorithms.policies import GaussianMLP
     from stochgraph.algorithms.rollouts import Rollouts
 

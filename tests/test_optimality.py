@@ -9,10 +9,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
-from stochgraph.algorithms import exact, optimality
 from stochgraph.algorithms.bomrl import every_task, exact_bomrl
 from stochgraph.algorithms.environments.tabular import Dynamics
-from stochgraph.algorithms.tabular_steps import SOLUTIONS
+from stochgraph.algorithms.exact import optimality
+from stochgraph.algorithms.exact import processes as exact
+from stochgraph.algorithms.inner_steps.tabular_steps import SOLUTIONS
 from tests.problems import F64
 from tests.test_exact import lakes, random_processes
 

@@ -12,7 +12,7 @@ from torch.func import functional_call
 
 from stochgraph.algorithms.environments import RandomMDP
 from stochgraph.algorithms.maml import maml
-from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
 from stochgraph.algorithms.policies import CategoricalModule
 from stochgraph.algorithms.rollouts import Rollouts
 

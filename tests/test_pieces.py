@@ -8,8 +8,8 @@ from torch.distributions import Bernoulli, Normal
 from torch.utils import _pytree as pytree
 
 import stochgraph as sg
-from stochgraph import _pieces
-from stochgraph._update import CompiledStep
+from stochgraph.surrogate.steps import CompiledStep
+from stochgraph.tensors import pieces as _pieces
 from tests import problems
 from tests.problems import BANDIT_THETA, F64
 from tests.test_navigation import meta, parameters

@@ -8,7 +8,7 @@ from torch import Tensor
 
 import stochgraph as sg
 from stochgraph.algorithms.bomrl import fixed_sample_bomrl, practical_bomrl
-from stochgraph.algorithms.proximal import proximal_step
+from stochgraph.algorithms.inner_steps.proximal import proximal_step
 from tests.small_meta_problem import F64, LOGITS, POLICY, THETA, meta_problem
 
 DAMPING = 0.1

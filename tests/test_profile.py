@@ -14,7 +14,7 @@ import torch
 from torch.distributions import Normal
 
 import stochgraph as sg
-from stochgraph._profile import Figures
+from stochgraph.prove.profiling import Figures
 from tests.problems import F64
 
 MOST = 5.0

@@ -13,7 +13,7 @@ pytest.importorskip("tqdm")
 
 from click.testing import CliRunner
 
-from stochgraph.algorithms.command_line import main
+from stochgraph.algorithms.commands.command_line import main
 from stochgraph.algorithms.policies import CategoricalMLP, GaussianMLP
 from stochgraph.algorithms.training import ConfigurationError, TrainingError, train
 from stochgraph.algorithms.training.configuration import describe

@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Bernoulli, Categorical, MultivariateNormal, Normal, Uniform
 
 import stochgraph as sg
-from stochgraph._symbol import _current
+from stochgraph.language.symbols import _current
 from tests import problems
 
 THETA = torch.tensor(0.3)

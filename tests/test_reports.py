@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from stochgraph.algorithms import demo
+from stochgraph.algorithms.commands import demo
 from stochgraph.algorithms.training import Configuration, Reporter, train
 from stochgraph.algorithms.training.reports import ProgressBar, TensorBoard, default_reporters
 from tests.training_cases import FORKS, SMALL, Hook, python_environment, same_runs
@@ -158,7 +158,7 @@ def test_a_terminal_that_is_closed(small, alone, streams):
 
 def stochgraph(*arguments, **options):
     """Run the command: its exit status, its output and its errors."""
-    command = [sys.executable, "-m", "stochgraph.algorithms.command_line", *map(str, arguments)]
+    command = [sys.executable, "-m", "stochgraph.algorithms.commands.command_line", *map(str, arguments)]
     environment = {**python_environment(), **options.pop("env", {})}
     done = subprocess.run(command, env=environment, timeout=240, check=False, **options)
     return done.returncode, done.stdout, done.stderr
@@ -195,7 +195,7 @@ def test_ledgers_in_any_alphabet(monkeypatch):
             if words is None:
                 demo.print_ledgers()
             else:
-                from stochgraph.algorithms.command_line import main
+                from stochgraph.algorithms.commands.command_line import main
 
                 main(words)
         output.flush()

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 
 import stochgraph as sg
 from stochgraph.algorithms.environments import Environment, Navigation, RandomMDP
-from stochgraph.algorithms.meta_policy_gradient import adapted_return
+from stochgraph.algorithms.objectives.meta_policy_gradient import adapted_return
 from stochgraph.algorithms.policies import (
     CategoricalMLP,
     CategoricalModule,

@@ -8,7 +8,7 @@ from torch.utils import _pytree as pytree
 
 import stochgraph as sg
 from stochgraph.algorithms.environments import Navigation
-from stochgraph.algorithms.meta_policy_gradient import adapted_return
+from stochgraph.algorithms.objectives.meta_policy_gradient import adapted_return
 from stochgraph.algorithms.policies import GaussianMLP
 from stochgraph.algorithms.rollouts import Rollouts
 from tests.problems import F64

@@ -16,13 +16,13 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parents[1]))
 
 import stochgraph as sg
-from stochgraph.algorithms.advantages import LinearBaseline
 from stochgraph.algorithms.emaml import emaml, emaml_published
+from stochgraph.algorithms.inner_steps.advantages import LinearBaseline
 from stochgraph.algorithms.loo import loo
 from stochgraph.algorithms.maml import maml
+from stochgraph.algorithms.optimizers.vectors import Vector
 from stochgraph.algorithms.sgmrl import sgmrl
 from stochgraph.algorithms.training.settings import ALGORITHMS
-from stochgraph.algorithms.vectors import Vector
 from tests.small_meta_problem import THETA, THETA_AND_RATES, meta_problem, with_learned_rates
 
 PAGE = Path(__file__).parents[1] / "docs" / "biases.md"

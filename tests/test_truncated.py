@@ -10,9 +10,9 @@ from torch import Tensor
 import stochgraph as sg
 from stochgraph.algorithms.bomrl import fixed_sample_bomrl, practical_bomrl
 from stochgraph.algorithms.environments import Navigation
-from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+from stochgraph.algorithms.inner_steps.proximal import NegativeCurvature, TruncatedConjugateGradient
+from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
 from stochgraph.algorithms.policies import GaussianMLP
-from stochgraph.algorithms.proximal import NegativeCurvature, TruncatedConjugateGradient
 from stochgraph.algorithms.rollouts import Rollouts
 from stochgraph.algorithms.training import Configuration, Problem, RunFolder, train
 from tests.problems import F64
@@ -164,7 +164,7 @@ def test_training_on_navigation(distance, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("ignore::stochgraph.algorithms.proximal.NegativeCurvature")
+@pytest.mark.filterwarnings("ignore::stochgraph.algorithms.inner_steps.proximal.NegativeCurvature")
 @pytest.mark.parametrize("distance", ["D1", "D2"])
 def test_training_on_a_robot(distance, tmp_path):
     """Few data for a network of seventeen inputs: some solves stop, and every meta-gradient is there all the same."""

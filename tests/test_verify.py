@@ -196,7 +196,7 @@ def test_the_mean_direction_of_an_update_is_the_gradient(name):
 
 
 def expected_value(compiled, theta):
-    from stochgraph._verify import _flatten, _Outcomes
+    from stochgraph.prove.verification import _flatten, _Outcomes
 
     outcomes = _Outcomes(compiled, (theta,), {}, 10**6)
     outcomes.enumerate()

@@ -11,7 +11,7 @@ import stochgraph as sg
 from stochgraph.algorithms.environments import RandomMDP
 from stochgraph.algorithms.lsf import lsf
 from stochgraph.algorithms.maml import maml
-from stochgraph.algorithms.meta_policy_gradient import MetaProblem
+from stochgraph.algorithms.objectives.meta_policy_gradient import MetaProblem
 from stochgraph.algorithms.policies import TabularSoftmax
 from stochgraph.algorithms.rollouts import Rollouts
 from stochgraph.algorithms.sgmrl import sgmrl, sgmrl_published

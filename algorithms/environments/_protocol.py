@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 import stochgraph as sg
-from stochgraph._checks import shown
+from stochgraph.errors.checks import shown
 
 
 class Episodes(NamedTuple):

@@ -13,8 +13,8 @@ from torch.utils import _pytree as pytree
 
 import stochgraph as sg
 
-from ..policies import Parameters
-from ..trust_region import Parts, replay
+from ..optimizers.trust_region import Parts, replay
+from ..policies.families import Parameters
 from .ranks import Ranks
 
 

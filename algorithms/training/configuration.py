@@ -14,7 +14,7 @@ from math import inf
 from pathlib import Path
 from typing import Any
 
-from stochgraph._checks import shortened, shown
+from stochgraph.errors.checks import shortened, shown
 
 from .files import replacing
 

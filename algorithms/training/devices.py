@@ -10,7 +10,7 @@ import os
 
 import torch
 
-from stochgraph._checks import shown
+from stochgraph.errors.checks import shown
 
 from .configuration import ConfigurationError
 

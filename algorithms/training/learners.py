@@ -7,10 +7,10 @@ import torch
 from torch import Tensor
 
 import stochgraph as sg
-from stochgraph._checks import at_least, between, integer, more_than, require, require_known
+from stochgraph.errors.checks import at_least, between, integer, more_than, require, require_known
 
-from ..policies import Parameters
-from ..trust_region import trust_region_step
+from ..optimizers.trust_region import trust_region_step
+from ..policies.families import Parameters
 from .batches import Batch
 from .checkpoints import fits
 

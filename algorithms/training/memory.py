@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from ..policies import Policy
+from ..policies.families import Policy
 from .configuration import ConfigurationError
 from .ranks import Ranks
 

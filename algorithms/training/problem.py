@@ -9,27 +9,19 @@ import torch
 from torch import Tensor
 
 import stochgraph as sg
-from stochgraph._pieces import draws_at_once
+from stochgraph.tensors.pieces import draws_at_once
 
-from ..advantages import LinearBaseline
-from ..policies import Parameters
-from ..replays import adapted_divergence, adapted_gain, meta_divergence
-from ..template import Template
+from ..inner_steps.advantages import LinearBaseline
+from ..objectives.replays import adapted_divergence, adapted_gain, meta_divergence
+from ..objectives.template import Template
+from ..policies.families import Parameters
 from .batches import Batch
 from .configuration import Configuration, ConfigurationError
 from .devices import device_named
 from .learners import Ascent, Learner, Measures
 from .randomness import generator_for
 from .ranks import ALONE, Ranks
-from .settings import (
-    check_draws,
-    estimator_of,
-    optimizer_of,
-    problem_of,
-    rollouts_of,
-    template_of,
-    trust_region_of,
-)
+from .settings import check_draws, estimator_of, optimizer_of, problem_of, rollouts_of, template_of, trust_region_of
 from .watched import EnvironmentFailure, watched
 
 _HELD_OUT = 20  # tasks in a shard of held-out tasks

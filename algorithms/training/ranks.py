@@ -15,9 +15,9 @@ import torch.distributed as distributed
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from stochgraph._checks import more_than, shown
+from stochgraph.errors.checks import more_than, shown
 
-from ..vectors import added
+from ..optimizers.vectors import added
 from .configuration import ConfigurationError
 from .roll import TIMEOUT, RankFailure, Roll, called
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from ..policies import Parameters
+from ..policies.families import Parameters
 from .checkpoints import CheckpointError, State, check_parameters, check_state, foreign
 from .configuration import Configuration, ConfigurationError
 from .devices import device_named

@@ -5,7 +5,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import overload
 
-from stochgraph._checks import shortened, shown
+from stochgraph.errors.checks import shortened, shown
 
 from .configuration import Configuration, ConfigurationError
 from .files import is_there

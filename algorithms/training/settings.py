@@ -16,23 +16,23 @@ import torch
 from torch import Tensor
 
 import stochgraph as sg
-from stochgraph._checks import shortened, shown
+from stochgraph.errors.checks import shortened, shown
 
 from .. import environments
-from ..advantages import LinearBaseline
 from ..bomrl import bomrl, fixed_sample_bomrl, practical_bomrl, tabular_bomrl
 from ..emaml import emaml, emaml_published
 from ..environments import Environment, Navigation
+from ..inner_steps.advantages import LinearBaseline
 from ..loo import loo
 from ..lsf import dice_maml, lsf
 from ..maml import first_order_maml, maml
-from ..meta_policy_gradient import MetaProblem
 from ..meta_sgd import LearnedRates, meta_sgd
-from ..policies import CategoricalMLP, GaussianMLP, HeteroscedasticMLP, Policy, TabularSoftmax
+from ..objectives.meta_policy_gradient import MetaProblem
+from ..objectives.template import Template
+from ..policies.families import CategoricalMLP, GaussianMLP, HeteroscedasticMLP, Policy, TabularSoftmax
 from ..promp import promp
-from ..rollouts import Rollouts
+from ..rollouts.trajectories import Rollouts
 from ..sgmrl import sgmrl, sgmrl_first_order, sgmrl_published
-from ..template import Template
 from ..tmaml import tmaml
 from .configuration import Configuration, ConfigurationError, allowed_types, type_words, unknown
 from .devices import device_named

@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 import stochgraph as sg
-from stochgraph._checks import shortened
+from stochgraph.errors.checks import shortened
 
-from .._threads import torch_threads
-from ..policies import Parameters
+from ..environments.threads import torch_threads
+from ..policies.families import Parameters
 from .checkpoints import CheckpointError, State, check_parameters, foreign, not_finite
 from .configuration import Configuration, ConfigurationError
 from .curves import save_learning_curve

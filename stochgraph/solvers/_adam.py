@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import at_least, integer, more_than, require
+from ..errors.checks import at_least, integer, more_than, require
 from ._base import Problem, Solver
 
 _DECAY, _SQUARE_DECAY, _LEAST = 0.9, 0.999, 1e-8

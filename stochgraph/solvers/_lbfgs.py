@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import at_least, integer, require
+from ..errors.checks import at_least, integer, require
 from ._base import Problem, Solver
 from ._line_search import bounded, rising_step
 

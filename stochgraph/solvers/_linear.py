@@ -19,8 +19,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._checks import at_least, integer, require
-from .._errors import SolverError
+from ..errors.checks import at_least, integer, require
+from ..errors.exceptions import SolverError
 from ._base import LinearSolver, worst
 
 Product = Callable[[Tensor], Tensor]

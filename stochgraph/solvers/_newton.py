@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .._checks import at_least, integer, require
+from ..errors.checks import at_least, integer, require
 from ._base import Problem, Solver
 from ._line_search import bounded, rising_step
 from ._linear import conjugate_gradient

@@ -1,0 +1,1 @@
+"""Declared inner steps, for objectives of one's own."""

@@ -1,0 +1,1 @@
+"""Meta-objectives as graphs, and what they are made of."""

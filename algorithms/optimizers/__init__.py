@@ -1,0 +1,1 @@
+"""Steps on meta-parameters that look at more than a gradient."""

@@ -1,0 +1,1 @@
+"""From a declared graph and an estimator per sample to a surrogate."""

@@ -1,0 +1,141 @@
+"""Control variates: terms of zero mean that make an estimate vary less.
+
+Each has the form `- baseline * box(ancestors) * (box(L) - 1)`, L the log-probability of one draw. Its value is zero. At
+the parameters that drew the trace its derivatives of every order have zero mean, provided that the baseline does not
+depend on the draw that L scores. The ancestors' box changes no mean: it is there for second derivatives, in which the
+baseline then takes part as the cost does (Mao et al. 2019). Time steps before a draw's own are among its ancestors;
+where all draws of a plate are boxed together, so are the draws before it: of each draw what it adds to the box is
+compared, and a baseline for every one of them accounts for the whole box.
+"""
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..ir import nodes as nd
+from ..surrogate.terms import Weight
+from ..tensors import vectorize as vz
+from ..tensors.axes import Axes, Axis, union
+from ..tensors.trees import map_tensors, tensors
+from .rules import Site
+
+
+class ControlVariate(nd.Node):
+    """`- baseline * box(ancestors) * (box(weight) - 1)` for a term, summed over axes that the term does not have.
+
+    Args:
+        term: the node that the control variate is added to.
+        baseline: detached here. Its axes are axes of the term, and perhaps `left_out`.
+        weight: the log-probabilities of the draws.
+        above: the log-probabilities of the draws' strict ancestors.
+        total: their sum; `None` if there are none.
+        stepwise: the time axis whose steps have a baseline each, boxed with the log-probability of that step.
+        left_out: for a plate of the draws that the term sums over, the axis that takes its place.
+    """
+
+    kind = "control variate"
+
+    def __init__(
+        self,
+        term: nd.Node,
+        baseline: nd.Node,
+        weight: Weight,
+        above: tuple[Weight, ...],
+        total: nd.Node | None,
+        stepwise: Axis | None = None,
+        left_out: tuple[Axis, Axis] | None = None,
+    ) -> None:
+        self.term_axes = term.axes
+        self.sample, self.weight, self.above = weight.sample, weight, above
+        self.stepwise = stepwise
+        self.left_out = left_out
+        inputs = [baseline, weight] + ([total] if total else [])
+        super().__init__(f"control variate({term.name}, {weight.sample.name})", term.index, inputs)
+
+    def infer_axes(self) -> Axes:
+        """Those of the term; in an update also the plates that only the copies of its parameters have."""
+        return self.term_axes if self.left_out else union(self.term_axes, *(node.axes for node in self.inputs))
+
+    @property
+    def mixes(self) -> Axes:
+        return () if self.left_out is None else self.left_out[:1]
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        axes = self.axes if self.left_out is None else (self.left_out[1], *self.axes)
+        factor = vz.align(*self._draws(values[1]), axes)
+        for ancestors in values[2:]:
+            factor = factor * vz.align(ancestors, self.input_axes[2], axes).exp()
+        return map_tensors(lambda leaf: self._product(leaf, factor, axes), values[0])
+
+    def _product(self, baseline: Tensor, factor: Tensor, axes: Axes) -> Tensor:
+        product = -torch.mul(*vz.broadcast([baseline.detach(), factor], [self.input_axes[0], axes], axes))
+        return product if self.left_out is None else product.sum(0)
+
+    def _draws(self, weight: Tensor) -> tuple[Tensor, Axes]:
+        """`box(weight) - 1`, or its increase step by step; with the axis that takes the plate's place in front."""
+        axes = self.input_axes[1]
+        if self.left_out is None:
+            factor = self.weight.excess(weight)
+            return factor if self.stepwise is None else _increase(factor, axes.index(self.stepwise)), axes
+        plate, axis = self.left_out
+        dim = axes.index(plate)
+        factor = _increase(self.weight.excess(weight.cumsum(dim)), dim)
+        return factor.movedim(dim, 0), (axis, *(a for a in axes if a != plate))
+
+
+def control_variate(
+    site: Site,
+    baseline: nd.Node,
+    aligned: Iterable[Axis],
+    stepwise: Axis | None = None,
+    left_out: tuple[Axis, Axis] | None = None,
+) -> ControlVariate:
+    """The control variate of a box; the scores are kept along the axes `aligned`."""
+    derivation = site.derivation
+    above = derivation.ancestors(site)
+    total = derivation.total(above) if above else None
+    weight = derivation.weight(site.name, aligned, site.kind)
+    return ControlVariate(site.place, baseline, weight, above, total, stepwise, left_out)
+
+
+class Uncovered(nd.Node):
+    """`(cost - part) * (box(weight) - 1)`: the summands of a cost that a draw's box leaves aside, boxed all the same.
+
+    Their mean is zero. A baseline that predicts the cost as declared, and not what the draw adds to it, is compared
+    with them in.
+
+    Args:
+        cost: the derived cost.
+        part: the derived part of it that the box covers.
+        weight: the log-probabilities of the draws.
+    """
+
+    kind = "uncovered"
+    left_out = None
+
+    def __init__(self, cost: nd.Node, part: nd.Node, weight: Weight) -> None:
+        self.sample, self.weight = weight.sample, weight
+        super().__init__(f"uncovered({cost.name}, {weight.sample.name})", cost.index, [cost, part, weight])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        cost, part, weight = values
+        covered = iter(tensors(part))
+        factor = self.weight.excess(weight)
+        return map_tensors(lambda leaf: self._boxed(leaf, next(covered), factor), cost)
+
+    def _boxed(self, cost: Tensor, part: Tensor, factor: Tensor) -> Tensor:
+        cost, part, factor = vz.broadcast([cost, part, factor], self.input_axes, self.axes)
+        return (cost - part) * factor
+
+
+def uncovered(site: Site, cost: nd.Node) -> Uncovered:
+    """What the box of a site leaves aside of the derived cost there."""
+    return Uncovered(cost, site.term, site.derivation.weight(site.name, site.aligned, site.kind))
+
+
+def _increase(value: Tensor, dim: int) -> Tensor:
+    """The differences of neighbours along a dimension, the first entry kept."""
+    first = torch.zeros_like(value.narrow(dim, 0, 1))
+    return value - torch.cat([first, value.narrow(dim, 0, value.shape[dim] - 1)], dim)

@@ -1,0 +1,97 @@
+"""Which samples reach which nodes, along which axes, and where a box may move."""
+
+import operator
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ..errors.exceptions import CompileError
+from ..ir import nodes as nd
+from ..ir.paths import averaging_plate, samples_in
+from ..tensors.axes import Axis, describe
+from .rules import COST, Rule
+
+_BOTH = (operator.add, operator.sub)
+_UNARY = (operator.neg, operator.pos)
+
+
+class Reach(dict[nd.Node, dict[str, frozenset[Axis]]]):
+    """For every node, the samples that reach it and are not boxed yet, with the axes on which they do so draw by draw.
+
+    A sample is gone from a node once all its routes there have been boxed at a mean, or dropped at an update. At the
+    node `cut` nothing arrives. Nodes that are made later, the parts of terms, are looked at when they are asked for.
+    """
+
+    def __init__(
+        self,
+        order: Iterable[nd.Node],
+        sources: Mapping[str, nd.Sample],
+        rules: Mapping[str, Rule],
+        cut: nd.Node | None = None,
+    ) -> None:
+        self.sources, self.rules, self.cut = sources, rules, cut
+        for node in order:
+            self[node] = self._arriving(node)
+
+    def __missing__(self, node: nd.Node) -> dict[str, frozenset[Axis]]:
+        stack = [node]
+        while stack:
+            unknown = [parent for parent in stack[-1].inputs if parent not in self]
+            stack.extend(unknown)
+            if not unknown:
+                top = stack.pop()
+                self[top] = self._arriving(top)
+        return self[node]
+
+    def _arriving(self, node: nd.Node) -> dict[str, frozenset[Axis]]:
+        merged: dict[str, frozenset[Axis]] = {}
+        if node is not self.cut and node.carries:
+            for parent in node.inputs:
+                for name, aligned in self[parent].items():
+                    merged[name] = merged.get(name, aligned) & aligned
+            own = frozenset(node.axes)
+            merged = {s: a & own for s, a in merged.items() if _passes(node, s, self.sources, self.rules)}
+        if isinstance(node, nd.Sample) and node.name in self.sources:
+            merged[node.name] = frozenset(node.axes)
+        return merged
+
+
+def linear_operands(node: nd.Node, pending: Iterable[str], reach: Mapping[nd.Node, Any]) -> list[int] | None:
+    """The inputs to which a box pending at the node may move; `None` if the node is not linear in them."""
+    if isinstance(node, nd.Reduction):
+        return [0]
+    if not isinstance(node, nd.Apply) or not node.arguments.simple:
+        return None
+    everywhere = list(range(len(node.inputs)))
+    if node.fn in _BOTH or node.fn in _UNARY:
+        return everywhere
+    if node.fn is operator.mul:
+        touched = [i for i in everywhere if not reach[node.inputs[i]].keys().isdisjoint(pending)]
+        return touched if len(touched) <= 1 else None
+    if node.fn is operator.truediv:
+        numerator = isinstance(node.arguments.leaves[0], nd.Node)
+        below = everywhere[1:] if numerator else everywhere
+        free = all(reach[node.inputs[i]].keys().isdisjoint(pending) for i in below)
+        return [0] if numerator and free else None
+    return None
+
+
+def _passes(node: nd.Node, name: str, sources: Mapping[str, nd.Sample], rules: Mapping[str, Rule]) -> bool:
+    rule = rules[name]
+    if isinstance(node, nd.Update):
+        return rule.boxes_costs
+    if rule.boxes_means and isinstance(node, (nd.Reduction, nd.Reduce)):
+        plate = averaging_plate(sources[name])
+        if plate in node.over and isinstance(node, nd.Reduce):
+            raise CompileError(
+                f"sample {name!r} reaches {node.name!r} (axes reduced: {describe(node.over)}), which is not a mean: "
+                "an estimator that linearises at the plate's mean has no mean to linearise at; use SF for this node"
+            )
+        return plate not in node.over
+    return True
+
+
+def data_of(update: nd.Update, order: list[nd.Node]) -> list[str]:
+    """The samples that feed an update's objective, other than through what it is a function of."""
+    samples = samples_in(order)
+    reach = Reach(order, samples, dict.fromkeys(samples, COST), cut=update.variable)
+    return list(reach[update.objective])

@@ -1,0 +1,252 @@
+"""Leave-one-out control variates: every term replayed with one draw left out of the means.
+
+A term of which draw i is left out does not depend on draw i, so it is a control variate for the score of that draw
+alone. What was drawn later under other parameters than the replay's is reused, weighted with the importance ratio.
+The replays are forward evaluations: their values are constants of the surrogate.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors.exceptions import CompileError, SamplingError
+from ..ir import nodes as nd
+from ..ir.exponentials import Exponential, Scale
+from ..ir.paths import averaging_plate, descends_from, samples_in
+from ..ir.programs import execute, schedule, split
+from ..surrogate.steps import CompiledUpdate, all_axes
+from ..surrogate.terms import Score, Weight
+from ..tensors.axes import Axes, Axis, at_least_two, describe
+from ..tensors.trees import map_tensors
+from .controls import control_variate
+from .derivation import Derivation
+from .rules import COST, Control, Kind, Pending, Rule, Site, settled
+
+_CELLS = 16384  # how many numbers a node may have in one chunk of replays
+
+
+def _compared_with_replays(site: Site) -> nd.Node | None:
+    """The control variate of a sample for a term that sums its scores over its plate; `None` for any other term."""
+    plate = _summed_plate(site)
+    if plate is None:
+        return None
+    if site.sample.plate is plate and site.sample.n == 1:
+        raise CompileError(_plate_of_one(site.name, site.sample.axes, plate))
+    left_out = (plate, _left_out(plate))
+    return control_variate(site, _replay(site, plate), site.aligned | {plate}, left_out=left_out)
+
+
+LEAVE_ONE_OUT = Control(_compared_with_replays, later_only=True)
+
+
+def _summed_plate(site: Site) -> Axis | None:
+    plate = averaging_plate(site.sample)
+    return None if plate in site.aligned else plate
+
+
+def _left_out(plate: Axis) -> Axis:
+    """The axis of the replays."""
+    return Axis(-1 - plate.position, f"{plate.name} left out")
+
+
+def _replay(site: Site, plate: Axis) -> "Replay":
+    return site.derivation.share(("replay", site.node, site.name), lambda: _make_replay(site, plate))
+
+
+def _make_replay(site: Site, plate: Axis) -> "Replay":
+    """The node's replays: with everything that was drawn on the way boxed, whatever the estimators of those draws.
+
+    NOTE [later plates]
+    Without one draw of D1 the parameters that drew D2 are others, by O(1/N), so that the ratio of D2's whole plate
+    varies: all D1's replays together would vary like the score function of D2. Where D2 is left-one-out too, its own
+    replays are the control variate of that ratio, which leaves the variance O(1/N).
+
+    Where a later sample has a baseline, the ratios of its draws are compared with it as their scores are. Without one
+    a replay adds the noise of those ratios times the mean cost, however small the effect of the draw left out.
+    """
+    exact = site.derivation.share("replays", lambda: _weighting_everything(site.derivation))
+    root = exact.derive(site.node, _ratios(exact, site))
+    return Replay(site.node, site.name, plate, root, exact.drawing)
+
+
+def _ratios(exact: Derivation, site: Site) -> Pending:
+    """What is weighted in the replays of a site, and how: the draws' own plate plainly, others with their controls."""
+    after = descends_from(exact.order, site.sample)
+    plain = {site.name}
+    for name, sample in exact.samples.items():
+        control = exact.rules[name].control
+        later = sample in after and averaging_plate(sample) != averaging_plate(site.sample)
+        if control and control.later_only and not later:
+            plain.add(name)
+    return settled(exact.weighted(exact.reach[Kind.WEIGHT][site.node]), plain)
+
+
+def _weighting_everything(derivation: Derivation) -> Derivation:
+    """Boxes costs with every sample that is scored or descends from one: leaving a draw out moves its distribution."""
+    moving, drawn = descends_from(derivation.order, *derivation.samples.values()), samples_in(derivation.order)
+    names = [s for s, node in drawn.items() if s in derivation.rules or node in moving]
+    if len(names) == len(derivation.rules) and all(_boxes_all(rule) for rule in derivation.rules.values()):
+        return derivation
+    rules = {s: Rule(pathwise=True) if s in derivation.pathwise else _boxed(derivation.rules.get(s)) for s in names}
+    return Derivation(derivation.order, rules, shared=derivation.shared, drawing=derivation)
+
+
+def _boxed(rule: Rule | None) -> Rule:
+    """The rule that boxes costs, with the control variates that the sample has."""
+    return COST if rule is None or not rule.boxes_costs else Rule(control=rule.control)
+
+
+def _boxes_all(rule: Rule) -> bool:
+    return rule.pathwise or (rule.boxes_costs and not rule.averages and not rule.boxes_terms)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Which draw of which plate is left out: the one at `index`, of `count`."""
+
+    plate: Axis
+    index: Tensor
+    count: int
+
+    def own(self, value: Tensor, axes: Axes) -> Tensor:
+        """The part of a value `(*axes, ...)` that belongs to the draw left out, along a dimension of size 1."""
+        dim = axes.index(self.plate)
+        full = value.expand(*value.shape[:dim], self.count, *value.shape[dim + 1 :])
+        return full.index_select(dim, self.index.reshape(1))
+
+    def replaced(self, value: Tensor, axes: Axes, number: float) -> Tensor:
+        """The value with a number in place of what belongs to the draw left out."""
+        dim = axes.index(self.plate)
+        own = torch.arange(self.count, device=value.device) == self.index
+        filled = torch.full((), number, dtype=value.dtype, device=value.device)
+        return torch.where(own.reshape([-1] + [1] * (value.dim() - dim - 1)), filled, value)
+
+    def mean(self, value: Tensor, axes: Axes, dims: tuple[int, ...]) -> Tensor:
+        """The mean over some dimensions, the plate's among them, without the draw left out."""
+        scale = self.count / (self.count - 1)
+        return scale * (value.mean(dims) - self.own(value, axes).mean(dims) / self.count)
+
+    def sum(self, value: Tensor, axes: Axes, dims: tuple[int, ...]) -> Tensor:
+        """The sum over some dimensions, the plate's among them, without the draw left out."""
+        return value.sum(dims) - self.own(value, axes).sum(dims)
+
+
+class Replay(nd.Node):
+    """A term with each draw of a plate left out in turn; shape `(N, *axes, ...)`."""
+
+    kind = "replay"
+
+    def __init__(self, node: nd.Node, name: str, plate: Axis, root: nd.Node, derivation: Derivation) -> None:
+        self.sample, self.plate, self.left_out, self.root = derivation.samples[name], plate, _left_out(plate), root
+        self.node = node
+        self.term_axes = node.axes
+        self.program, self.captured = _split(root, plate, name)
+        self.names = _weighted_in(self.program)
+        _refuse_moving_supports(self.program)
+        declared = samples_in(derivation.order)
+        drawn = [n.name for n in self.program if isinstance(n, nd.Sample)]
+        inputs: list[nd.Node] = [derivation.score(declared[s]) for s in self.names]
+        inputs += [_as_drawn(n, declared, derivation) for n in self.captured]
+        inputs += [derivation.derive(declared[s]) for s in drawn]  # drawn before they are replayed
+        super().__init__(f"replay({node.name})", node.index, inputs)
+
+    def infer_axes(self) -> Axes:
+        return (self.left_out, *self.term_axes)
+
+    @property
+    def mixes(self) -> Axes:
+        return (self.plate,)
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        count = run.sizes[self.plate]
+        if count < 2:
+            raise SamplingError(_plate_of_one(self.sample.name, self.sample.axes, self.plate))
+        constants = map_tensors(Tensor.detach, values)
+        scores, captured = constants[: len(self.names)], constants[len(self.names) :]
+        recorded = {**dict(zip(self.names, scores, strict=True)), **run.log_probs}
+        known = dict(zip(self.captured, captured, strict=False))
+
+        def one(index: Tensor) -> Any:
+            return self._one(run, LeftOut(self.plate, index, count), recorded, known)
+
+        chunk = self._chunk(run)
+        with torch.no_grad():
+            indices = torch.arange(count, device=run.device)
+            return torch.vmap(one, chunk_size=None if chunk >= count else chunk)(indices)
+
+    def _one(self, run: Any, left_out: LeftOut, recorded: Mapping[str, Tensor], known: Mapping[nd.Node, Any]) -> Any:
+        values = dict(known)
+        execute(self.program, run.leaving_out(left_out, recorded), values)
+        value = values[self.root]
+        if self.plate not in self.term_axes:
+            return value
+        # Leaving draw i out of the means does not take it out of its own entry, which is compared with nothing.
+        return map_tensors(lambda leaf: left_out.replaced(leaf, self.term_axes, 0.0), value)
+
+    def _chunk(self, run: Any) -> int:
+        cells = max((prod(run.sizes.get(axis, 1) for axis in axes) for axes in all_axes(self.program)), default=1)
+        return max(1, _CELLS // cells)
+
+
+def _split(root: nd.Node, plate: Axis, name: str) -> tuple[list[nd.Node], list[nd.Node]]:
+    """The nodes whose value changes when a draw is left out of the plate's means, in order, and what else they read."""
+
+    def moves(node: nd.Node, touched: bool) -> bool:
+        held = isinstance(node, Replay) or (isinstance(node, nd.Sample) and not node.pathwise)
+        return not held and (touched or _reduces(node, plate))
+
+    _refuse_other_reductions(schedule([root]), plate, name)
+    return split(root, moves)
+
+
+def _reduces(node: nd.Node, plate: Axis) -> bool:
+    """Whether a node takes a mean or a sum over the plate."""
+    if isinstance(node, CompiledUpdate):
+        return any(_reduces(inner, plate) for inner in node.program)
+    if isinstance(node, Weight):
+        return plate in node.summed
+    if isinstance(node, (Scale, Exponential)):
+        return plate in node.plates
+    return isinstance(node, nd.Reduction) and plate in node.over
+
+
+def _refuse_other_reductions(program: Iterable[nd.Node], plate: Axis, name: str) -> None:
+    for node in program:
+        if isinstance(node, CompiledUpdate):
+            _refuse_other_reductions(node.program, plate, name)
+        if isinstance(node, nd.Reduce) and plate in node.over:
+            raise CompileError(
+                f"sample {name!r} reaches {node.name!r} (axes reduced: {describe(node.over)}), which is not a mean: "
+                "there is no mean to leave one draw out of; use SF for this node"
+            )
+
+
+def _refuse_moving_supports(program: Iterable[nd.Node]) -> None:
+    for node in [scored.sample for scored in program if isinstance(scored, Score)]:
+        if node.law.has_moving_support:
+            raise CompileError(
+                f"sample {node.name!r} (axes: {describe(node.axes)}): the support of {node.law.name} moves with the "
+                "draws that leave-one-out leaves out, so no importance ratio reuses it; use SF in place of LOO"
+            )
+
+
+def _weighted_in(program: Sequence[nd.Node]) -> list[str]:
+    """The samples whose log-probabilities a program compares with the recorded ones."""
+    names = [node.sample.name for node in program if isinstance(node, (Score, Weight))]
+    return list(dict.fromkeys(names))
+
+
+def _as_drawn(node: nd.Node, declared: Mapping[str, nd.Sample], derivation: Derivation) -> nd.Node:
+    """A draw is the surrogate's own, whoever its parents are in the replay."""
+    return derivation.derive(declared[node.name]) if isinstance(node, nd.Sample) else node
+
+
+def _plate_of_one(name: str, axes: Axes, plate: Axis) -> str:
+    return (
+        f"sample {name!r} (axes: {describe(axes)}): leave-one-out on a plate of one: without its only draw the plate "
+        f"{plate.name!r} has no mean. Give it {at_least_two((plate,))}, or use SF for this node"
+    )

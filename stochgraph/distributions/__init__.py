@@ -1,0 +1,1 @@
+"""Distributions and samplers behind one protocol: how a sample is drawn, scored and enumerated."""

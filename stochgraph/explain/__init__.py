@@ -1,0 +1,1 @@
+"""What is shown: the ledger, the formula, the picture."""

@@ -1,0 +1,182 @@
+"""Explanations: the ledger in words, the class of bias and variance, the estimator as a formula."""
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from ..derive.replays import LEAVE_ONE_OUT, Replay
+from ..ir import nodes as nd
+from ..ir.paths import averaging_plate
+from .formula import latex
+from .ledger import Row, largest, read_ledger
+
+_WORDS = {
+    "once": "counted exactly once",
+    "linearized": "counted once, linearised {}",
+    "dropped": "not counted: the estimate ignores this path",
+    "scaled": "counted {} times",
+    "twice": "counted twice",
+}
+_PARTS = {
+    "dropped": "products of scores at two time steps are not counted",
+    "scaled": "products of scores at time steps k apart are counted {} times",
+}
+_PATHWISE = "counted once, through the draw itself"
+_VALUE = {"once": "the direction of {} is differentiated", "dropped": "the direction of {} is held constant"}
+_ORDER_ONE = (
+    "order 1: the noise of {} depends on its parameters, so that there is no second derivative, and no replay at other "
+    "parameters"
+)
+_SEEN_LATE = (
+    "its rsample is seen when it draws: a straight-through draw is refused there, and one whose noise depends on its "
+    "parameters (Gamma, Beta, Dirichlet ...) is of order 1"
+)
+_BOX = r"where $\square(L) = e^{L - \mathrm{stop}(L)}$: its value is 1, its derivative that of $L$"
+_CONSTANT = "its distribution depends on no differentiated input; nothing to count"
+_PLAIN = 'only linear operations follow its plate, where LOO is SF; SF(baseline="loo") has less variance'
+_LONGEST_ROUTE = 8
+_MOST_ROWS = 4
+
+
+@dataclass(frozen=True, repr=False)
+class Explanation:
+    """How a compiled surrogate counts every gradient path. Made by `Compiled.explain`; prints as a table.
+
+    Attributes:
+        ledger: the rows, one per sample node and kind of path; see `Row`.
+        unbiased: every path is counted exactly once, and none is linearised.
+        bias: "0", "O(1/sqrt(N))" (some path linearised, N the size of the plate at whose mean) or "O(1)" (some path
+            dropped, scaled or counted twice). An upper bound: for the linearised score function enumeration shows
+            O(1/N).
+        variance: "O(1/N)", "O(1)" (a sample without a plate) or "O(N)" (the scores of a plate are summed), the
+            largest order of any path.
+        latex: the estimator as a formula.
+    """
+
+    ledger: tuple[Row, ...]
+    unbiased: bool
+    bias: str
+    variance: str
+    latex: str
+    _title: str
+    _constant: tuple[str, ...]
+    _plain: tuple[str, ...]
+    _pathwise: tuple[str, ...]
+    _landmarks: frozenset[str]
+    _objective: str
+
+    def __str__(self) -> str:
+        rows = self._cells()
+        heads = ("sample", "path", "counted", "")
+        widths = [max(len(r[i]) for r in [heads, *rows]) for i in range(3)]
+        lines = [_line(heads, widths), _line(tuple("-" * w for w in widths), widths)]
+        lines += [_line(row, widths) for row in rows]
+        return "\n".join([self._title, *lines, *self._notes(), self._summary()])
+
+    def _cells(self) -> list[tuple[str, str, str, str]]:
+        """The printed rows: where a sample has many paths of one kind, the shortest stands for all."""
+        groups: dict[tuple[str, ...], list[Row]] = {}
+        for row in self.ledger:
+            groups.setdefault((row.sample, row.update, row.counted, row.kind, row.part), []).append(row)
+        shown: list[Row] = []
+        for rows in groups.values():
+            total = sum(row.paths for row in rows)
+            shown += rows if len(rows) <= _MOST_ROWS else [replace(rows[0], paths=total)]
+        return [(row.sample or "(values)", self._route(row), row.counted, words(row)) for row in shown]
+
+    def _route(self, row: Row) -> str:
+        """The path with its operations left out: input, samples, updates, what was named, and the objective."""
+        names = [name for name in row.path[:-1] if name in self._landmarks]
+        if row.update:  # the path enters the update through its gradient
+            names = [f"gradient → {name}" if name == row.update else name for name in names]
+        if len(names) > _LONGEST_ROUTE:
+            names = [*names[: _LONGEST_ROUTE // 2], "...", *names[-_LONGEST_ROUTE // 2 + 1 :]]
+        return " → ".join([*names, self._objective])
+
+    __repr__ = __str__
+
+    def _summary(self) -> str:
+        verdict = "unbiased" if self.unbiased else f"biased, {self.bias}"
+        return f"{verdict}; variance {self.variance} in the size N of a sample's own plate"
+
+    def _notes(self) -> list[str]:
+        constant = [f"{name}: {_CONSTANT}" for name in self._constant]
+        return [*constant, *(f"{name}: {_PLAIN}" for name in self._plain), *self._pathwise]
+
+    def _repr_markdown_(self) -> str:
+        rows = [f"| {name} | {path} | **{word}** | {text} |" for name, path, word, text in self._cells()]
+        notes = [f"\n{note}" for note in self._notes()]
+        head = "| sample | path | counted | |\n|---|---|---|---|"
+        return "\n".join([self._title, "", head, *rows, *notes, "", self._summary(), "", f"$${self.latex}$$", "", _BOX])
+
+
+def explain(compiled: Any) -> Explanation:
+    """The explanation of a `Compiled`."""
+    order, names = compiled.graph.order, list(compiled.rules)
+    rows = tuple(read_ledger(compiled._root, order, names, compiled.wrt))
+    bias = max((bias_of(row) for row in rows), key=["0", "O(1/sqrt(N))", "O(1)"].index, default="0")
+    alone = any(isinstance(n, nd.Sample) and averaging_plate(n) is None for n in order)
+    variance = largest([*(row.variance for row in rows), *(["O(1)"] if alone else [])])
+    listed = {row.sample for row in rows}
+    constant = tuple(n.name for n in order if isinstance(n, nd.Sample) and n.name not in listed)
+    pathwise = [n for n in order if isinstance(n, nd.Sample) and n.name in compiled._derivation.pathwise]
+    notes = tuple(f"{n.name}: {note}" for n in pathwise for note in _pathwise_notes(n))
+    title = f"gradient of E[{compiled.graph.name}] with respect to {', '.join(compiled.wrt)}"
+    landmarks = frozenset(n.name for n in order if isinstance(n, (nd.Input, nd.Sample, nd.Update)) or n.named)
+    return Explanation(
+        rows,
+        bias == "0",
+        bias,
+        variance,
+        latex(compiled),
+        title,
+        constant,
+        _uncompared(compiled),
+        notes,
+        landmarks,
+        compiled.graph.name,
+    )
+
+
+def _uncompared(compiled: Any) -> tuple[str, ...]:
+    """The samples for which leave-one-out is the score function: nothing nonlinear follows the mean of their plate."""
+    compared = {node.sample.name for node in compiled._program if isinstance(node, Replay)}
+    names = [s for s, rule in compiled.rules.items() if rule.control is LEAVE_ONE_OUT and s not in compared]
+    plates = {n.name for n in compiled.graph.order if isinstance(n, nd.Sample) and averaging_plate(n) is not None}
+    return tuple(name for name in names if name in plates)
+
+
+def _pathwise_notes(node: nd.Sample) -> list[str]:
+    """What is to be known of a pathwise draw besides its path."""
+    if not node.law.is_torchs_own:
+        return [_SEEN_LATE]
+    return [_ORDER_ONE.format(node.law.name)] if node.law.noise_parents(node.arguments) else []
+
+
+def words(row: Row) -> str:
+    """What the row says, in plain words."""
+    if row.kind == "value":
+        text = _VALUE[row.counted].format(row.update) if row.update else "differentiated through values"
+    elif row.kind == "pathwise" and row.counted == "once":
+        text = _PATHWISE
+    elif row.counted == "linearized":
+        over = " and ".join(row.plates)
+        at = f"at the mean over {over}: biased, less so the larger {over}" if over else "in a single draw: biased"
+        text = _WORDS["linearized"].format(at)
+    elif row.part:
+        text = _PARTS[row.counted].format(row.weight)
+    else:
+        text = _WORDS[row.counted].format(row.weight)
+    return text + (f" ({row.paths} paths like this)" if row.paths > 1 else "")
+
+
+def bias_of(row: Row) -> str:
+    """The order of the bias that the row's path adds."""
+    if row.counted == "once":
+        return "0"
+    vanishes = (row.counted == "linearized" and row.plates) or row.weight.startswith("1 + 1/")
+    return "O(1/sqrt(N))" if vanishes else "O(1)"
+
+
+def _line(cells: tuple[str, ...], widths: list[int]) -> str:
+    padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=False)]
+    return "  ".join([*padded, *cells[len(widths) :]]).rstrip()

@@ -1,0 +1,353 @@
+"""The ledger: how often a compiled surrogate counts every gradient path.
+
+It is read off the surrogate itself. Walking down from the objective along every route, a route to a sample node
+counts that node's distribution once for each box on it that holds the node's log-probability. What is met on the way
+says how: a nonlinear operation above the box linearises, an average scales, an update with a constant direction or a
+stop-gradient cuts boxes below it off. Estimators are not looked at, so custom ones get their ledger in the same way.
+"""
+
+import operator
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ..ir import nodes as nd
+from ..ir.paths import averaging_plate, between
+from ..surrogate.expansions import Expansion
+from ..surrogate.steps import CompiledUpdate, Placeholder
+from ..surrogate.terms import Box, Controlled, ScoreTerm, Total, Weight
+from ..tensors.axes import Axis
+
+Counted = Literal["once", "linearized", "dropped", "scaled", "twice"]
+
+_TRANSPARENT = (Box, Controlled, ScoreTerm, Total, Placeholder)
+_MOST_STATES = 256
+_ACROSS = "across time steps"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the ledger.
+
+    Attributes:
+        sample: the sample node whose distribution carries the path; empty for a path through values alone.
+        update: for a path through values, the update whose direction it goes through; else empty.
+        path: names of the nodes on the path, from the differentiated input to the objective.
+        counted: how often the surrogate counts the path.
+        kind: "distribution", "pathwise" (the draw is differentiated) or "value" (through values alone).
+        weight: how often, as a number: "1", "0", "2", "1/N(D)" (N the size of plate D), "1 + 1/N(D)".
+        plates: for a linearised path, the plates whose mean it is linearised at.
+        paths: how many paths of this kind the row stands for; `path` is the shortest.
+        variance: the order of the variance that the path adds, in the size N of the sample's own plate.
+        part: what of the path the row is about; "across time steps" for products of scores at two time steps, where
+            an update counts them otherwise than the rest. Empty for a whole path.
+    """
+
+    sample: str
+    update: str
+    path: tuple[str, ...]
+    counted: Counted
+    kind: Literal["distribution", "pathwise", "value"]
+    weight: str
+    plates: tuple[str, ...]
+    paths: int
+    variance: str
+    part: str = ""
+
+
+@dataclass(frozen=True)
+class _Count:
+    """One box on the way: the sample it scores, and how."""
+
+    sample: str
+    how: Counted
+    weight: str
+    plates: tuple[str, ...]  # over which the boxed terms are averaged before anything nonlinear
+    aligned: frozenset[Axis]  # the axes along which the box scores each draw's own term alone
+    grows: bool  # the plate's scores are summed, so the variance grows with the plate
+    across_time: str = "1"  # how often products of scores at two time steps are counted
+
+
+@dataclass(frozen=True)
+class _State:
+    """What matters of the route from the objective down to a node."""
+
+    boxes: tuple[_Count, ...] = ()
+    nonlinear: frozenset[str] = frozenset()  # samples in which an operation above is not linear
+    outside: frozenset[Axis] = frozenset()  # the axes of the nearest such operation
+    totalled: frozenset[Axis] = frozenset()  # plates that are summed above, not averaged
+    left_out: frozenset[str] = frozenset()  # samples with a leave-one-out control variate
+    cut: bool = False  # a derivative cannot pass from above
+    stopped: bool = False  # by declaration, not by the estimator
+    share: Counted = "once"  # how the distributions crossed so far count what lies above them
+    via: tuple[str, ...] = ()
+
+
+def counted(boxes: Iterable[_Count]) -> Counted:
+    """The word for all boxes that one path meets."""
+    found = [box.how for box in boxes if box.how != "dropped"]
+    if len(found) < 2:
+        return found[0] if found else "dropped"
+    return "scaled" if "scaled" in found else "twice"
+
+
+def weight_of(boxes: Iterable[_Count]) -> str:
+    """How often a path is counted, as a number."""
+    found = sorted(box.weight for box in boxes if box.how != "dropped")
+    if found and set(found) == {"1"}:
+        return str(len(found))
+    return " + ".join(sorted(found, key=len)) or "0"
+
+
+def _times(above: Counted, below: Counted) -> Counted:
+    """A path counted `below`, of what is itself counted `above`."""
+    order: list[Counted] = ["once", "linearized", "scaled", "twice", "dropped"]
+    return max(above, below, key=order.index)
+
+
+class _Walk:
+    """All routes from the objective down, merged where they agree in everything that matters."""
+
+    def __init__(self, root: nd.Node, scored: Iterable[str]) -> None:
+        self.scored = frozenset(scored)
+        self.order = list(_top_down(root))
+        self.below = _samples_below(reversed(self.order))
+        self.routes: dict[nd.Node, dict[_State, tuple[int, tuple[str, ...]]]] = {node: {} for node in self.order}
+        self.routes[root][_State()] = (1, ())
+        for node in self.order:
+            for state, (count, path) in self.routes[node].items():
+                path = path if isinstance(node, _TRANSPARENT) else (node.name, *path)
+                for child, below in self._links(node, state):
+                    self._add(child, below, count, path)
+
+    def _add(self, node: nd.Node, state: _State, count: int, path: tuple[str, ...]) -> None:
+        routes = self.routes[node]
+        if len(routes) >= _MOST_STATES:  # dense graphs have exponentially many routes; keep what decides the count
+            state = replace(state, via=())
+        known, shortest = routes.get(state, (0, path))
+        routes[state] = (known + count, min(path, shortest, key=len))
+
+    def _links(self, node: nd.Node, state: _State) -> Iterator[tuple[nd.Node, _State]]:
+        if isinstance(node, Box):
+            yield node.inputs[0], self._boxed(node, state)
+        elif isinstance(node, ScoreTerm):
+            yield node.inputs[0], state
+        elif isinstance(node, Controlled):
+            names = {control.sample.name for control in node.controls if control.left_out}
+            yield node.inputs[0], replace(state, left_out=state.left_out | names)
+        elif isinstance(node, CompiledUpdate):
+            yield from self._into_update(node, state)
+        elif isinstance(node, nd.Sample) and not node.pathwise:
+            crossed = self._crossed(node, state)
+            yield from ((parent, crossed) for parent in node.inputs)
+        else:
+            if isinstance(node, nd.Sample):
+                state = replace(state, via=(node.name, *state.via))
+            for i, parent in enumerate(node.inputs):
+                if parent.carries:
+                    yield parent, self._through(node, i, state)
+
+    def _through(self, node: nd.Node, position: int, state: _State) -> _State:
+        """Through a declared operation, to one of its inputs."""
+        if isinstance(node, nd.Stop):
+            return replace(state, cut=True, stopped=True)
+        if isinstance(node, (nd.Reduction, nd.Reduce)):
+            # A box that scores each draw's own term does not cover what other draws do to the term through a mean.
+            covering = tuple(box for box in state.boxes if box.aligned.isdisjoint(node.over))
+            totalled = () if getattr(node, "mean", False) else [axis for axis in node.over if not axis.time]
+            state = replace(state, boxes=covering, totalled=state.totalled.union(totalled))
+        bent = self._bent(node, position)
+        outside = frozenset(node.axes) if bent else state.outside
+        return replace(state, nonlinear=state.nonlinear | bent, outside=outside)
+
+    def _boxed(self, node: Box, state: _State) -> _State:
+        if state.cut:
+            return state
+        found = [_count(weight, node, state) for weight in node.weights]
+        return replace(state, boxes=(*state.boxes, *found))
+
+    def _into_update(self, node: CompiledUpdate, state: _State) -> Iterator[tuple[nd.Node, _State]]:
+        outside = frozenset(node.axes)
+        bent = replace(state, nonlinear=self.scored, outside=outside, via=(node.name, *state.via))
+        if node.starts_matter:
+            yield node.inputs[0], bent
+        for rate in node.inputs[1 : 1 + node.rate_count]:
+            yield rate, bent
+        yield node.surrogate, replace(bent, cut=state.cut or node.detach)
+
+    def _crossed(self, node: nd.Sample, state: _State) -> _State:
+        """Through the distribution of a draw: what lies above it is counted as often as the draw's own path is."""
+        own = counted(box for box in state.boxes if box.sample == node.name)
+        share = _times(state.share, own if node.name in self.scored else "dropped")
+        via = (node.name, *state.via)
+        outside = frozenset(node.axes)
+        return replace(state, nonlinear=self.scored, outside=outside, cut=False, stopped=False, share=share, via=via)
+
+    def _bent(self, node: nd.Node, position: int) -> frozenset[str]:
+        """The samples in which the node is not linear, seen from one of its inputs."""
+        if isinstance(node, (nd.Reduction, Total, nd.Stop)):
+            return frozenset()
+        fn = node.fn if isinstance(node, nd.Apply) and node.arguments.simple else None
+        if fn in (operator.add, operator.sub, operator.neg, operator.pos):
+            return frozenset()
+        if fn is operator.mul or (fn is operator.truediv and _is_numerator(node, position)):
+            others = [parent for i, parent in enumerate(node.inputs) if i != position]
+            return frozenset().union(*(self.below[parent] for parent in others))
+        return self.scored
+
+
+def _is_numerator(node: nd.Node, position: int) -> bool:
+    return position == 0 and isinstance(node, nd.Apply) and isinstance(node.arguments.leaves[0], nd.Node)
+
+
+def _count(weight: Weight, box: Box, state: _State) -> _Count:
+    """What one box adds to the paths below it."""
+    sample = weight.sample
+    summed = [axis for axis in weight.summed if not axis.time]
+    scaled = bool(weight.average and summed)
+    how: Counted = "linearized" if sample.name in state.nonlinear else "scaled" if scaled else "once"
+    number = "1/" + " ".join(f"N({axis.name})" for axis in summed) if scaled else "1"
+    averaged = [a.name for a in sample.plates if a in box.inputs[0].axes and a not in state.outside and not a.time]
+    grows = averaging_plate(sample) in summed and not weight.average and sample.name not in state.left_out
+    across = weight.curvature.across_time if isinstance(weight, Expansion) and weight.directs else "1"
+    aligned = frozenset(weight.aligned)
+    return _Count(sample.name, _times(state.share, how), number, tuple(averaged), aligned, grows, across)
+
+
+def _children(node: nd.Node) -> tuple[nd.Node, ...]:
+    if isinstance(node, (Box, Controlled, ScoreTerm)):
+        return node.inputs[:1]
+    if isinstance(node, CompiledUpdate):
+        return (*node.inputs[: 1 + node.rate_count], node.surrogate)
+    return tuple(parent for parent in node.inputs if parent.carries)
+
+
+def _top_down(root: nd.Node) -> Iterator[nd.Node]:
+    """Every node after all nodes that use it."""
+    done: set[nd.Node] = set()
+    finished: list[nd.Node] = []
+    stack = [(root, False)]
+    while stack:
+        node, expanded = stack.pop()
+        if expanded:
+            finished.append(node)
+        elif node not in done:
+            done.add(node)
+            stack.append((node, True))
+            stack.extend((child, False) for child in _children(node) if child not in done)
+    return reversed(finished)
+
+
+def _samples_below(bottom_up: Iterable[nd.Node]) -> dict[nd.Node, frozenset[str]]:
+    below: dict[nd.Node, frozenset[str]] = {}
+    for node in bottom_up:
+        own = {node.name} if isinstance(node, nd.Sample) else set()
+        below[node] = frozenset(own).union(*(below[child] for child in _children(node)))
+    return below
+
+
+def read_ledger(root: nd.Node, order: list[nd.Node], scored: Iterable[str], inputs: Iterable[str]) -> list[Row]:
+    """The ledger of a derived surrogate.
+
+    Args:
+        root: the surrogate.
+        order: the declared nodes.
+        scored: the samples whose distribution depends on an input.
+        inputs: the names of the differentiated inputs.
+    """
+    walk = _Walk(root, scored)
+    pathwise = {node.name for node in walk.order if isinstance(node, nd.Sample) and node.pathwise}
+    rows = [row for name in inputs for row in _rows_of(walk, _prefixes(order, name, pathwise))]
+    places = {node.name: node.index for node in order}
+    return sorted(rows, key=lambda r: (r.kind == "value", places.get(r.sample, 0), len(r.path)))
+
+
+def _rows_of(walk: _Walk, prefixes: dict[str, tuple[str, ...]]) -> Iterable[Row]:
+    """The rows of all paths from one input."""
+    rows: dict[tuple[object, ...], Row] = {}
+    for node in walk.order:
+        if node.name not in prefixes:
+            continue
+        for state, (count, path) in walk.routes[node].items():
+            for row in _rows(node, state, count, (*prefixes[node.name], node.name, *path), walk.scored):
+                key = (row.sample, row.update, row.counted, row.kind, row.weight, row.part, state.via, node.name)
+                rows[key] = _merge(rows[key], row) if key in rows else row
+    return rows.values()
+
+
+def _merge(one: Row, other: Row) -> Row:
+    shorter = min(one, other, key=lambda row: len(row.path))
+    return replace(shorter, paths=one.paths + other.paths, variance=largest([one.variance, other.variance]))
+
+
+def largest(orders: Iterable[str]) -> str:
+    """The largest of some orders of variance."""
+    return max(orders, key=["O(1/N)", "O(1)", "O(N)"].index, default="O(1/N)")
+
+
+def _rows(node: nd.Node, state: _State, count: int, path: tuple[str, ...], scored: frozenset[str]) -> Iterator[Row]:
+    row = _row(node, state, count, path, scored)
+    if row is None:
+        return
+    yield row
+    across = {box.across_time for box in state.boxes if box.sample == row.sample} - {"1"}
+    if row.kind == "distribution" and across:
+        weight = min(across)
+        yield replace(row, counted="dropped" if weight == "0" else "scaled", weight=weight, part=_ACROSS)
+
+
+def _row(node: nd.Node, state: _State, count: int, path: tuple[str, ...], scored: frozenset[str]) -> Row | None:
+    if isinstance(node, (nd.Input, CompiledUpdate)):
+        return _value_row(node, state, count, path)
+    if not isinstance(node, nd.Sample) or node.name not in scored:
+        return None
+    small = "O(1/N)" if averaging_plate(node) is not None else "O(1)"
+    if node.pathwise:
+        through: Counted = "dropped" if state.cut else state.share
+        weight = {"dropped": "0", "twice": "2"}.get(through, "1")
+        order = "O(N)" if averaging_plate(node) in state.totalled else small  # a reduction may be a sum
+        return Row(node.name, "", path, through, "pathwise", weight, (), count, order)
+    own = [box for box in state.boxes if box.sample == node.name]
+    word = counted(own)
+    plates = tuple(dict.fromkeys(name for box in own for name in box.plates)) if word == "linearized" else ()
+    totalled = averaging_plate(node) in state.totalled and node.name not in state.nonlinear
+    grows = totalled or any(box.grows for box in own)
+    order = "O(N)" if grows else small
+    return Row(node.name, "", path, word, "distribution", weight_of(own), plates, count, order)
+
+
+def _value_row(node: nd.Node, state: _State, count: int, path: tuple[str, ...]) -> Row | None:
+    """Through an update's direction, or from an input straight to the objective. A declared stop is no path."""
+    if state.stopped or (isinstance(node, nd.Input) and (state.via or state.cut)):
+        return None
+    update = node.name if isinstance(node, CompiledUpdate) else ""
+    cut = state.cut or (isinstance(node, CompiledUpdate) and node.detach)
+    word: Counted = "dropped" if cut else "once"
+    return Row("", update, path, word, "value", "0" if cut else "1", (), count, "O(1/N)")
+
+
+def _makes_direction(update: nd.Update) -> list[nd.Node]:
+    """What an update's direction is computed from: parameters, objective, and the parents of the draws it scores."""
+    scored = [node for node in between(update.variable, update.objective) if isinstance(node, nd.Sample)]
+    return [update.params, update.objective, *(parent for node in scored for parent in node.inputs)]
+
+
+def _prefixes(order: list[nd.Node], source: str, pathwise: set[str]) -> dict[str, tuple[str, ...]]:
+    """The shortest way through values from an input to every sample and to the direction of every update."""
+    ways: dict[nd.Node, tuple[str, ...]] = {}
+    found: dict[str, tuple[str, ...]] = {}
+    for node in order:
+        if isinstance(node, nd.Input) and node.name == source:
+            ways[node] = (source,)
+            found[source] = ()
+            continue
+        # A step size moves an update without having a part in its direction.
+        entries = _makes_direction(node) if isinstance(node, nd.Update) else node.inputs
+        arriving = [ways[parent] for parent in entries if parent in ways]
+        if arriving and isinstance(node, (nd.Sample, nd.Update)):
+            found[node.name] = min(arriving, key=len)
+        known = [ways[parent] for parent in node.inputs if parent in ways] + arriving
+        held = isinstance(node, nd.Sample) and node.name not in pathwise
+        if known and not held and not isinstance(node, nd.Stop):
+            ways[node] = (*min(known, key=len), node.name)
+    return found

@@ -1,0 +1,68 @@
+"""The face of a declared graph: compile it, draw it."""
+
+from collections.abc import Callable
+from typing import Any
+
+from .errors.exceptions import CompileError
+from .explain.drawing import draw
+from .ir.declaration import Declaration
+from .language.words import declare
+from .run.compiled import Compiled
+
+
+def graph(fn: Callable[..., Any]) -> "Graph":
+    """Declare a stochastic computation graph: a decorator. `fn` runs once, on symbols; nothing is sampled.
+
+    Args:
+        fn: takes the inputs (each a pytree of tensors), returns the objective, a node without axes.
+
+    Raises:
+        DeclarationError: what `fn` says is not a graph; the message names the node, its axes and the remedy.
+
+    Example:
+        >>> import torch, stochgraph as sg
+        >>> from torch.distributions import Normal
+        >>> @sg.graph
+        ... def objective(theta):
+        ...     x = sg.sample("x", Normal, theta, 1.0, n=100)
+        ...     return -(sg.mean(x) - 1.0) ** 2
+        >>> print(objective)
+        Graph objective(theta)
+          x ~ Normal(theta, 1.0)   axes: (x), n = 100
+    """
+    inputs, objective, data = declare(fn)
+    return Graph(fn.__name__, fn.__doc__, inputs, objective, data)
+
+
+class Graph(Declaration):
+    """A stochastic computation graph with one objective. Made by `stochgraph.graph`."""
+
+    def compile(self, estimators: Any = None, wrt: str | tuple[str, ...] | None = None) -> Compiled:
+        """Derive the surrogate. See `stochgraph.Compiled`.
+
+        Args:
+            estimators: one estimator for all sample nodes, or a dict from names of sample nodes to estimators. Nodes
+                whose distribution does not depend on an input need none.
+            wrt: the inputs to differentiate, by name; default: the first.
+
+        Raises:
+            CompileError: no estimators, an estimator for a node that does not exist, a node without one, or an
+                estimator that is wrong for its node.
+        """
+        if estimators is None:
+            raise CompileError(
+                f"{self.name}: give an estimator, for instance sg.LOO(), or one for each sample node by name: "
+                f"{self.name}.compile(sg.LOO())"
+            )
+        return Compiled(self, estimators, wrt)
+
+    def __call__(self, *inputs: Any) -> Any:
+        """A graph is no function of values: compile it first."""
+        raise TypeError(f"{self.name} is a declared graph: compile it first, {self.name}.compile(sg.SF()).sample(...)")
+
+    def draw(self) -> Any:
+        """The graph as a `matplotlib` figure: plates as boxes, sample nodes round, updates marked."""
+        return draw(self)
+
+    def _repr_png_(self) -> bytes:
+        return self.draw()._repr_png_()

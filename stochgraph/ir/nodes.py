@@ -1,0 +1,510 @@
+"""The nodes of a stochastic computation graph.
+
+A node knows its inputs, its axes and how to compute its value from the values of its inputs. Nodes are immutable: the
+compiler derives a surrogate by building new nodes (`with_inputs`) around the declared ones, never by changing them.
+
+The kinds are few on purpose: an input, its rows (`Data`), a sample, a deterministic function of one draw (`Apply`,
+`Select`), a reduction over axes (`Reduction`: linear; `Reduce`: anything else), an inner update (a gradient step, or
+the solution for an unknown) and a stop-gradient.
+"""
+
+import copy
+import operator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..errors.exceptions import SamplingError
+from ..errors.failures import raise_in_words
+from ..tensors import vectorize as vz
+from ..tensors.axes import Axes, Axis, describe, union, without
+from ..tensors.trees import map_tensors, tensors
+
+# Functions that act on every element alone: broadcasting maps them over plates and time, no vmap needed.
+ELEMENTWISE: dict[str, Callable[..., Any]] = {
+    name: getattr(torch, name)
+    for name in (
+        "abs acos acosh asin asinh atan atan2 atanh ceil clamp clamp_max clamp_min clip cos cosh digamma div erf erfc "
+        "exp exp2 expm1 floor fmod lgamma log log10 log1p log2 logaddexp logit maximum minimum mul neg pow reciprocal "
+        "relu remainder round rsqrt sigmoid sign sin sinc sinh softplus sqrt square sub tan tanh trunc where xlogy"
+    ).split()
+    if hasattr(torch, name)
+}
+_OPERATORS = [
+    getattr(operator, name)
+    for name in "add sub mul truediv floordiv mod pow neg pos abs lt le gt ge eq ne and_ or_ xor invert".split()
+]
+_FUNCTIONAL = [
+    torch.nn.functional.softplus,
+    torch.nn.functional.logsigmoid,
+    torch.nn.functional.relu,
+    torch.nn.functional.silu,
+    torch.nn.functional.elu,
+    torch.special.expit,
+]
+# The compiler takes these for what they are in the real numbers. On booleans torch's + is an `or`, and small integers
+# wrap around, so both are counted in whole numbers.
+_ARITHMETIC = frozenset([operator.add, operator.sub, operator.mul, operator.neg, operator.pos])
+_SMALL = frozenset([torch.bool, torch.uint8, torch.int8, torch.int16])
+_ELEMENTWISE_FUNCTIONS = frozenset([*ELEMENTWISE.values(), *_OPERATORS, *_FUNCTIONAL])
+
+
+class Arguments:
+    """The arguments of a call: a pytree of nodes and constants, with the nodes taken out in order."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.leaves, self.spec = pytree.tree_flatten((args, kwargs), is_leaf=lambda x: isinstance(x, Node))
+        self.places = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Node)]
+        self.nodes: tuple[Node, ...] = tuple(self.leaves[i] for i in self.places)
+        self.positional = len(args)
+        self.keywords = tuple(kwargs)
+        self.constants = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        self.constant_dims = max((constant.dim() for constant in self.constants), default=0)
+        given = [*args, *kwargs.values()]
+        self.flat = len(given) == len(self.leaves) and all(map(operator.is_, given, self.leaves))
+        self.simple = self.flat and not kwargs
+
+    def fill(self, values: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+        """The call's `(args, kwargs)` with each node replaced by its value."""
+        filled = self.leaves.copy()
+        for place, value in zip(self.places, values, strict=True):
+            filled[place] = value
+        if self.simple:
+            return filled, {}
+        if self.flat:  # nothing is nested: no need of the pytree machinery, which costs more than a small torch call
+            return filled[: self.positional], dict(zip(self.keywords, filled[self.positional :], strict=True))
+        args, kwargs = pytree.tree_unflatten(filled, self.spec)
+        return args, kwargs
+
+    def bind(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        """`fn` with the constants in their places: a function of the nodes' values alone."""
+        bare = self.simple and len(self.places) == len(self.leaves)
+        return fn if bare else partial(self._call, fn)
+
+    def _call(self, fn: Callable[..., Any], *values: Any) -> Any:
+        args, kwargs = self.fill(values)
+        return fn(*args, **kwargs)
+
+
+class Node:
+    """Base class. `index` is the place in the declaration; derived nodes keep the index of the node they stand for."""
+
+    kind = "node"
+    late = False  # whether it is evaluated as late as its users allow, and not in the order of the declaration
+    carries = True  # whether its value depends on its inputs in a way that any result depends on
+    named = False  # whether the user gave it its name, with name=
+
+    def __init__(self, name: str, index: int, inputs: Sequence["Node"]) -> None:
+        self.name = name
+        self.index = index
+        self.inputs: tuple[Node, ...] = tuple(inputs)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Work out all that can be known from the inputs' axes, once, so that no evaluation needs to."""
+        self.axes: Axes = self.infer_axes()
+        self.input_axes = [node.axes for node in self.inputs]
+        in_line = len(self.inputs) == 2 and all(axes in ((), self.axes) for axes in self.input_axes)
+        self._lead = len(self.input_axes[0]) - len(self.input_axes[1]) if in_line else None
+
+    def infer_axes(self) -> Axes:
+        """The axes of the value, from the axes of the inputs."""
+        return union(*(node.axes for node in self.inputs))
+
+    @property
+    def mixes(self) -> Axes:
+        """The axes along which one entry of the value depends on other entries of the inputs."""
+        return ()
+
+    def with_inputs(self, inputs: Sequence["Node"]) -> "Node":
+        """This node on other inputs; itself if they are the same."""
+        if all(new is old for new, old in zip(inputs, self.inputs, strict=True)):
+            return self
+        node = copy.copy(self)
+        node.inputs = tuple(inputs)
+        node.prepare()
+        return node
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        """The value, from the values of the inputs."""
+        raise NotImplementedError
+
+    def broadcast(self, values: list[Any]) -> list[Any]:
+        """The values of the inputs, aligned for an elementwise operation."""
+        if self._lead is not None:  # two operands in line: broadcasting is torch's own if their events have one rank
+            left, right = values
+            if isinstance(left, Tensor) and isinstance(right, Tensor) and left.dim() - right.dim() == self._lead:
+                return values
+        return values if len(values) == 1 else vz.broadcast(values, self.input_axes, self.axes)
+
+    def __repr__(self) -> str:
+        return f"<{self.kind} {self.name} axes={self.axes}>"
+
+
+class Input(Node):
+    """A parameter (a pytree of tensors) or data handed to the graph."""
+
+    kind = "input"
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        return run.inputs[self.name]
+
+
+class Data(Node):
+    """An input, or a part of one, whose leading dimension is a plate."""
+
+    kind = "data"
+
+    def __init__(self, name: str, index: int, base: Node, plate: Axis) -> None:
+        self.plate = plate
+        super().__init__(name, index, [base])
+
+    def infer_axes(self) -> Axes:
+        return union(self.inputs[0].axes, [self.plate])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        """The rows of the pass. In an update of the input itself its copies may have plates in front of them."""
+        dim, place = len(self.input_axes[0]), self.axes.index(self.plate)
+        value = run.rows(self.plate, values[0], dim)
+        return value if dim == place else map_tensors(lambda leaf: leaf.movedim(dim, place), value)
+
+
+class Apply(Node):
+    """A deterministic function of one draw, mapped over every axis of its inputs."""
+
+    kind = "apply"
+
+    def __init__(self, name: str, index: int, fn: Callable[..., Any], arguments: Arguments) -> None:
+        self.fn = fn
+        self.arguments = arguments
+        # Broadcasting would take the dimensions of a constant tensor for plates: vmap tells them apart.
+        self.elementwise = arguments.flat and not arguments.constant_dims and fn in _ELEMENTWISE_FUNCTIONS
+        self.arithmetic = fn in _ARITHMETIC
+        self._call = arguments.bind(fn)
+        super().__init__(name, index, arguments.nodes)
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        if self.arithmetic:
+            values = [v.long() if isinstance(v, Tensor) and v.dtype in _SMALL else v for v in values]
+        if self.elementwise:
+            try:
+                return self._call(*self.broadcast(values))
+            except Exception as error:
+                raise_in_words(error, _label(self), "its operation", self.fn, values, len(self.axes))
+        aligned = [vz.align_tree(v, axes, self.axes) for v, axes in zip(values, self.input_axes, strict=True)]
+        if not self.axes:  # a function may change its own containers, and not those of the trace
+            aligned = [map_tensors(lambda leaf: leaf, value) for value in aligned]
+        with _named(self, self.fn, aligned, len(self.axes), self.arguments.constants):
+            return vz.vectorize(self._call, len(self.axes))(*aligned)
+
+
+class Select(Node):
+    """One field or one constant index of a value: `tau.reward`, `theta["w"]`, `x[0]`."""
+
+    kind = "select"
+
+    def __init__(self, name: str, index: int, base: Node, key: Any, attribute: bool) -> None:
+        self.key = key
+        self.attribute = attribute
+        super().__init__(name, index, [base])
+
+    def prepare(self) -> None:
+        """Also the key with the dimensions of the axes in front. A lone integer stays one: torch is faster with it."""
+        super().prepare()
+        own = self.key if isinstance(self.key, tuple) else (self.key,)
+        lone = isinstance(self.key, int) and not self.axes
+        self._place = self.key if lone else (slice(None),) * len(self.axes) + own
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        (value,) = values
+        try:
+            if self.attribute:
+                return self._attribute(value)
+            return value[self._place if isinstance(value, Tensor) else self.key]
+        except (AttributeError, LookupError) as error:
+            base = self.inputs[0]
+            error.add_note(f"node {base.name!r} (axes: {describe(base.axes)}) has no {self.key!r} in one draw")
+            raise
+
+    def _attribute(self, value: Any) -> Any:
+        """A field of a pytree; or what a tensor says of itself, which here means: of one draw."""
+        if not isinstance(value, Tensor) or not self.axes:
+            return getattr(value, self.key)
+        one = getattr(value[(0,) * len(self.axes)], self.key)
+        mapped = vz.vectorize(lambda draw: getattr(draw, self.key), len(self.axes))
+        return mapped(value) if isinstance(one, Tensor) else one
+
+
+class Reduction(Node):
+    """A linear reduction over axes: a mean over plates, or a sum over time, discounted or not."""
+
+    kind = "reduction"
+
+    def __init__(
+        self, name: str, index: int, base: Node, over: Axes, mean: bool, discount: float | Tensor | None = None
+    ) -> None:
+        self.over = over
+        self.mean = mean
+        # A tensor is a constant: nothing is differentiated with respect to it.
+        self.discount = discount.detach() if isinstance(discount, Tensor) else discount
+        super().__init__(name, index, [base])
+
+    def infer_axes(self) -> Axes:
+        return without(self.inputs[0].axes, self.over)
+
+    @property
+    def mixes(self) -> Axes:
+        return self.over
+
+    def prepare(self) -> None:
+        super().prepare()
+        self._dims = tuple(i for i, axis in enumerate(self.input_axes[0]) if axis in self.over)
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        if isinstance(values[0], Tensor):
+            return self._reduce(values[0], run)
+        return map_tensors(lambda leaf: self._reduce(leaf, run), values[0])
+
+    def _reduce(self, value: Tensor, run: Any) -> Tensor:
+        if not self._dims:
+            return value
+        counts = not (value.is_floating_point() or value.is_complex())
+        if counts and (self.mean or self.discount is not None):
+            value = value.to(run.dtype)
+        if run.left_out is not None and run.left_out.plate in self.over:
+            return self._reduce_without(value, run.left_out)
+        if self.mean:
+            whole = value.dim() == len(self._dims)  # has a derivative of its own, which is cheaper
+            return value.mean() if whole else value.mean(self._dims)
+        if self.discount is not None:
+            value = value * _powers(self.discount, value, self._dims[-1])
+        return value.sum(self._dims)
+
+    def _reduce_without(self, value: Tensor, left_out: Any) -> Tensor:
+        """Means are over the other draws; sums are scaled up to as many draws as there are."""
+        mean = left_out.mean(value, self.input_axes[0], self._dims)
+        return mean if self.mean else mean * prod(value.shape[d] for d in self._dims)
+
+
+def _powers(base: float | Tensor, value: Tensor, dim: int) -> Tensor:
+    """`base**t` along a dimension of `value`."""
+    steps = torch.arange(value.shape[dim], dtype=value.dtype, device=value.device)
+    return (base**steps).reshape([-1] + [1] * (value.dim() - dim - 1))
+
+
+class Reduce(Node):
+    """Any other function of whole axes: `fn` sees the reduced axes as leading dimensions of its argument."""
+
+    kind = "reduce"
+
+    def __init__(self, name: str, index: int, base: Node, over: Axes, fn: Callable[..., Any]) -> None:
+        self.over = over
+        self.fn = fn
+        super().__init__(name, index, [base])
+
+    def infer_axes(self) -> Axes:
+        return without(self.inputs[0].axes, self.over)
+
+    @property
+    def mixes(self) -> Axes:
+        return self.over
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        axes = self.inputs[0].axes
+        kept = [i for i, axis in enumerate(axes) if axis not in self.over]
+        value = map_tensors(lambda leaf: leaf.movedim(kept, tuple(range(len(kept)))), values[0])
+        with _named(self, self.fn, [value], len(kept)):
+            return vz.vectorize(self.fn, len(kept))(value)
+
+
+@contextmanager
+def _named(node: Node, fn: Any, values: list[Any], dims: int, constants: Sequence[Tensor] = ()) -> Iterator[None]:
+    """What a user's function raises, in words; and a refusal of functions that write into their arguments."""
+    read = [*values, *constants]
+    before = _versions(read)
+    try:
+        yield
+    except Exception as error:
+        raise_in_words(error, _label(node), "its function", fn, values, dims)
+    if _versions(read) != before:
+        raise SamplingError(
+            f"{_label(node)}: its function changes one of its arguments in place, which other nodes read, and the "
+            "trace. What it has written stays there: make inputs and traces anew. Use the operation that makes a new "
+            "tensor, or x.clone() first"
+        )
+
+
+def _label(node: Node) -> str:
+    return f"node {node.name!r} (axes: {describe(node.axes)})"
+
+
+def _versions(values: list[Any]) -> list[int]:
+    """How often each tensor has been written into. What was made in inference mode does not count it."""
+    return [leaf._version for value in values for leaf in tensors(value) if not leaf.is_inference()]
+
+
+class Stop(Node):
+    """Stop-gradient: the value is held constant; the distribution that it was drawn from is still accounted for."""
+
+    kind = "stop"
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        return map_tensors(Tensor.detach, values[0])
+
+
+class Zero(Node):
+    """Zeros like the values of its input: what is left of a summand that a draw does not reach."""
+
+    kind = "zero"
+    carries = False
+
+    def __init__(self, base: Node) -> None:
+        super().__init__(f"0 * {base.name}", base.index, [base])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        return map_tensors(torch.zeros_like, values[0])
+
+
+class Sample(Node):
+    """A draw from `law(*parents)`, with an i.i.d. plate of its own if `plate` is given.
+
+    `within` holds plates that it is drawn in whether or not a parent is; `None` if nothing was said of them.
+    """
+
+    kind = "sample"
+
+    def __init__(
+        self,
+        name: str,
+        index: int,
+        law: Any,
+        arguments: Arguments,
+        plate: Axis | None,
+        time: Axis | None,
+        n: int | None,
+        within: Axes | None = None,
+    ) -> None:
+        self.law = law
+        self.arguments = arguments
+        self.plate = plate
+        self.time = time
+        self.n = n
+        self.within = within
+        self.pathwise = False
+        self.declared = self  # also of copies with other parents: what is recorded has the axes of this one
+        self.event_dims = law.event_dims(arguments)
+        super().__init__(name, index, arguments.nodes)
+
+    def infer_axes(self) -> Axes:
+        own = [axis for axis in (self.plate, self.time) if axis is not None]
+        return union(*(node.axes for node in self.inputs), self.within or (), own)
+
+    def prepare(self) -> None:
+        """Work out four more.
+
+        `parent_axes`: the axes along which the draws have parents of their own. `plates`: the axes of whole draws, all
+        but the draw's own time axis. `repeats`: those along which draws of the same parents are repeated. `drawn_axes`:
+        the axes in the order in which torch draws, what is repeated in front.
+        """
+        super().prepare()
+        self.parent_axes = union(*self.input_axes)
+        self.plates = without(self.axes, [self.time] if self.time else [])
+        self.repeats = without(self.plates, self.parent_axes)
+        self.drawn_axes = (*self.repeats, *self.parent_axes)
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        return run.draw(self, values)
+
+
+class LogProb(Node):
+    """The log-probability of each draw of a sample node, and of each of its time steps."""
+
+    kind = "log_prob"
+
+    def __init__(self, name: str, index: int, sample: Sample) -> None:
+        self.sample = sample
+        super().__init__(name, index, [sample, *sample.inputs])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+        return run.score(self.sample, self.inputs, values)
+
+
+class Update(Node):
+    """Base class: new parameters from old ones and an inner objective."""
+
+    kind = "update"
+    roles = ("params", "objective")  # what the first inputs are; those that follow are step sizes
+
+    @property
+    def params(self) -> Node:
+        """The parameters before the update."""
+        return self.inputs[0]
+
+    @property
+    def objective(self) -> Node:
+        """The declared inner objective."""
+        return self.inputs[1]
+
+    @property
+    def variable(self) -> Node:
+        """What the inner objective is a function of: the compiler puts a placeholder in its place."""
+        return self.params
+
+    @property
+    def word(self) -> str:
+        """The word that declares it."""
+        raise NotImplementedError
+
+
+class Step(Update):
+    """`params + sign * lr * gradient of objective`, the gradient being that of the objective's own surrogate."""
+
+    def __init__(self, name: str, index: int, params: Node, objective: Node, lr: Arguments, sign: int) -> None:
+        self.lr = lr
+        self.sign = sign
+        super().__init__(name, index, [params, objective, *lr.nodes])
+
+    @property
+    def word(self) -> str:
+        return "ascend" if self.sign > 0 else "descend"
+
+
+class Unknown(Node):
+    """Stands for the parameters that an implicit update solves for. It has no value outside the update's objective."""
+
+    kind = "unknown"
+
+    def __init__(self, name: str, index: int, like: Node) -> None:
+        self.like = like  # no input: the unknown does not depend on what it is like
+        super().__init__(name, index, [])
+
+    def infer_axes(self) -> Axes:
+        return self.like.axes
+
+
+class Argmax(Update):
+    """The unknown that maximises the objective. The solver starts at `params`, which is a `Stop`."""
+
+    word = "argmax"
+    roles = ("init", "objective")
+
+    def __init__(
+        self, name: str, index: int, params: Stop, objective: Node, unknown: Unknown, solver: Any, linear_solver: Any
+    ) -> None:
+        self.unknown = unknown
+        self.solver = solver
+        self.linear_solver = linear_solver
+        super().__init__(name, index, [params, objective])
+
+    def infer_axes(self) -> Axes:
+        return union(self.unknown.axes, self.objective.axes)
+
+    @property
+    def variable(self) -> Node:
+        return self.unknown

@@ -1,0 +1,1 @@
+"""What users type: symbols and the words of declarations."""

@@ -1,0 +1,1 @@
+"""What an estimator does on average: by enumeration, and by sampling."""

@@ -1,0 +1,234 @@
+"""Monte Carlo profiles: estimators side by side on one graph."""
+
+import math
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..run.compiled import Compiled
+
+
+@dataclass(frozen=True)
+class Figures:
+    """The figures of one estimator in a profile.
+
+    Attributes:
+        mean: the mean estimate, all coordinates concatenated, shape `(P,)`.
+        standard_error: of each coordinate of the mean, shape `(P,)`.
+        variance: summed over coordinates.
+        bias: Euclidean norm of `mean - truth`; NaN without a truth.
+        bias_error: the standard error of `mean - truth`, a norm too; that of the truth is counted in where it was
+            measured. An unbiased estimator shows a bias of about this size.
+        mse: mean squared distance from the truth; NaN without one.
+        seconds: median seconds per estimate.
+        unbiased: whether the ledger says so.
+    """
+
+    mean: Tensor
+    standard_error: Tensor
+    variance: float
+    bias: float
+    bias_error: float
+    mse: float
+    seconds: float
+    unbiased: bool
+
+    @property
+    def mse_per_second(self) -> float:
+        """The mean squared error of the average of as many estimates as a second allows: equal-time accuracy.
+
+        The variance shrinks with the number of estimates, the squared bias stays: that which is measured, less what its
+        standard error explains, and 0 if the ledger says so.
+        """
+        return self._squared_bias + self.variance * self.seconds
+
+    @property
+    def mse_per_second_error(self) -> float:
+        r"""How far off the squared bias in `mse_per_second` may be, at most: a standard error.
+
+        That of :math:`|\hat b|^2` with normal errors of standard deviations :math:`s_i` is :math:`(4 \sum_i b_i^2 s_i^2
+        + 2 \sum_i s_i^4)^{1/2} \le (4 |b|^2 |s|^2 + 2 |s|^4)^{1/2}`. Where it is as large as the figure, more estimates
+        are needed to tell a small bias from none.
+        """
+        if self.unbiased:
+            return 0.0
+        return math.sqrt(4 * self._squared_bias * self.bias_error**2 + 2 * self.bias_error**4)
+
+    @property
+    def _squared_bias(self) -> float:
+        return 0.0 if self.unbiased else max(self.bias**2 - self.bias_error**2, 0.0)
+
+
+@dataclass(frozen=True, repr=False)
+class Profile(Mapping[str, Figures]):
+    """The result of `profile`: figures by estimator name, as a mapping, a table or a plot.
+
+    Attributes:
+        figures: name to `Figures`.
+        truth: what bias and MSE refer to, shape `(P,)`, or `None`.
+        reference: where the truth comes from.
+        repeats: how many estimates were made with each.
+    """
+
+    figures: dict[str, Figures]
+    truth: Tensor | None
+    reference: str
+    repeats: int
+
+    def __getitem__(self, name: str) -> Figures:
+        return self.figures[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.figures)
+
+    def __len__(self) -> int:
+        return len(self.figures)
+
+    def to_markdown(self) -> str:
+        """The table in markdown."""
+        head = "| estimator | bias | ± | variance | MSE | ms per estimate | MSE at one second | ± |"
+        rows = [
+            f"| {name} | {f.bias:.3g} | {f.bias_error:.2g} | {f.variance:.4g} | {f.mse:.4g} | {1e3 * f.seconds:.3g} | "
+            f"{f.mse_per_second:.3g} | {f.mse_per_second_error:.2g} |"
+            for name, f in self.figures.items()
+        ]
+        note = f"\n{self.repeats} estimates each; bias and MSE against {self.reference}. "
+        note += "MSE at one second: of the mean of all estimates that fit into one. "
+        note += "±: the standard error of the bias, and that of the squared bias."
+        return "\n".join([head, "|---|" + "---|" * 7, *rows, note])
+
+    def plot(self) -> Any:
+        """Bias, variance, MSE, time, and MSE at equal time as bars, one colour each: a `matplotlib` figure."""
+        from ..explain.picture import Picture
+
+        figure = Picture(figsize=(13, 2.8), layout="constrained")
+        panels = {
+            "bias": "bias",
+            "variance": "variance",
+            "mse": "MSE",
+            "seconds": "seconds per estimate",
+            "mse_per_second": "MSE at one second",
+        }
+        names = list(self.figures)
+        tilt = {"rotation": 30, "ha": "right"} if len(names) * max(map(len, names)) > 20 else {}
+        for axes, (attribute, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+            values = [getattr(self.figures[name], attribute) for name in names]
+            error = {"bias": "bias_error", "mse_per_second": "mse_per_second_error"}.get(attribute)
+            errors = [getattr(self.figures[name], error) for name in names] if error else None
+            axes.bar(names, values, yerr=errors, color=[f"C{i}" for i in range(len(names))], capsize=4)
+            axes.set_xticks(range(len(names)), names, **tilt)
+            axes.set_title(title)
+            smallest, largest = min(values), max(values)
+            if 30 * smallest < largest < 1e20 * smallest:  # anything smaller is zero, but for rounding
+                axes.set_yscale("log")
+        return figure
+
+    def __repr__(self) -> str:
+        return self.to_markdown()
+
+    def _repr_markdown_(self) -> str:
+        return self.to_markdown()
+
+
+def profile(
+    compiled: Mapping[str, Compiled],
+    *inputs: Any,
+    repeats: int = 1000,
+    truth: Any = None,
+    generator: torch.Generator | None = None,
+    sizes: Mapping[str, int] | None = None,
+) -> Profile:
+    """Measure estimators by Monte Carlo: bias, variance, mean squared error and time.
+
+    Args:
+        compiled: the estimators by name. Estimates are made in turn, so that a drift of the machine meets all.
+        *inputs: the inputs of the graph.
+        repeats: estimates per estimator, at least 2.
+        truth: the gradient, a pytree like the estimate. Default: the mean of those estimators whose ledger says that
+            they are unbiased, the one of least variance.
+        generator: source of randomness.
+        sizes: sizes of plates by name.
+
+    Raises:
+        ValueError: no estimator, or fewer than two repeats.
+
+    Example:
+        >>> import torch, stochgraph as sg
+        >>> from torch.distributions import Normal
+        >>> @sg.graph
+        ... def objective(theta):
+        ...     return sg.mean(sg.sample("x", Normal, theta, 1.0, n=10)) ** 2
+        >>> p = sg.profile({"PW": objective.compile(sg.PW())}, torch.tensor(1.0), repeats=20, truth=torch.tensor(2.0))
+        >>> p["PW"].variance > 0
+        True
+    """
+    if not isinstance(compiled, Mapping) or not all(isinstance(one, Compiled) for one in compiled.values()):
+        raise TypeError('profile takes compiled graphs by name: sg.profile({"SF": graph.compile(sg.SF())}, theta)')
+    if not compiled or repeats < 2:
+        raise ValueError(f"profile needs at least one estimator and two repeats, got {len(compiled)} and {repeats}")
+    estimates: dict[str, list[Tensor]] = {name: [] for name in compiled}
+    seconds: dict[str, list[float]] = {name: [] for name in compiled}
+    for one in compiled.values():  # the first call of a torch function is slow
+        one.value_and_grad(*inputs, generator=generator, sizes=sizes)
+    for _ in range(repeats):
+        for name, one in compiled.items():
+            start = time.perf_counter()
+            grads = one.value_and_grad(*inputs, generator=generator, sizes=sizes)[1]
+            seconds[name].append(time.perf_counter() - start)
+            estimates[name].append(_vector(grads))
+    stacked = {name: torch.stack(found).double().cpu() for name, found in estimates.items()}
+    reference = _reference(compiled, stacked, truth)
+    figures = {
+        name: _figures(found, reference, torch.tensor(seconds[name]).median().item(), name, compiled[name])
+        for name, found in stacked.items()
+    }
+    return Profile(figures, reference.value, reference.words, repeats)
+
+
+def _vector(tree: Any) -> Tensor:
+    return torch.cat([leaf.reshape(-1) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)])
+
+
+def _given(truth: Any, size: int) -> Tensor:
+    leaves = [leaf for leaf in pytree.tree_leaves(truth) if leaf is not None]  # integers have no gradient
+    found = torch.cat([torch.as_tensor(leaf, dtype=torch.float64).cpu().reshape(-1) for leaf in leaves])
+    if len(found) != size:
+        raise ValueError(f"profile: the truth has {len(found)} numbers, the estimates have {size}")
+    return found
+
+
+class _Reference(NamedTuple):
+    """What bias and MSE refer to, and how well it is known."""
+
+    words: str
+    name: str
+    value: Tensor | None
+    variance: Tensor | float
+
+
+def _reference(compiled: Mapping[str, Compiled], estimates: Mapping[str, Tensor], truth: Any) -> _Reference:
+    if truth is not None:
+        return _Reference("the given truth", "", _given(truth, next(iter(estimates.values())).shape[1]), 0.0)
+    unbiased = [name for name, one in compiled.items() if one.explain().unbiased]
+    if not unbiased:
+        return _Reference("nothing: no estimator is unbiased and no truth was given", "", None, 0.0)
+    best = min(unbiased, key=lambda name: float(estimates[name].var(0).sum()))
+    found = estimates[best]
+    return _Reference(f"the mean of {best}, which is unbiased", best, found.mean(0), found.var(0) / len(found))
+
+
+def _figures(estimates: Tensor, reference: _Reference, seconds: float, name: str, compiled: Compiled) -> Figures:
+    mean, variance = estimates.mean(0), estimates.var(0)
+    own = variance / len(estimates)
+    error = own if name == reference.name else own + reference.variance
+    bias = mse = float("nan")
+    if reference.value is not None:
+        bias = float((mean - reference.value).norm())
+        mse = float(((estimates - reference.value) ** 2).sum(1).mean())
+    unbiased = compiled.explain().unbiased
+    return Figures(mean, own.sqrt(), float(variance.sum()), bias, float(error.sum().sqrt()), mse, seconds, unbiased)

@@ -1,0 +1,1 @@
+"""Compiled graphs: one pass, chunks of a plate, gradients."""

@@ -1,0 +1,169 @@
+"""The nodes that the compiler adds to a graph: scores, weights, boxes and their sums.
+
+NOTE [the box]
+`box(L) = exp(L - recorded L)`. At the parameters that drew the trace its value is 1 and its derivative is that of L;
+at other parameters it is the importance ratio. So one surrogate serves for gradients of any order, for line searches
+and for replays.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ..ir import nodes as nd
+from ..tensors import vectorize as vz
+from ..tensors.axes import Axes, without
+from ..tensors.trees import map_tensors
+
+
+class Score(nd.Node):
+    """The log-probability of a draw under given parents; inputs are the draw and the parents."""
+
+    kind = "score"
+    late = True
+
+    def __init__(self, sample: nd.Sample, drawn: nd.Node, parents: Sequence[nd.Node]) -> None:
+        self.sample = sample
+        super().__init__(f"log p({sample.name})", sample.index, [drawn, *parents])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+        found = run.found.get(self)
+        return run.score(self.sample, self.inputs, values) if found is None else found
+
+
+class Weight(nd.Node):
+    """A score relative to its recorded value, reduced to the axes along which a term depends on the draw.
+
+    Axes in `aligned` are kept: plates elementwise, time cumulatively. All others are summed; with `average` plates are
+    averaged instead.
+    """
+
+    kind = "weight"
+    late = True
+
+    def __init__(self, score: Score, aligned: Axes, average: bool) -> None:
+        self.sample = score.sample
+        self.aligned = aligned
+        self.average = average
+        super().__init__(f"weight({score.sample.name})", score.index, [score])
+
+    def infer_axes(self) -> Axes:
+        return without(self.inputs[0].axes, self.summed)
+
+    @property
+    def summed(self) -> Axes:
+        """The sample's own axes that are reduced; axes that only the parents have stay."""
+        return without(self.sample.axes, self.aligned)
+
+    @property
+    def mixes(self) -> Axes:
+        return self.summed
+
+    def prepare(self) -> None:
+        """Also the dimensions of the score to accumulate, to sum and to average over."""
+        super().prepare()
+        places = list(enumerate(self.input_axes[0]))
+        gone = self.summed
+        self._cumulated = [d for d, axis in places if axis.time and axis in self.aligned]
+        self._gone = tuple(d for d, axis in places if axis in gone)
+        self._averaged = [d for d, axis in places if self.average and axis in gone and not axis.time]
+
+    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+        score = values[0]
+        recorded = run.log_probs.get(self.sample.name)
+        before = score.detach() if recorded is None else vz.align(recorded, self.sample.axes, self.input_axes[0])
+        return self._reduce(score - before, run.left_out)
+
+    def _reduce(self, value: Tensor, left_out: Any) -> Tensor:
+        for d in self._cumulated:
+            value = value.cumsum(d)
+        if left_out is not None and left_out.plate in self.summed:
+            return left_out.sum(value, self.input_axes[0], self._gone)
+        scale = 1.0
+        for d in self._averaged:
+            scale /= value.shape[d]
+        value = value.sum(self._gone) if self._gone else value
+        return value * scale if self._averaged else value
+
+    def excess(self, value: Tensor) -> Tensor:
+        """The box of a weight of this value, less 1."""
+        return value.expm1()
+
+
+class Box(nd.Node):
+    """`base * exp(exponent)`."""
+
+    kind = "box"
+
+    def __init__(self, base: nd.Node, exponent: nd.Node, weights: tuple[Weight, ...]) -> None:
+        self.weights = weights
+        super().__init__(f"box({base.name})", base.index, [base, exponent])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        if isinstance(values[0], Tensor):
+            base, weight = self.broadcast(values)
+            return base * self.factor(weight)
+        factor = self.factor(values[1])
+        return map_tensors(lambda leaf: torch.mul(*self.broadcast([leaf, factor])), values[0])
+
+    def factor(self, weight: Tensor) -> Tensor:
+        """What the base is multiplied with: the likelihood ratio."""
+        return weight.exp()
+
+
+class ScoreTerm(nd.Node):
+    """`base * sum of log-probabilities`: a score-function term, whose gradient alone is used."""
+
+    kind = "score term"
+
+    def __init__(self, base: nd.Node, scores: nd.Node, weights: tuple[Weight, ...]) -> None:
+        self.weights = weights
+        super().__init__(f"score({base.name})", base.index, [base, scores])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+        base, scores = self.broadcast(values)
+        return base * scores
+
+
+class Total(nd.Node):
+    """The sum of its inputs."""
+
+    kind = "total"
+    late = True
+
+    def __init__(self, left: nd.Node, right: nd.Node) -> None:
+        super().__init__("total", max(left.index, right.index), [left, right])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+        left, right = self.broadcast(values)
+        return left + right
+
+
+class Controlled(nd.Node):
+    """A term and its control variates: inputs after the first have zero mean."""
+
+    kind = "controlled"
+
+    def __init__(self, term: nd.Node, controls: Sequence[Any]) -> None:
+        self.controls = controls
+        super().__init__(term.name, term.index, [term, *controls])
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        term, *controls = values
+        for control, axes in zip(controls, self.input_axes[1:], strict=True):
+            term = _add(term, control, self.axes, axes)
+        return term
+
+
+def _add(left: Any, right: Any, axes: Axes, right_axes: Axes) -> Any:
+    """The sum of two pytrees of one structure; a tensor on the right goes to every leaf."""
+    if isinstance(right, Tensor):
+        right = pytree.tree_map(lambda _: right, left)
+    return pytree.tree_map(
+        lambda x, y: torch.add(*vz.broadcast([x, y], [axes, right_axes], axes)) if isinstance(x, Tensor) else x,
+        left,
+        right,
+    )

@@ -1,0 +1,1 @@
+"""Tensors: axes, pytrees, mapped functions, pieces. Nothing of graphs."""
