@@ -25,9 +25,9 @@ from stochgraph.algorithms.training.memory import (
     _machine,
     gigabytes,
     memory_of,
-    need_of,
     need_of_parameters,
 )
+from stochgraph.algorithms.training.run_memory import need_of
 from stochgraph.algorithms.training.settings import ALGORITHMS
 from tests.training_cases import FORKS, SMALL, Hook
 

@@ -31,8 +31,8 @@ FLOORS = [
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FOLDERS = {"stochgraph": "stochgraph", "algorithms": "stochgraph.algorithms", "estimators": "stochgraph.estimators"}
-EXTRAS = {"stochgraph.explain.picture", "stochgraph.algorithms.commands.demo"}  # imported where they are needed
-KNOWN = {"derive", "training"}  # rooms in which files still know of each other
+EXTRAS = {"stochgraph.explain.picture"}  # needs matplotlib
+KNOWN = {"derive"}  # rooms in which files still know of each other
 
 
 def modules() -> dict[str, Path]:

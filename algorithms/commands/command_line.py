@@ -38,6 +38,7 @@ from ..training.randomness import generator_for
 from ..training.reports import spelled
 from ..training.roll import TIMEOUT
 from ..training.settings import ALGORITHMS, ENVIRONMENTS, ESTIMATORS, POLICIES
+from . import demo
 from .beside import make_room
 
 KNOWN: dict[str, Iterable[str]] = {
@@ -338,8 +339,6 @@ def profile_command(configuration: Configuration, estimators: str, repeats: int,
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def demo_command(arguments: tuple[str, ...]) -> None:
     """Print ledgers and exact biases, meta-train 2-D navigation with two estimators, save a figure."""
-    from ..commands import demo
-
     demo.main(list(arguments))
 
 

@@ -10,20 +10,15 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..policies.families import Policy
 from .configuration import ConfigurationError
-from .ranks import Ranks
 
-if TYPE_CHECKING:
-    from .problem import Problem
-
-_COPIES = 4  # of all parameters: before and after a step, its gradient, and what the optimiser makes of it
-_ADAPTED = 2  # adapted parameters, and the gradient that makes them
+COPIES = 4  # of all parameters: before and after a step, its gradient, and what the optimiser makes of it
 
 
 class Need(NamedTuple):
@@ -94,40 +89,16 @@ def need_of_parameters(policy: Policy, dtype: torch.dtype) -> Need:
         >>> print(need_of_parameters(GaussianMLP(2, 2, hidden=(10**6, 10**6)), torch.float32))
         16000.1 GB (16000.1 for parameters, 0.0 for trajectories, 0.0 for derivatives)
     """
-    return Need(_COPIES * _bytes(policy, dtype), 0, 0)
+    return Need(COPIES * bytes_of_parameters(policy, dtype), 0, 0)
 
 
-def need_of(problem: "Problem", ranks: Ranks) -> Need:
-    """What the iterations and the evaluations of a run need on this rank."""
-    run, rollouts, dtype = problem.configuration, problem.rollouts, getattr(torch, problem.configuration.precision)
-    per_task = run.steps * run.inner + run.outer
-    shards = problem.shards()
-    held = sum(size for _, size in ranks.own(list(enumerate(shards))))
-    steps = run.steps if run.evaluation_steps is None else run.evaluation_steps
-    trajectories = max(held * per_task, problem.held_out_at_once() * (steps * run.inner + run.outer))
-    together = min(problem.chunk or run.tasks, max(shards))
-    hidden = sum(getattr(rollouts.policy, "sizes", ())[1:-1])
-    copies = _COPIES + (_ADAPTED * max(shards) if run.steps else 0)
-    return Need(
-        parameters=copies * _bytes(rollouts.policy, dtype),
-        draws=trajectories * rollouts.horizon * _bytes_of_a_step(problem),
-        derivatives=together * per_task * rollouts.horizon * hidden * dtype.itemsize,
-    )
-
-
-def _bytes(policy: Policy, dtype: torch.dtype) -> int:
+def bytes_of_parameters(policy: Policy, dtype: torch.dtype) -> int:
+    """What one copy of the parameters takes, without making them; 0 where that cannot be told."""
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             return sum(leaf.numel() * leaf.itemsize for leaf in policy.initial(None, dtype=dtype).values())
     except Exception:  # a policy may do anything with its first parameters
         return 0
-
-
-def _bytes_of_a_step(problem: "Problem") -> int:
-    """Observation, action, reward, mask, and the log-probability as it was drawn and as it is scored."""
-    environment, size = problem.rollouts.environment, getattr(torch, problem.configuration.precision).itemsize
-    action = torch.int64.itemsize if environment.discrete else environment.action_size * size
-    return (environment.observation_size + 4) * size + action
 
 
 def memory_of(device: torch.device) -> Memory | None:

@@ -27,13 +27,14 @@ from .checkpoints import CheckpointError, State, check_parameters, foreign, not_
 from .configuration import Configuration, ConfigurationError
 from .curves import save_learning_curve
 from .interrupts import BrokenOff, Interrupts
-from .memory import check_memory, gigabytes, memory_of, need_of
+from .memory import check_memory, gigabytes, memory_of
 from .problem import Problem, standard_errors, task_returns
 from .randomness import default_generator_for
 from .ranks import ALONE, Ranks
 from .reports import Reporter, default_reporters
 from .roll import RankFailure
 from .run_folder import RunFolder
+from .run_memory import need_of
 
 
 class TrainingError(RuntimeError):
