@@ -937,7 +937,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(small, monkeypatch):
         TrainingError, match=r"iteration 0: the meta-gradient of .* is not finite.*last good .*00000000.pt"
     ):
         trainer.run()
-    assert same(trainer.theta, Problem(small).initial())
+    assert same(trainer.progress.theta, Problem(small).initial())
 
 
 def overflowing(monkeypatch, when, change):
