@@ -1,4 +1,4 @@
-"""What an environment is: a batch of episodes that are started together and stepped together."""
+"""Environments: batches of episodes that are started together and stepped together."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
@@ -94,7 +94,7 @@ class Environment(ABC):
         return sg.sample("task", lambda: listed, n=n)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a pickle holds: the settings, not the episodes, which are in attributes that begin with `_`."""
+        """The settings, and not the episodes, which are in attributes that begin with `_`."""
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
     def _started(self, task: Tensor, shape: tuple[int, ...]) -> Tensor:

@@ -117,7 +117,7 @@ class GymnasiumEnvironment(Environment):
         self._vector = None
 
     def _has_parents_workers(self) -> bool:
-        """Whether this is a forked process, and the vector environment's processes are its parent's."""
+        """True in a forked process, where the vector environment's processes are its parent's."""
         workers = getattr(getattr(self._vector, "unwrapped", None), "processes", None)
         return bool(workers) and self._process != os.getpid()
 
@@ -137,7 +137,7 @@ class GymnasiumEnvironment(Environment):
             )
 
     def _serves(self, task: Tensor) -> bool:
-        """Whether the vector environment at hand is one for these tasks."""
+        """True if the vector environment at hand is one for these tasks."""
         if self._vector is None or self._built_for is None or len(task) != len(self._built_for):
             return False
         if self._has_parents_workers():
@@ -153,7 +153,7 @@ class GymnasiumEnvironment(Environment):
 
 
 def _resets_apart(vector: Any) -> bool:
-    """Whether some of its episodes can be reset with options of their own."""
+    """True if some of its episodes can be reset with options of their own."""
     kinds = installed("gymnasium.vector", "GymnasiumEnvironment")
     return isinstance(vector.unwrapped, kinds.SyncVectorEnv | kinds.AsyncVectorEnv)
 

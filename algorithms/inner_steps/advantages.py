@@ -30,7 +30,7 @@ from stochgraph.derive.baselines import (
 
 
 def returns_to_go(reward: Tensor, mask: Tensor, discount: float = 1.0) -> Tensor:
-    r"""What is still to come: :math:`R_t = \sum_{u \ge t} \gamma^{u - t} r_u`.
+    r"""The rewards that are still to come: :math:`R_t = \sum_{u \ge t} \gamma^{u - t} r_u`.
 
     Args:
         reward: shape `(..., time)`.
@@ -77,10 +77,10 @@ def gae(reward: Tensor, mask: Tensor, value: Tensor, discount: float = 1.0, deca
 
 
 class Baseline(Protocol):
-    """What an advantage is measured against: two functions of one trajectory, `(time, ...)`, or of a batch of them."""
+    """The reference of advantages: two functions of one trajectory, `(time, ...)`, or of a batch of them."""
 
     def statistics(self, observation: Tensor, mask: Tensor, target: Tensor) -> Any:
-        """What the fit needs of one trajectory: tensors, summed over the batch; `None` if nothing is fitted."""
+        """The tensors that the fit needs of one trajectory, summed over the batch; `None` if nothing is fitted."""
 
     def value(self, total: Any, observation: Tensor, mask: Tensor) -> Tensor:
         """The baseline at every step, from the summed statistics."""

@@ -183,7 +183,7 @@ def _discounted(discount: float) -> Callable[[Any], Tensor]:
 
 
 def _gain(policy: Any, ratio: bool) -> Callable[..., Tensor]:
-    """What one trajectory adds to the inner objective."""
+    """The part of one trajectory in the inner objective."""
 
     def gain(parameters: Any, trajectory: Any, advantage: Tensor) -> Tensor:
         if ratio:
@@ -210,7 +210,7 @@ def _value(baseline: Baseline, observation: Any, mask: Any, target: Any, plate: 
 
 
 def _fits(baseline: Baseline) -> bool:
-    """Whether a baseline is fitted to the batch."""
+    """True if a baseline is fitted to the batch."""
     step = torch.ones(1)
     return baseline.statistics(step.unsqueeze(-1), step, step) is not None
 

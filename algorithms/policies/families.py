@@ -24,7 +24,7 @@ from .networks import layer_sizes, module_parameters, tanh_network, tanh_paramet
 
 
 class Policy(Protocol):
-    """What rollouts and algorithms need of a policy.
+    """The interface of policies: all that rollouts and algorithms need.
 
     Methods take one set of parameters, and batches of observations and actions. With an attribute `batched` that is
     true, `sample` and `log_prob` also take `sets` of parameters, stacked, and as many batches of observations, `(sets,
@@ -38,7 +38,7 @@ class Policy(Protocol):
         """Parameters to start from."""
 
     def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """What `sample` needs to draw `shape` actions, from torch's default generators: `(*shape, ...)`."""
+        """The noise with which `sample` draws `shape` actions, from torch's default generators: `(*shape, ...)`."""
 
     def sample(self, parameters: Parameters, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions, and their log-probabilities of shape `(...)`, at observations `(..., observation)`."""

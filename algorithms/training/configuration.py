@@ -1,4 +1,4 @@
-"""What a run is made of: one frozen dataclass, written as JSON next to its results and read back from there."""
+"""The configuration of a run: one frozen dataclass, written as JSON next to its results and read back from there."""
 
 import dataclasses
 import difflib
@@ -166,7 +166,7 @@ class Configuration:
         return [name for name in _hints() if one.get(name, _DEFAULT) != another.get(name, _DEFAULT)]
 
     def fingerprint(self) -> dict[str, Any]:
-        """What is computed: the fields that decide it and are not as by default, as they are saved.
+        """The fields that decide what is computed and are not as by default, as they are saved.
 
         Neither how far a run goes nor how it is kept is in it, and no field that later versions add as it was before.
 

@@ -1,4 +1,4 @@
-"""How much memory a run needs at least, and how much there is: compared before anything is drawn.
+"""The memory that a run needs at least, and what there is: compared before anything is drawn.
 
 What is counted must be there at the same time whatever the run does: the parameters, adapted ones for every task of a
 shard, all trajectories of a meta-batch, and what a policy that is a network keeps for the derivatives of a chunk. The
@@ -51,7 +51,7 @@ class Need(NamedTuple):
         )
 
     def remedy(self) -> str:
-        """What would make the largest part smaller."""
+        """The options that would make the largest part smaller."""
         remedies = {
             "parameters": "smaller hidden layers, or fewer tasks in more shards",
             "draws": "fewer tasks, inner or outer trajectories, or a shorter horizon; or ranks on more machines",
@@ -80,7 +80,7 @@ def check_memory(need: Need, there: Memory | None) -> None:
 
 
 def need_of_parameters(policy: Policy, dtype: torch.dtype) -> Need:
-    """What the parameters of a policy need, without making them; nothing where that cannot be told.
+    """The memory for the parameters of a policy, without making them; nothing where that cannot be told.
 
     Example:
         >>> import torch
@@ -93,7 +93,7 @@ def need_of_parameters(policy: Policy, dtype: torch.dtype) -> Need:
 
 
 def bytes_of_parameters(policy: Policy, dtype: torch.dtype) -> int:
-    """What one copy of the parameters takes, without making them; 0 where that cannot be told."""
+    """The bytes of one copy of the parameters, without making them; 0 where that cannot be told."""
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             return sum(leaf.numel() * leaf.itemsize for leaf in policy.initial(None, dtype=dtype).values())
@@ -102,7 +102,7 @@ def bytes_of_parameters(policy: Policy, dtype: torch.dtype) -> int:
 
 
 def memory_of(device: torch.device) -> Memory | None:
-    """What this process can have on a device, as far as that can be told."""
+    """The memory that this process can have on a device, as far as that can be told."""
     if device.type == "cuda":
         with suppress(AssertionError, RuntimeError):  # the driver has no answer
             free, most = torch.cuda.mem_get_info(device)
@@ -160,7 +160,7 @@ def _process_limits() -> Iterator[int]:
 
 
 def _own() -> tuple[int, int]:
-    """What this process holds in memory, and what it has addresses for."""
+    """The memory that this process holds, and what it has addresses for."""
     try:
         addressed, held = Path("/proc/self/statm").read_text().split()[:2]
     except (OSError, ValueError):

@@ -11,7 +11,7 @@ from .run_folder import RunFolder
 
 
 class Progress:
-    """What a run has learned, and how much of that is saved.
+    """The state of a run, and how much of it is saved.
 
     Args:
         problem: what the parameters and their learner are made for.

@@ -1,4 +1,4 @@
-"""How much memory the iterations and the evaluations of a run need at least; see `memory`."""
+"""The memory that the iterations and the evaluations of a run need at least; see `memory`."""
 
 import torch
 
@@ -10,7 +10,7 @@ _ADAPTED = 2  # adapted parameters, and the gradient that makes them
 
 
 def need_of(problem: Problem, ranks: Ranks) -> Need:
-    """What the iterations and the evaluations of a run need on this rank."""
+    """The memory that the iterations and the evaluations of a run need on this rank."""
     run, rollouts, dtype = problem.configuration, problem.rollouts, getattr(torch, problem.configuration.precision)
     per_task = run.steps * run.inner + run.outer
     shards = problem.shards()

@@ -1,4 +1,4 @@
-"""What the names in a configuration stand for: environments, policies, algorithms, estimators, optimisers.
+"""The names in a configuration, and what they stand for: environments, policies, algorithms, estimators, optimisers.
 
 A new environment is a new row of `ENVIRONMENTS`, anything that makes an `Environment` of options. A new policy is a new
 row of `POLICIES`, which says what makes it for an environment: of the sizes of observations and actions, of the hidden
@@ -142,7 +142,7 @@ def reference_of(configuration: Configuration, environment: Environment) -> Call
 
 
 def problem_of(configuration: Configuration, trajectories: sg.Sampler, rollouts: Rollouts) -> MetaProblem:
-    """What the run asks of its algorithm."""
+    """The problem that the run sets its algorithm."""
     run = configuration
     if run.inner_baseline not in (None, "linear"):
         raise ConfigurationError(f"inner_baseline={shown(run.inner_baseline)}: choose 'linear' or none")
@@ -265,7 +265,7 @@ def _try(
 
 
 def _ascends(kind: Any) -> bool:
-    """Whether this is an optimiser that can climb along gradients as they are, which are dense."""
+    """True for an optimiser that can climb along gradients as they are, which are dense."""
     if not inspect.isclass(kind) or not issubclass(kind, torch.optim.Optimizer) or kind is torch.optim.SparseAdam:
         return False
     return "maximize" in inspect.signature(kind).parameters

@@ -41,7 +41,7 @@ from .run_memory import need_of
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """The end of a run.
 
     Attributes:
         theta: the parameters.
@@ -153,7 +153,7 @@ class Trainer:
             self.progress.iteration += 1
 
     def _check_finite(self) -> None:
-        """What is not finite never becomes so again: it is neither written down nor saved."""
+        """Refuse what is not finite: it never becomes so again, and is neither written down nor saved."""
         if broken := not_finite(self.progress.state_dict()):
             raise TrainingError(
                 f"iteration {self.iteration}: {broken} is not finite after this step; a smaller learning_rate or "
@@ -186,7 +186,7 @@ class Trainer:
             self._tell(lambda reporter: reporter.evaluated(record))
 
     def _say_memory(self) -> None:
-        """What a large run needs, and what there is: others may need it too."""
+        """Say what memory a large run needs, and what there is: others may need it too."""
         need, there = need_of(self.problem, self.ranks), memory_of(self.problem.device)
         if there is not None and need.total > there.free / 4:
             self._say(f"needs {need} of memory at least; {gigabytes(there.free)} GB are free")
@@ -200,7 +200,7 @@ class Trainer:
             self._say(f"no figure of the learning curve ({type(error).__name__}: {error})")
 
     def _check(self) -> None:
-        """What would fail later."""
+        """Refuse now what would fail later."""
         run = self.configuration
         if self.ranks.count > run.shards:
             raise ConfigurationError(
@@ -248,10 +248,10 @@ class Trainer:
 
     @property
     def _command(self) -> str:
-        """What continues this run, in words."""
+        """The command that continues this run, in words."""
         return "the same command without --restart" if self.restart else "the same command"
 
 
 def started_again() -> bool:
-    """Whether torchrun repeats the command, with all that was asked in it, because a process has died."""
+    """True if torchrun repeats the command, with all that was asked in it, because a process has died."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"

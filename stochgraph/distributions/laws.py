@@ -1,4 +1,4 @@
-"""How a sample node is drawn, scored and enumerated: torch distributions as they are, and samplers.
+"""Laws of sample nodes, to draw, score and enumerate by: torch distributions as they are, and samplers.
 
 A distribution of one draw becomes a distribution of a whole plate in one of two ways. A class from
 `torch.distributions` takes batched parameters, once each is viewed with its batch dimensions where the others have
@@ -45,7 +45,7 @@ _LOOKS_ANYWAY = (ContinuousBernoulli,)  # torch's looks at its probabilities whe
 
 
 class Law(Protocol):
-    """What a sample node needs of its distribution."""
+    """The interface of distributions: all that a sample node needs."""
 
     time: bool
     fixed_support: bool  # known before anything is built
@@ -62,7 +62,7 @@ class Law(Protocol):
         """The log-probability of each draw, shape `(*axes of node and inputs)`; `inputs` are the parents' nodes."""
 
     def margins(self, node: Any, values: Sequence[Any], run: Any) -> list[Tensor]:
-        """How far probabilities are from the edge: 0 where an outcome is impossible."""
+        """The distance of probabilities from the edge: 0 where an outcome is impossible."""
 
     def trials(self, node: Any, values: Sequence[Any], run: Any) -> Tensor:
         """The number of trials of a draw, where that of its outcomes follows from it: the most of all draws."""
@@ -84,7 +84,7 @@ class DistributionLaw:
 
     @property
     def has_moving_support(self) -> bool:
-        """Whether the support is known to move with the parameters before anything is drawn."""
+        """True if the support is known to move with the parameters before anything is drawn."""
         return self.is_class and issubclass(self.factory, MOVING_SUPPORT)  # type: ignore[arg-type]
 
     @property
@@ -93,7 +93,7 @@ class DistributionLaw:
 
     @property
     def is_torchs_own(self) -> bool:
-        """Whether all is known of how it draws before it does."""
+        """True if all is known of how it draws before it does."""
         return self.is_class and self.factory.__module__.startswith("torch.distributions.")
 
     def event_dims(self, arguments: Any) -> list[int] | None:
@@ -397,7 +397,7 @@ def _refuse_temperatures(node: Any, built: Distribution) -> None:
 
 @contextmanager
 def _in_words(node: Any, what: str, fn: Any, values: Sequence[Any], dims: int = 0) -> Iterator[None]:
-    """What a user's function raises, with the sample node, the user's line and what to write instead."""
+    """Errors of a user's function, with the sample node, the user's line and what to write instead."""
     try:
         yield
     except Exception as error:

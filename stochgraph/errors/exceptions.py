@@ -14,7 +14,7 @@ class CompileError(StochgraphError):
 
 
 class InputError(StochgraphError, TypeError):
-    """What was passed are not the inputs that the graph takes."""
+    """The inputs are not those that the graph takes."""
 
 
 class SamplingError(StochgraphError):

@@ -1,4 +1,4 @@
-"""What a graph needs under `torch.func` transforms: indexing with a drawn integer, and noise that is drawn in place.
+"""Indexing with a drawn integer, and noise that is drawn in place, under `torch.func` transforms.
 
 NOTE [scalar indices]
 `table[action]` is how a tabular policy or reward is written for one draw. Inside `torch.func.grad` or `hessian` under
@@ -26,7 +26,7 @@ NOISE_IN_PLACE = frozenset(
 
 
 def in_transform() -> bool:
-    """Whether a `torch.func` transform is active: values may then be wrapped, and cannot be looked at."""
+    """True inside a `torch.func` transform: values may then be wrapped, and cannot be looked at."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
