@@ -17,11 +17,11 @@ FLOORS = [
     ["stochgraph.algorithms.inner_steps", "stochgraph.algorithms.exact", "stochgraph.algorithms.rollouts"],
     ["stochgraph.algorithms.policies", "stochgraph.algorithms.environments", "stochgraph.algorithms.optimizers"],
     ["stochgraph"],
+    ["stochgraph.estimators"],
     ["stochgraph.graphs", "stochgraph.prove"],
     ["stochgraph.run"],
     ["stochgraph.explain"],
     ["stochgraph.derive"],
-    ["stochgraph.estimators"],
     ["stochgraph.surrogate"],
     ["stochgraph.language"],
     ["stochgraph.ir"],
@@ -32,7 +32,7 @@ FLOORS = [
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FOLDERS = {"stochgraph": "stochgraph", "algorithms": "stochgraph.algorithms", "estimators": "stochgraph.estimators"}
 EXTRAS = {"stochgraph.explain.picture", "stochgraph.algorithms.commands.demo"}  # imported where they are needed
-KNOWN = {"derive", "training"}  # rooms in which files still know of each other
+KNOWN = {"training"}  # rooms in which files still know of each other
 
 
 def modules() -> dict[str, Path]:
