@@ -20,7 +20,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from stochgraph.derive.baselines import (
+from stochgraph.estimators.baselines import (
     RIDGE,
     discounted_to_go,
     normal_equations,

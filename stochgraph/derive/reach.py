@@ -4,11 +4,10 @@ import operator
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..errors.exceptions import CompileError
 from ..ir import nodes as nd
-from ..ir.paths import averaging_plate, samples_in
-from ..tensors.axes import Axis, describe
-from .rules import COST, Rule
+from ..ir.paths import samples_in
+from ..tensors.axes import Axis
+from .estimator import SCORED, Crossing, GradientEstimator
 
 _BOTH = (operator.add, operator.sub)
 _UNARY = (operator.neg, operator.pos)
@@ -25,10 +24,10 @@ class Reach(dict[nd.Node, dict[str, frozenset[Axis]]]):
         self,
         order: Iterable[nd.Node],
         sources: Mapping[str, nd.Sample],
-        rules: Mapping[str, Rule],
+        estimators: Mapping[str, GradientEstimator],
         cut: nd.Node | None = None,
     ) -> None:
-        self.sources, self.rules, self.cut = sources, rules, cut
+        self.sources, self.estimators, self.cut = sources, estimators, cut
         for node in order:
             self[node] = self._arriving(node)
 
@@ -49,10 +48,13 @@ class Reach(dict[nd.Node, dict[str, frozenset[Axis]]]):
                 for name, aligned in self[parent].items():
                     merged[name] = merged.get(name, aligned) & aligned
             own = frozenset(node.axes)
-            merged = {s: a & own for s, a in merged.items() if _passes(node, s, self.sources, self.rules)}
+            merged = {s: a & own for s, a in merged.items() if self._passes(s, node)}
         if isinstance(node, nd.Sample) and node.name in self.sources:
             merged[node.name] = frozenset(node.axes)
         return merged
+
+    def _passes(self, name: str, node: nd.Node) -> bool:
+        return self.estimators[name].crosses(self.sources[name], node) is Crossing.ON
 
 
 def linear_operands(node: nd.Node, pending: Iterable[str], reach: Mapping[nd.Node, Any]) -> list[int] | None:
@@ -75,23 +77,8 @@ def linear_operands(node: nd.Node, pending: Iterable[str], reach: Mapping[nd.Nod
     return None
 
 
-def _passes(node: nd.Node, name: str, sources: Mapping[str, nd.Sample], rules: Mapping[str, Rule]) -> bool:
-    rule = rules[name]
-    if isinstance(node, nd.Update):
-        return rule.boxes_costs
-    if rule.boxes_means and isinstance(node, (nd.Reduction, nd.Reduce)):
-        plate = averaging_plate(sources[name])
-        if plate in node.over and isinstance(node, nd.Reduce):
-            raise CompileError(
-                f"sample {name!r} reaches {node.name!r} (axes reduced: {describe(node.over)}), which is not a mean: "
-                "an estimator that linearises at the plate's mean has no mean to linearise at; use SF for this node"
-            )
-        return plate not in node.over
-    return True
-
-
 def data_of(update: nd.Update, order: list[nd.Node]) -> list[str]:
     """The samples that feed an update's objective, other than through what it is a function of."""
     samples = samples_in(order)
-    reach = Reach(order, samples, dict.fromkeys(samples, COST), cut=update.variable)
+    reach = Reach(order, samples, dict.fromkeys(samples, SCORED), cut=update.variable)
     return list(reach[update.objective])

@@ -144,7 +144,7 @@ class DistributionLaw:
         """A reparameterised draw, from fresh noise or from recorded noise, the noise, and what `score` can reuse."""
         built = moving(self.build(node, node.inputs, values, node.parent_axes, run, validate=noise is None))
         if not built.has_rsample:
-            raise SamplingError(_no_path(node, type(built).__name__))
+            raise SamplingError(no_path(node, type(built).__name__))
         if is_straight_through(built):
             raise SamplingError(straight_through_message(node, type(built).__name__))
         _refuse_temperatures(node, built)
@@ -378,7 +378,8 @@ def moving_support_message(node: Any) -> str:
     )
 
 
-def _no_path(node: Any, dist: str) -> str:
+def no_path(node: Any, dist: str) -> str:
+    """Why a draw without a reparameterisation is not differentiated."""
     return (
         f"PW on sample {node.name!r} ({dist}): the draw has no differentiable path to its parameters, because {dist} "
         "is discrete or has no reparameterisation; use SF or LSF for this node"

@@ -54,6 +54,11 @@ class Weight(nd.Node):
         return without(self.inputs[0].axes, self.summed)
 
     @property
+    def key(self) -> Any:
+        """What makes it what it is: equal ratios are one node."""
+        return (self.inputs[0], self.aligned, self.average)
+
+    @property
     def summed(self) -> Axes:
         """The sample's own axes that are reduced; axes that only the parents have stay."""
         return without(self.sample.axes, self.aligned)

@@ -4,10 +4,46 @@ All of them coincide with `LSF` on draws without a time axis. On a route without
 is that of `LSF`; they differ in second derivatives, which an update brings in.
 """
 
-from ._base import Baseline, Estimator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..derive.estimator import Control, Where
+from ..surrogate.expansions import Curvature as Expanded
+from ..surrogate.expansions import Expansion
+from ..surrogate.terms import Score, Weight
+from ..tensors.axes import Axes
+from .baselines import Baseline, baseline_control, check_baseline
+from .linearized import BoxedTerms, Linearized
+from .two_parts import TwoParts
 
 
-def LVC() -> Estimator:
+@dataclass(frozen=True)
+class ExpandedTerms(BoxedTerms):
+    """Boxes the terms of an update's objective with an expansion of the likelihood ratio, where there is time."""
+
+    decay: float = 1.0
+    baseline: Baseline | None = None
+
+    def __post_init__(self) -> None:
+        check_baseline(self.baseline)
+        if not 0 <= self.decay <= 1:
+            raise ValueError(f'decay={self.decay!r}: it is between 0 and 1, and for curvature="loaded" only')
+
+    @property
+    def control(self) -> Control | None:
+        return baseline_control(self.baseline)
+
+    def ratio(self, score: Score, kept: Axes, where: Where) -> Weight | None:
+        expanded = Expanded(self.word, self.decay)
+        return Expansion(score, kept, expanded, where is Where.OWN) if score.sample.time else None
+
+    def options(self) -> Mapping[str, Any]:
+        shown = {"decay": self.decay} if self.word == "loaded" and self.decay != 1 else {}
+        return shown | ({} if self.baseline is None else {"baseline": self.baseline})
+
+
+def LVC() -> TwoParts:
     r"""The low-variance curvature: each reward is boxed with single time steps. Bias O(1).
 
     .. math:: \sum_u r_u \Big(1 + \sum_{t \le u} \big(\square(\log p_t) - 1\big)\Big)
@@ -22,10 +58,10 @@ def LVC() -> Estimator:
         >>> sg.LVC()
         Estimator(curvature='lvc', influence='mean')
     """
-    return Estimator("lvc", "mean")
+    return TwoParts(ExpandedTerms("lvc", decay=0.0), Linearized())
 
 
-def LoadedDiCE(decay: float = 1.0, baseline: Baseline | None = None) -> Estimator:
+def LoadedDiCE(decay: float = 1.0, baseline: Baseline | None = None) -> TwoParts:
     r"""Loaded DiCE: trades bias for variance with a decay, and rewards for advantages with a baseline.
 
     .. math:: \sum_t \big(\square(w_t) - \square(w_t - \log p_t)\big) (R_t - b_t), \qquad
@@ -48,10 +84,10 @@ def LoadedDiCE(decay: float = 1.0, baseline: Baseline | None = None) -> Estimato
         >>> sg.LoadedDiCE(decay=0.9)
         Estimator(curvature='loaded', influence='mean', decay=0.9)
     """
-    return Estimator("loaded", "mean", baseline=baseline, decay=decay)
+    return TwoParts(ExpandedTerms("loaded", decay=decay, baseline=baseline), Linearized(baseline))
 
 
-def Taylor() -> Estimator:
+def Taylor() -> TwoParts:
     r"""The likelihood ratio of a trajectory expanded to second order in the ratios of its steps.
 
     .. math:: \sum_u r_u \Big(1 + \sum_{t \le u} \rho_t + \sum_{s < t \le u} \rho_s \rho_t\Big), \qquad
@@ -70,4 +106,4 @@ def Taylor() -> Estimator:
         >>> sg.Taylor()
         Estimator(curvature='taylor', influence='mean')
     """
-    return Estimator("taylor", "mean")
+    return TwoParts(ExpandedTerms("taylor"), Linearized())

@@ -1,96 +1,106 @@
 """Baselines: what a draw's cost is compared with, computed without the draw.
 
-Each function here makes the control variate of one sample for one term; all of them have zero mean because no baseline
+Each control here makes the control variate of one sample for one term; all of them have zero mean because no baseline
 looks at the draw that it is for.
 """
 
 from collections.abc import Callable
-from functools import partial
 from math import prod
 from numbers import Real
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ..derive.controls import control_variate
+from ..derive.estimator import Control, Site
 from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
-from ..ir.paths import descends_from
 from ..ir.traces import Trace
 from ..tensors.axes import Axes, Axis, at_least_two, describe, union
 from ..tensors.trees import map_tensors
-from .controls import control_variate
-from .derivation import Derivation
-from .rules import Control, Site
 
 _HALF = (torch.float16, torch.bfloat16)
 RIDGE, _CLIP = 1e-5, 10.0  # as in the feature baseline of Duan et al. (2016)
 
 
-def baseline_control(baseline: Any) -> Control:
+Baseline = Literal["mean", "loo", "linear"] | Callable[[Any], Any]
+
+
+def check_baseline(baseline: Baseline | None) -> None:
+    """Refuse what is neither the name of a baseline nor a function."""
+    if baseline is not None and not callable(baseline) and baseline not in ("mean", "loo", "linear"):
+        raise ValueError(
+            f'baseline={baseline!r} is not known: choose "mean", "loo", "linear" or a function of the trace'
+        )
+
+
+def baseline_control(baseline: Baseline | None) -> Control | None:
     """The control variates of a baseline, given by name or as a function of the trace."""
-    if baseline == "loo":
-        return Control(partial(_mean_of_others, innermost=True))
-    if baseline == "mean":
-        return Control(partial(_mean_of_others, innermost=False))
-    return Control(_linear) if baseline == "linear" else Control(partial(_called, fn=baseline), whole=True)
+    if baseline is None:
+        return None
+    if callable(baseline):
+        return FunctionOfTrace(baseline)
+    return Linear() if baseline == "linear" else MeanOfOthers(innermost=baseline == "loo")
 
 
-def _terms_with_others(site: Site) -> nd.Node | None:
-    plates = _shared_plates(site)
-    return _others(site, plates[-1:]) if plates else None
-
-
-# Compares each term of a plate's mean with the mean of the others; a draw without a plate is in no mean.
-COMPARE_WITH_OTHERS = Control(_terms_with_others)
-
-
-def _shared_plates(site: Site) -> Axes:
-    return tuple(axis for axis in site.sample.plates if axis in site.apart and not axis.time)
-
-
-def _others(site: Site, plates: Axes) -> nd.Node:
-    return control_variate(site, Others(site.term, site.sample, plates), site.aligned)
-
-
-def _mean_of_others(site: Site, innermost: bool) -> nd.Node:
+class MeanOfOthers(Control):
     """The mean cost of the other draws: of the innermost plate, or of all plates."""
-    sample, node, plates = site.sample, site.place, _shared_plates(site)
-    if not plates:
-        raise CompileError(
-            f"sample {site.name!r} (axes: {describe(sample.axes)}): its draws have no costs of their own at "
-            f"{node.name!r} (axes: {describe(node.axes)}), so there is no mean of the other draws' costs to compare "
-            "with; use a function of the trace as the baseline, or none; or LOO for this node, if its mean follows"
-        )
-    return _others(site, plates[-1:] if innermost else plates)
+
+    def __init__(self, innermost: bool) -> None:
+        self.innermost = innermost
+
+    def node(self, site: Site) -> nd.Node:
+        sample, node, plates = site.sample, site.place, shared_plates(site)
+        if not plates:
+            raise CompileError(
+                f"sample {site.name!r} (axes: {describe(sample.axes)}): its draws have no costs of their own at "
+                f"{node.name!r} (axes: {describe(node.axes)}), so there is no mean of the other draws' costs to "
+                "compare with; use a function of the trace as the baseline, or none; or LOO for this node, if its "
+                "mean follows"
+            )
+        return others(site, plates[-1:] if self.innermost else plates)
 
 
-def _called(site: Site, fn: Callable[[Trace], Any]) -> nd.Node:
-    return control_variate(site, Called(site, fn), site.aligned, _own_time(site))
+class FunctionOfTrace(Control):
+    """What a function of the trace predicts."""
+
+    whole = True
+
+    def __init__(self, fn: Callable[[Trace], Any]) -> None:
+        self.fn = fn
+
+    def node(self, site: Site) -> nd.Node:
+        return control_variate(site, Called(site, self.fn), site.kept, _own_time(site))
 
 
-def _linear(site: Site) -> nd.Node:
-    sample, node, time = site.sample, site.node, _own_time(site)
-    if time is None or set(node.axes) != set(sample.axes) or not sample.plates:
-        raise CompileError(
-            f"sample {site.name!r} (axes: {describe(sample.axes)}): the linear feature baseline is fitted to the costs "
-            f"of trajectories, one for each draw and time step, but at {node.name!r} the costs have the axes "
-            f"{describe(node.axes)}; use another baseline for this node"
-        )
-    drawn = site.derivation.root.derive(sample)
-    fitted = Fitted(site.term, drawn, sample, _discount(site.derivation, site.place, time))
-    return control_variate(site, fitted, site.aligned, time)
+class Linear(Control):
+    """Returns-to-go, fitted to features of the observations."""
+
+    def node(self, site: Site) -> nd.Node:
+        sample, node, time = site.sample, site.node, _own_time(site)
+        if time is None or set(node.axes) != set(sample.axes) or not sample.plates:
+            raise CompileError(
+                f"sample {site.name!r} (axes: {describe(sample.axes)}): the linear feature baseline is fitted to the "
+                f"costs of trajectories, one for each draw and time step, but at {node.name!r} the costs have the axes "
+                f"{describe(node.axes)}; use another baseline for this node"
+            )
+        fitted = Fitted(site.term, site.drawn, sample, site.discount(time))
+        return control_variate(site, fitted, site.kept, time)
+
+
+def shared_plates(site: Site) -> Axes:
+    """The plates along which a term has draws of its own, and meets no others."""
+    return tuple(axis for axis in site.sample.plates if axis in site.independent and not axis.time)
+
+
+def others(site: Site, plates: Axes) -> nd.Node:
+    """The control variate that compares a term with the mean of the others of some plates."""
+    return control_variate(site, Others(site.term, site.sample, plates), site.kept)
 
 
 def _own_time(site: Site) -> Axis | None:
-    return site.sample.time if site.sample.time in site.aligned else None
-
-
-def _discount(derivation: Derivation, node: nd.Node, time: Axis) -> float | Tensor:
-    """The discount of the sum over time that the costs go into."""
-    later = descends_from(derivation.order, node)
-    sums = [n for n in derivation.order if n in later and isinstance(n, nd.Reduction) and time in n.over]
-    return 1.0 if not sums or sums[0].discount is None else sums[0].discount
+    return site.sample.time if site.sample.time in site.kept else None
 
 
 class Others(nd.Node):
@@ -128,15 +138,13 @@ class Called(nd.Node):
     kind = "baseline"
 
     def __init__(self, site: Site, fn: Callable[[Trace], Any]) -> None:
-        root = site.derivation.root
         self.fn, self.sample, self.term = fn, site.sample, site.place
-        self.wanted = tuple(axis for axis in self.sample.axes if axis in site.aligned)
-        # What is drawn later may depend on the term, so a baseline of the term cannot see that.
-        before = [n for n in root.order if isinstance(n, nd.Sample) and n.index <= site.place.index]
-        self.names = [n.name for n in before]
-        self.scored = [name for name in self.names if name in root.samples]
-        scores = [root.score(root.samples[name]) for name in self.scored]
-        super().__init__(f"baseline({site.name})", site.place.index, [*scores, *map(root.derive, before)])
+        self.wanted = tuple(axis for axis in self.sample.axes if axis in site.kept)
+        before = site.earlier()  # what is drawn later may depend on the term, so a baseline cannot see that
+        self.names = [drawn.sample.name for drawn in before]
+        self.scored = [drawn.sample.name for drawn in before if drawn.score]
+        scores = [drawn.score for drawn in before if drawn.score]
+        super().__init__(f"baseline({site.name})", site.place.index, [*scores, *(drawn.node for drawn in before)])
 
     def infer_axes(self) -> Axes:
         return self.wanted

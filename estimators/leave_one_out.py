@@ -1,9 +1,48 @@
 """Leave-one-out: the score function with each cost compared to what it is without the draw."""
 
-from ._base import Estimator
+from typing import ClassVar
+
+from ..derive.controls import control_variate
+from ..derive.estimator import Control, GradientEstimator, Site
+from ..derive.replays import left_out_axis, plate_of_one
+from ..errors.exceptions import CompileError
+from ..ir import nodes as nd
+from ..ir.paths import averaging_plate
+from .two_parts import LOG, Influence, TwoParts
 
 
-def LOO() -> Estimator:
+class LeaveOneOut(Influence):
+    """Boxes all costs, less what each of them is with the draw left out of the plate's means."""
+
+    word: ClassVar[str] = "leave-one-out"
+
+    @property
+    def control(self) -> Control:
+        return COMPARED_WITH_REPLAYS
+
+    def exact(self) -> GradientEstimator:
+        return self
+
+
+class ComparedWithReplays(Control):
+    """The control variate of a term that sums the draws' scores over their plate."""
+
+    later_only = True
+
+    def node(self, site: Site) -> nd.Node | None:
+        plate = averaging_plate(site.sample)
+        if plate is None or plate in site.kept:
+            return None
+        if site.sample.plate is plate and site.sample.n == 1:
+            raise CompileError(plate_of_one(site.name, site.sample.axes, plate))
+        left_out = (plate, left_out_axis(plate))
+        return control_variate(site, site.leave_out(plate), site.kept | {plate}, left_out=left_out)
+
+
+COMPARED_WITH_REPLAYS = ComparedWithReplays()
+
+
+def LOO() -> TwoParts:
     r"""Leave-one-out: unbiased like `SF`, with a variance like that of `LSF` if later samples have a baseline.
 
     .. math:: \sum_i \big(f(\bar\phi) - f(\bar\phi_{-i})\big) \, \nabla_\theta \log p(x_i; \theta)
@@ -34,4 +73,4 @@ def LOO() -> Estimator:
         >>> sg.LOO()
         Estimator(curvature='log', influence='leave-one-out')
     """
-    return Estimator("log", "leave-one-out")
+    return TwoParts(LOG, LeaveOneOut())

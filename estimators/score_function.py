@@ -1,9 +1,22 @@
 """The score function: every distribution path counted exactly once."""
 
-from ._base import Baseline, Estimator
+from typing import ClassVar
+
+from ..derive.estimator import GradientEstimator
+from .baselines import Baseline
+from .two_parts import LOG, Influence, TwoParts
 
 
-def SF(baseline: Baseline | None = None) -> Estimator:
+class ScoreFunction(Influence):
+    """Boxes all costs downstream of the draws, with the sum of their log-ratios: the compiler's default everywhere."""
+
+    word: ClassVar[str] = "cost"
+
+    def exact(self) -> GradientEstimator:
+        return self
+
+
+def SF(baseline: Baseline | None = None) -> TwoParts:
     r"""The score function, debiased through updates: unbiased.
 
     .. math:: \nabla_\theta E[f] = E\big[\nabla f + (f - b) \, \textstyle\sum_i \nabla_\theta \log p(x_i; \theta)\big]
@@ -44,4 +57,4 @@ def SF(baseline: Baseline | None = None) -> Estimator:
         >>> sg.SF(baseline="loo")
         Estimator(curvature='log', influence='cost', baseline='loo')
     """
-    return Estimator("log", "cost", baseline=baseline)
+    return TwoParts(LOG, ScoreFunction(baseline))
