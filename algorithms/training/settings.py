@@ -19,6 +19,7 @@ import stochgraph as sg
 from stochgraph.errors.checks import shortened, shown
 
 from .. import environments
+from ..a2c import a2c
 from ..bomrl import bomrl, fixed_sample_bomrl, practical_bomrl, tabular_bomrl
 from ..emaml import emaml, emaml_published
 from ..environments import Environment, Navigation
@@ -29,8 +30,11 @@ from ..maml import first_order_maml, maml
 from ..meta_sgd import LearnedRates, meta_sgd
 from ..objectives.meta_policy_gradient import MetaProblem
 from ..objectives.template import Template
+from ..policies.actor_critic import ActorCritic
 from ..policies.families import CategoricalMLP, GaussianMLP, HeteroscedasticMLP, Policy, TabularSoftmax
+from ..ppo import ppo
 from ..promp import promp
+from ..reinforce import reinforce
 from ..rollouts.trajectories import Rollouts
 from ..sgmrl import sgmrl, sgmrl_first_order, sgmrl_published
 from ..tmaml import tmaml
@@ -49,6 +53,7 @@ ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
     "ant": environments.ant,
     "walker2d": environments.walker2d,
     "swimmer": environments.swimmer,
+    "gymnasium": environments.registered_environment,
 }
 POLICIES: dict[str, Callable[[Environment], Callable[..., Policy]]] = {
     "network": lambda environment: CategoricalMLP if environment.discrete else GaussianMLP,
@@ -69,13 +74,26 @@ ALGORITHMS: dict[str, Callable[..., Template]] = {
     "promp": promp,
     "tmaml": tmaml,
     "meta-sgd": meta_sgd,
+    "reinforce": reinforce,
+    "a2c": a2c,
+    "ppo": ppo,
     "bomrl": bomrl,
     "bomrl-practical": practical_bomrl,
     "bomrl-fixed-sample": fixed_sample_bomrl,
     "bomrl-tabular": tabular_bomrl,
 }
-# Algorithms that learn more than the policy's parameters: what puts that in, from the policy and the inner rate.
-WRAPPERS: Mapping[str, Callable[[Policy, float], Policy]] = {"meta-sgd": LearnedRates}
+
+
+def _with_critic(policy: Policy, configuration: Configuration, environment: Environment) -> Policy:
+    return ActorCritic(policy, environment.observation_size, configuration.hidden)
+
+
+# Algorithms that learn more than the policy's parameters: what puts that in.
+WRAPPERS: Mapping[str, Callable[[Policy, Configuration, Environment], Policy]] = {
+    "meta-sgd": lambda policy, configuration, _: LearnedRates(policy, configuration.inner_rate),
+    "a2c": _with_critic,
+    "ppo": _with_critic,
+}
 ESTIMATORS: Mapping[str, Callable[..., Any]] = {
     "SF": sg.SF,
     "LOO": sg.LOO,
@@ -108,7 +126,7 @@ def rollouts_of(configuration: Configuration) -> Rollouts:
     environment: Environment = _called("environment_options", make, configuration.environment_options)
     policy = _policy_of(configuration, environment)
     if configuration.algorithm in WRAPPERS:
-        policy = WRAPPERS[configuration.algorithm](policy, configuration.inner_rate)
+        policy = WRAPPERS[configuration.algorithm](policy, configuration, environment)
     _check_size(configuration, policy)
     try:
         return Rollouts(environment, policy, configuration.horizon)
