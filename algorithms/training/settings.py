@@ -1,6 +1,7 @@
 """What the names in a configuration stand for: environments, policies, algorithms, estimators, optimisers.
 
-A new environment is a new row of `ENVIRONMENTS`, anything that makes an `Environment` of options. A new policy is a new
+A new environment is a new row of `ENVIRONMENTS`, anything that makes an `Environment` of options; or it stays in a
+module of its own, and is named by that: `package.module:Name`. A new policy is a new
 row of `POLICIES`, which says what makes it for an environment: of the sizes of observations and actions, of the hidden
 layers if it takes them, and of options. A new algorithm is a new row of `ALGORITHMS`, a function of a `MetaProblem`
 that returns a `Template`; its keyword arguments are its options.
@@ -40,6 +41,7 @@ from ..sgmrl import sgmrl, sgmrl_first_order, sgmrl_published
 from ..tmaml import tmaml
 from .configuration import Configuration, ConfigurationError, allowed_types, type_words, unknown
 from .devices import device_named
+from .imported import imported, is_place
 from .learners import Measures, TrustRegion
 from .memory import check_memory, memory_of, need_of_parameters
 
@@ -122,8 +124,7 @@ _UNFIT = (
 
 def rollouts_of(configuration: Configuration) -> Rollouts:
     """The environment and the policy that a configuration names, together."""
-    make = _named("environment", configuration.environment, ENVIRONMENTS)
-    environment: Environment = _called("environment_options", make, configuration.environment_options)
+    environment = _environment_of(configuration)
     policy = _policy_of(configuration, environment)
     if configuration.algorithm in WRAPPERS:
         policy = WRAPPERS[configuration.algorithm](policy, configuration, environment)
@@ -132,6 +133,19 @@ def rollouts_of(configuration: Configuration) -> Rollouts:
         return Rollouts(environment, policy, configuration.horizon)
     except ValueError as error:
         raise ConfigurationError(f"policy={configuration.policy!r}: {error}") from error
+
+
+def _environment_of(configuration: Configuration) -> Environment:
+    """A known environment, or one that is imported."""
+    name = configuration.environment
+    make = imported("environment", name) if is_place(name) else _named("environment", name, ENVIRONMENTS)
+    environment = _called("environment_options", make, configuration.environment_options)
+    if not isinstance(environment, Environment):
+        raise ConfigurationError(
+            f"environment={shown(name)}: it makes an object of {type(environment).__name__}; expected one of "
+            "stochgraph.algorithms.environments.Environment"
+        )
+    return environment
 
 
 def _policy_of(configuration: Configuration, environment: Environment) -> Policy:
