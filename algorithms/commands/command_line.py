@@ -199,6 +199,8 @@ def main() -> None:
     `stochgraph.algorithms.training.Configuration`.
     """  # noqa: D301  # click looks for the character itself
     click.get_current_context().call_on_close(_let_go)
+    if "" not in sys.path:
+        sys.path.append("")  # the folder at hand, for --environment package.module:Name; last, so that it hides nothing
 
 
 @main.command("train")

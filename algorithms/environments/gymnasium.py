@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.distributions import Distribution
 from torch.nn.functional import one_hot
 
 from ._optional import installed
-from ._protocol import Environment, at_least_one
+from ._protocol import Environment, ListedTasks, at_least_one
 
 Options = Callable[[Tensor], dict[str, Any]]
 
@@ -150,6 +151,38 @@ class GymnasiumEnvironment(Environment):
         if isinstance(space, _spaces().Discrete):
             return one_hot(values.long() - int(space.start), self.observation_size).to(self._like)
         return values.reshape(len(values), -1).to(self._like)
+
+
+def registered_environment(id: str = "CartPole-v1", horizon: int | None = None, **options: Any) -> GymnasiumEnvironment:
+    """An environment that Gymnasium knows by name. It has one task, the number 0, which changes nothing.
+
+    Args:
+        id: its name in Gymnasium's registry.
+        horizon: the number of steps; none: the time limit that it is registered with.
+        **options: arguments of its constructor.
+
+    Raises:
+        ValueError: Gymnasium does not know it, or it has no time limit and no horizon is given.
+
+    Example:
+        >>> from stochgraph.algorithms.environments import registered_environment
+        >>> cart = registered_environment("CartPole-v1")
+        >>> cart.observation_size, cart.action_size, cart.discrete, cart.horizon
+        (4, 2, True, 500)
+    """
+    gymnasium = installed("gymnasium", "registered_environment")
+    try:
+        spec = gymnasium.spec(id)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"id={id!r}: {error}") from error
+    limit = horizon or spec.max_episode_steps
+    if limit is None:
+        raise ValueError(f"id={id!r} is registered without a time limit: give the horizon")
+    return GymnasiumEnvironment(partial(_of_spec, id, options), ListedTasks(torch.zeros(1)), limit)
+
+
+def _of_spec(id: str, options: dict[str, Any], task: Tensor) -> Any:
+    return installed("gymnasium", "registered_environment").make_vec(id, num_envs=len(task), **options)
 
 
 def _resets_apart(vector: Any) -> bool:

@@ -54,7 +54,7 @@ def advantages(
     target = sg.apply(returns_to_go, reward, mask, discount=discount)
     value = _value(fitted, observation, mask, target, plate)
     advantage = sg.apply(gae, reward, mask, value, discount=discount, decay=decay)
-    return _standardised(advantage, mask, plate) if standardise else advantage
+    return standardised(advantage, mask, plate) if standardise else advantage
 
 
 def ascend_advantages(
@@ -215,8 +215,11 @@ def _fits(baseline: Baseline) -> bool:
     return baseline.statistics(step.unsqueeze(-1), step, step) is not None
 
 
-def _standardised(advantage: Any, mask: Any, plate: str) -> Any:
-    """Means over all steps of a batch are ratios of means over its trajectories."""
+def standardised(advantage: Any, mask: Any, plate: str | None = None) -> Any:
+    """Declare advantages less their mean, over their standard deviation: of all steps that count, of all plates or one.
+
+    Means over all steps of a batch are ratios of means over its trajectories.
+    """
 
     def mean(x: Any) -> Any:
         return sg.mean(sg.apply(torch.sum, x), over=plate) / count

@@ -1,5 +1,6 @@
 """Policies as pure functions of a dictionary of parameters."""
 
+from .actor_critic import ActorCritic as ActorCritic
 from .families import CategoricalMLP as CategoricalMLP
 from .families import CategoricalModule as CategoricalModule
 from .families import GaussianMLP as GaussianMLP

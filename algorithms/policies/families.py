@@ -90,6 +90,11 @@ class GaussianPolicy(ABC):
         ratio = ((mean - other).square() + (2 * before).exp()) * (-2 * after).exp()
         return (after - before + 0.5 * (ratio - 1)).sum(-1)
 
+    def entropy(self, parameters: Parameters, observation: Tensor) -> Tensor:
+        r"""The entropy :math:`\sum_k s_k + \tfrac12 \log 2 \pi e` at each observation, shape `(...)`."""
+        mean, log_std = self.moments(parameters, observation)
+        return (log_std + 0.5 * math.log(2 * math.pi * math.e)).expand_as(mean).sum(-1)
+
     def _log_density(self, deviation: Tensor, log_std: Tensor) -> Tensor:
         constant = log_std.sum(-1) + 0.5 * math.log(2 * math.pi) * self.action
         return -0.5 * (deviation * torch.exp(-log_std)).square().sum(-1) - constant
@@ -363,6 +368,11 @@ class SoftmaxPolicy(ABC):
         before = self.logits(old, observation).log_softmax(-1)
         after = self.logits(new, observation).log_softmax(-1)
         return (before.exp() * (before - after)).sum(-1)
+
+    def entropy(self, parameters: Parameters, observation: Tensor) -> Tensor:
+        r"""The entropy :math:`-\sum_a \pi_a \log \pi_a` at each observation, shape `(...)`."""
+        log_prob = self.logits(parameters, observation).log_softmax(-1)
+        return -(log_prob.exp() * log_prob).sum(-1)
 
 
 def _chosen(logits: Tensor, action: Tensor) -> Tensor:

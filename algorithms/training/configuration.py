@@ -54,7 +54,7 @@ class Configuration:
     """
 
     output: str = _option("results/run", "the folder that everything is written to; what is there is continued")
-    environment: str = _option("navigation", "the environment, by name")
+    environment: str = _option("navigation", "the environment, by name, or package.module:Name")
     environment_options: dict[str, Any] = field(default_factory=dict, metadata=_words("options of the environment"))
     horizon: int | None = _option(None, "steps of an episode; none: as the environment has it", least=1)
     reference: bool = _option(False, "subtract from every reward what standing still would give; less variance")
