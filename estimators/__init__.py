@@ -7,6 +7,8 @@ from ..derive.estimator import GradientEstimator as GradientEstimator
 from ..derive.estimator import Inside as Inside
 from ..derive.estimator import Site as Site
 from ..derive.estimator import Where as Where
+from ..surrogate.terms import Term as Term
+from .enumeration import Enumerate as Enumerate
 from .expansions import LVC as LVC
 from .expansions import LoadedDiCE as LoadedDiCE
 from .expansions import Taylor as Taylor

@@ -22,6 +22,7 @@ from .estimators import LVC as LVC
 from .estimators import MAML as MAML
 from .estimators import PW as PW
 from .estimators import SF as SF
+from .estimators import Enumerate as Enumerate
 from .estimators import Estimator as Estimator
 from .estimators import FirstOrder as FirstOrder
 from .estimators import LoadedDiCE as LoadedDiCE
@@ -67,6 +68,7 @@ __all__ = [
     "CompileError",
     "Compiled",
     "DeclarationError",
+    "Enumerate",
     "Estimator",
     "Explanation",
     "Figures",

@@ -92,9 +92,14 @@ class Run:
 
     def leaving_out(self, left_out: Any, log_probs: Mapping[str, Tensor]) -> "Run":
         """This pass with one draw left out of the means over its plate. See `_leave_one_out.LeftOut`."""
+        other = self.replaying(log_probs)
+        other.left_out = left_out
+        return other
+
+    def replaying(self, log_probs: Mapping[str, Tensor]) -> "Run":
+        """This pass where draws have other values or parents than those that they were drawn with."""
         other = copy.copy(self)
-        other.left_out, other.log_probs, other.kept = left_out, log_probs, {}
-        other.found = {}
+        other.log_probs, other.kept, other.found = log_probs, {}, {}
         return other
 
     def within(self, plate: Axis, size: int) -> "Run":
