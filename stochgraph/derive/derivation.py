@@ -22,7 +22,7 @@ from typing import Any
 from ..errors.exceptions import CompileError
 from ..ir import nodes as nd
 from ..ir.paths import descends_from, first_mixing, moves_with, samples_in
-from ..ir.programs import schedule
+from ..ir.programs import schedule, up_to
 from ..surrogate.expansions import ExpandedBox, Expansion
 from ..surrogate.limited import Limited
 from ..surrogate.solutions import CompiledArgmax
@@ -65,26 +65,26 @@ class Derivation:
         self.drawing: Derivation = drawing or self
         self.pathwise = {name for name, estimator in estimators.items() if not estimator.scored}
         scored = estimators.keys() - self.pathwise
-        self.samples = {name: node for name, node in samples_in(order).items() if name in scored}
+        local = order if update is None else up_to(update.objective, update.variable)
+        self.samples = {name: node for name, node in samples_in(local).items() if name in scored}
         self.memo: dict[Key, nd.Node] = {}
         self.alignments: dict[Key, dict[str, frozenset[Axis] | None]] = {}
-        self.moving: dict[nd.Node, bool] = {psi: isinstance(psi, Placeholder)} if psi else {}
         if update is None:
             self.reach = {Kind.WEIGHT: Reach(order, self.samples, estimators)}
             self.shared: dict[Any, nd.Node] = {} if shared is None else shared
         else:
-            self._scope(update)
+            self._scope(update, local)
 
-    def _scope(self, update: nd.Update) -> None:
+    def _scope(self, update: nd.Update, order: list[nd.Node]) -> None:
         """Which samples the inner surrogate scores, and which it only weights."""
-        moving = moves_with(self.order, [update.variable], self.pathwise)
+        moving = moves_with(order, [update.variable], self.pathwise)
         inner = {s: node for s, node in self.samples.items() if any(p in moving for p in node.inputs)}
         data = {s: node for s, node in self.samples.items() if s not in inner}
         self.moved = moving
-        self.region = descends_from(self.order, update.variable)
+        self.region = descends_from(order, update.variable)
         self.reach = {
-            Kind.SCORE: Reach(self.order, inner, dict.fromkeys(inner, SCORED), cut=update.variable),
-            Kind.WEIGHT: Reach(self.order, data, self.estimators, cut=update.variable),
+            Kind.SCORE: Reach(order, inner, dict.fromkeys(inner, SCORED), cut=update.variable),
+            Kind.WEIGHT: Reach(order, data, self.estimators, cut=update.variable),
         }
 
     @cached_property
@@ -263,19 +263,6 @@ class Derivation:
             return self.share(("pathwise", node), lambda: self.estimators[node.name].draw(node))
         return node
 
-    def _moves(self, node: nd.Node) -> bool:
-        """Whether a derived node depends on `psi`."""
-        stack = [node]
-        while stack:
-            top = stack[-1]
-            unknown = [parent for parent in top.inputs if parent not in self.moving]
-            if unknown and top not in self.moving:
-                stack.extend(unknown)
-                continue
-            stack.pop()
-            self.moving.setdefault(top, any(self.moving[parent] for parent in top.inputs))
-        return self.moving[node]
-
     def _update(self, node: nd.Update, parts: list[nd.Node]) -> nd.Node:
         # Inside another update's inner gradient, an update is the function of its parameters that it is: no boxes.
         estimators, detach = self.estimators, node in self.constant
@@ -331,7 +318,7 @@ class Derivation:
         fixed = still._boxed(node, still.derive(node, inside), factors)
         weights = self._weights(node, scored)
         score_term = ScoreTerm(fixed, self.total(weights), weights)
-        return Total(term, score_term) if self._moves(term) else score_term
+        return Total(term, score_term) if self.psi in term.free else score_term
 
     def _boxed(self, node: nd.Node, base: nd.Node, factors: Pending) -> nd.Node:
         """The term with its boxes; outside of updates an estimator may put something else in its place."""

@@ -6,6 +6,7 @@ from typing import Any
 
 from ..ir import nodes as nd
 from ..ir.paths import samples_in
+from ..ir.programs import up_to
 from ..tensors.axes import Axis
 from .estimator import SCORED, Crossing, GradientEstimator
 
@@ -44,13 +45,22 @@ class Reach(dict[nd.Node, dict[str, frozenset[Axis]]]):
     def _arriving(self, node: nd.Node) -> dict[str, frozenset[Axis]]:
         merged: dict[str, frozenset[Axis]] = {}
         if node is not self.cut and node.carries:
-            for parent in node.inputs:
-                for name, aligned in self[parent].items():
-                    merged[name] = merged.get(name, aligned) & aligned
+            merged = self._merged([self[parent] for parent in node.inputs])
             own = frozenset(node.axes)
-            merged = {s: a & own for s, a in merged.items() if self._passes(s, node)}
+            passing = {s: a & own for s, a in merged.items() if self._passes(s, node)}
+            merged = merged if passing == merged else passing  # a chain of nodes shares one: it may have many samples
         if isinstance(node, nd.Sample) and node.name in self.sources:
-            merged[node.name] = frozenset(node.axes)
+            merged = {**merged, node.name: frozenset(node.axes)}
+        return merged
+
+    def _merged(self, arriving: list[dict[str, frozenset[Axis]]]) -> dict[str, frozenset[Axis]]:
+        many = [reached for reached in arriving if reached]
+        if len(many) == 1:
+            return many[0]
+        merged: dict[str, frozenset[Axis]] = {}
+        for reached in many:
+            for name, kept in reached.items():
+                merged[name] = merged.get(name, kept) & kept
         return merged
 
     def _passes(self, name: str, node: nd.Node) -> bool:
@@ -77,8 +87,9 @@ def linear_operands(node: nd.Node, pending: Iterable[str], reach: Mapping[nd.Nod
     return None
 
 
-def data_of(update: nd.Update, order: list[nd.Node]) -> list[str]:
+def data_of(update: nd.Update) -> list[str]:
     """The samples that feed an update's objective, other than through what it is a function of."""
-    samples = samples_in(order)
-    reach = Reach(order, samples, dict.fromkeys(samples, SCORED), cut=update.variable)
+    local = up_to(update.objective, update.variable)
+    samples = samples_in(local)
+    reach = Reach(local, samples, dict.fromkeys(samples, SCORED), cut=update.variable)
     return list(reach[update.objective])

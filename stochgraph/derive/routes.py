@@ -36,7 +36,4 @@ class Routes:
                 found.add(node)
         # A draw carries the distribution path through anything that comes later, a stop included.
         through = [node for node in found if isinstance(node, nd.Sample) and node is not source]
-        for node in through:
-            if node.name not in self.pathwise:
-                found |= descends_from(self.order, node)
-        return found
+        return found | descends_from(self.order, *(node for node in through if node.name not in self.pathwise))

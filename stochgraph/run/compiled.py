@@ -478,7 +478,7 @@ def _constant_updates(graph: Declaration, estimators: Any, given: Mapping[str, A
     stopping = {name for name, estimator in given.items() if _stops(estimator)}
     if not isinstance(estimators, Mapping):
         return updates if _stops(estimators) else set()
-    return {node for node in updates if not stopping.isdisjoint(data_of(node, graph.order))}
+    return {node for node in updates if not stopping.isdisjoint(data_of(node))}
 
 
 def _stops(estimator: GradientEstimator) -> bool:
