@@ -12,15 +12,18 @@ for all steps; what is left in the loop over time is a product with the state.
 """
 
 import math
-from typing import Protocol
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 
 from stochgraph.errors.checks import integer, require
 
 from .families import FreeGaussianPolicy, Policy, SoftmaxPolicy
-from .networks import Parameters, affine
+from .networks import Parameters, affine, tanh
 
 
 class Recurrent(Policy, Protocol):
@@ -94,39 +97,67 @@ class GRU:
         return observation.new_zeros(*observation.shape[:-1], self.width)
 
     def step(self, parameters: Parameters, state: Tensor, observation: Tensor) -> tuple[Tensor, Tensor]:
-        """The state after one step, `(..., width)`, and the outputs, `(..., outputs)`."""
-        state = self._next(parameters, state, affine(observation, parameters["weight_ih"], parameters["bias_ih"]))
+        """The state after one step, `(batch, width)`, and the outputs, `(batch, outputs)`."""
+        weights = self._weights(parameters)
+        state = _next(weights, state, *_given(weights, observation))
         return state, affine(state, parameters["out.weight"], parameters["out.bias"])
 
     def along(self, parameters: Parameters, observation: Tensor) -> Tensor:
         """The outputs at every step of episodes, `(..., time, outputs)`."""
-        single = observation.dim() == 2
-        steps = (observation.unsqueeze(0) if single else observation).transpose(-2, -3)  # (..., time, batch, _)
-        found = self._along(parameters, steps).transpose(-2, -3)
-        return found.squeeze(0) if single else found
+        plates = observation.shape[:-2]
+        kept = parameters["weight_ih"].dim() - 2  # 1 if parameters are stacked
+        episodes = observation.reshape(*plates[:kept], -1, *observation.shape[-2:])
+        steps = episodes.transpose(-2, -3)  # (..., time, batch, observation): a step is one piece of memory
+        found = self._out(parameters, self._states(parameters, steps))
+        return found.transpose(-2, -3).reshape(*plates, observation.shape[-2], self.outputs)
 
-    def _along(self, parameters: Parameters, steps: Tensor) -> Tensor:
-        gates = _in_one(steps, parameters["weight_ih"], parameters["bias_ih"])
-        state, states = self.start(parameters, steps.select(-3, 0)), []
-        for gate in gates.unbind(-3):
-            state = self._next(parameters, state, gate)
+    def _out(self, parameters: Parameters, states: Tensor) -> Tensor:
+        outputs: Tensor = _in_one(lambda x: affine(x, parameters["out.weight"], parameters["out.bias"]), states)
+        return outputs
+
+    def _states(self, parameters: Parameters, steps: Tensor) -> Tensor:
+        weights, state, states = self._weights(parameters), self.start(parameters, steps.select(-3, 0)), []
+        for given in zip(*(part.unbind(-3) for part in _in_one(partial(_given, weights), steps)), strict=True):
+            state = _next(weights, state, *given)
             states.append(state)
-        return _in_one(torch.stack(states, -3), parameters["out.weight"], parameters["out.bias"])
+        return torch.stack(states, -3)
 
-    def _next(self, parameters: Parameters, state: Tensor, given: Tensor) -> Tensor:
-        own = affine(state, parameters["weight_hh"], parameters["bias_hh"])
+    def _weights(self, parameters: Parameters) -> "_Weights":
         size = [2 * self.width, self.width]
-        (given, new), (kept, own_new) = given.split(size, -1), own.split(size, -1)
-        reset, update = (given + kept).sigmoid().chunk(2, -1)
-        new = torch.addcmul(new, reset, own_new).tanh()
-        return torch.lerp(new, state, update)
+        seen, kept = (parameters[name].split(size, -2) for name in ("weight_ih", "weight_hh"))
+        of_seen, of_kept = (parameters[name].split(size, -1) for name in ("bias_ih", "bias_hh"))
+        return _Weights(seen[0], of_seen[0] + of_kept[0], seen[1], of_seen[1], kept[0], kept[1], of_kept[1])
 
 
-def _in_one(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """A layer at all steps: `x` is `(..., time, batch, in)`, with stacked weights `(sets, time, batch, in)`."""
-    if weight.dim() == 2:
-        return affine(x, weight, bias)
-    return affine(x.flatten(1, 2), weight, bias).unflatten(1, x.shape[1:3])
+class _Weights(NamedTuple):
+    """Those of the gates r and z, whose biases are one, and those of n: for what is seen, and for the state."""
+
+    gates: Tensor
+    gates_bias: Tensor
+    new: Tensor
+    new_bias: Tensor
+    gates_kept: Tensor
+    new_kept: Tensor
+    new_kept_bias: Tensor
+
+
+def _given(weights: _Weights, observation: Tensor) -> tuple[Tensor, Tensor]:
+    """What does not depend on the state, of the gates and of n."""
+    gates = affine(observation, weights.gates, weights.gates_bias)
+    return gates, affine(observation, weights.new, weights.new_bias)
+
+
+def _next(weights: _Weights, state: Tensor, gates: Tensor, new: Tensor) -> Tensor:
+    """The next state. Operations are few, for each of them is recorded at every step."""
+    plus = torch.addmm if weights.new.dim() == 2 else torch.baddbmm
+    reset, update = plus(gates, state, weights.gates_kept.mT).sigmoid().chunk(2, -1)
+    proposed = tanh(torch.addcmul(new, reset, affine(state, weights.new_kept, weights.new_kept_bias)))
+    return torch.lerp(proposed, state, update)
+
+
+def _in_one(layer: Callable[[Tensor], Any], x: Tensor) -> Any:
+    """Layers at all steps, each as one product: `x` is `(time, batch, in)`, or `(sets, time, batch, in)`."""
+    return pytree.tree_map(lambda leaf: leaf.unflatten(-2, x.shape[-3:-1]), layer(x.flatten(-3, -2)))
 
 
 class CategoricalGRU(SoftmaxPolicy):
