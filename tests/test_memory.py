@@ -10,6 +10,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from stochgraph.algorithms.policies import (
+    ActorCritic,
+    CategoricalGRU,
     CategoricalMLP,
     CategoricalModule,
     GaussianMLP,
@@ -36,6 +38,8 @@ POLICIES: dict[str, Policy] = {
     "GaussianMLP": GaussianMLP(3, 2, (5, 4)),
     "fixed deviation": GaussianMLP(3, 2, (), learn_std=False),
     "CategoricalMLP": CategoricalMLP(3, 2),
+    "CategoricalGRU": CategoricalGRU(3, 2, 4),
+    "ActorCritic": ActorCritic(CategoricalMLP(3, 2), 3),
     "TabularSoftmax": TabularSoftmax(3, 2),
     "GaussianModule": GaussianModule(torch.nn.Linear(3, 2), 2),
     "CategoricalModule": CategoricalModule(torch.nn.Linear(3, 2), 2),
@@ -54,6 +58,7 @@ def test_parameters_are_counted_without_being_made(name, dtype):
     assert need_of_parameters(policy, dtype).parameters == 4 * size_of(policy.initial(dtype=dtype))
 
 
+PLAIN = ("a2c", "ppo", "reinforce")
 TABULAR = {"environment": "random-mdp", "policy": "table", "policy_options": {}}
 
 
@@ -63,7 +68,8 @@ TABULAR = {"environment": "random-mdp", "policy": "table", "policy_options": {}}
         {}, {"steps": 3, "tasks": 5, "shards": 2}, {"steps": 0}, {"precision": "float64"}, TABULAR,
         {"environment": "corner-navigation"}, {"environment": "swimmer", "environment_options": {"threads": 1}},
         {"evaluation_tasks": 30, "evaluation_steps": 4},
-        *({"algorithm": name} for name in sorted(ALGORITHMS) if name != "bomrl-tabular"),
+        *({"algorithm": name} for name in sorted(ALGORITHMS) if name not in ("bomrl-tabular", *PLAIN)),
+        *({"algorithm": name, "steps": 0} for name in PLAIN),
         {"algorithm": "bomrl-tabular", **TABULAR},
     ],
     ids=str,

@@ -30,11 +30,11 @@ def tanh_network(parameters: Parameters, observation: Tensor) -> Tensor:
     """The output of a network with the parameters `0.weight`, `0.bias`, `2.weight`, ...: linear, tanh, linear, ..."""
     last = sum(name.endswith(".weight") for name in parameters) - 1
     for k in range(last):
-        observation = tanh(_affine(observation, parameters[f"{2 * k}.weight"], parameters[f"{2 * k}.bias"]))
-    return _affine(observation, parameters[f"{2 * last}.weight"], parameters[f"{2 * last}.bias"])
+        observation = tanh(affine(observation, parameters[f"{2 * k}.weight"], parameters[f"{2 * k}.bias"]))
+    return affine(observation, parameters[f"{2 * last}.weight"], parameters[f"{2 * last}.bias"])
 
 
-def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A layer: `x` is `(..., in)`, or `(sets, batch, in)` with one weight matrix per set."""
     return linear(x, weight, bias) if weight.dim() == 2 else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 

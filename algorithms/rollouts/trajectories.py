@@ -144,7 +144,8 @@ class Rollouts(sg.Sampler):
             return self.log_prob(value, pytree.tree_map(lambda leaf: leaf.squeeze(0), parameters))
         if sets != {lead[0]} or not getattr(self.policy, "batched", False):
             return super().log_prob_stacked(value, *parents)
-        flat = pytree.tree_map(lambda leaf: leaf.flatten(1, len(lead) - 1), value)  # (sets, batch, ...)
+        kept = len(lead) - getattr(self.policy, "recurrent", False)  # time stays, where a policy looks along it
+        flat = pytree.tree_map(lambda leaf: leaf.reshape(lead[0], -1, *leaf.shape[kept:]), value)  # (sets, batch, ...)
         return self.log_prob(flat, parameters).reshape(lead)
 
     def enumerate(self, *parents: Any) -> EnumeratedTrajectory:
@@ -199,9 +200,9 @@ def acting(policy: Policy, parameters: Any, plates: torch.Size) -> Act:
         return leaf.reshape(*leaf.shape[: len(outer)], *event).expand(*outer, *event).reshape(*lead, *event)
 
     own = pytree.tree_unflatten([flat(leaf) for leaf in leaves], spec)
+    mapped = _sampling(policy, bool(varying))
     if not varying:
-        return lambda observation, noise: policy.sample(own, observation, noise)
-    mapped = policy.sample if getattr(policy, "batched", False) else torch.vmap(policy.sample)
+        return lambda observation, noise: mapped(own, observation, noise)
 
     def act(observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         per_set = (grouped.reshape(sets, -1, *grouped.shape[1:]) for grouped in (observation, noise))
@@ -209,6 +210,25 @@ def acting(policy: Policy, parameters: Any, plates: torch.Size) -> Act:
         return action.flatten(0, 1), log_prob.flatten(0, 1)
 
     return act
+
+
+def _sampling(policy: Any, stacked: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`sample` of a policy, mapped over sets of parameters if these are stacked and it does not take them as they are.
+
+    That of a recurrent policy keeps the state from step to step.
+    """
+    mapped = torch.vmap if stacked and not getattr(policy, "batched", False) else lambda function: function
+    if not getattr(policy, "recurrent", False):
+        return mapped(policy.sample)
+    start, act, state = mapped(policy.start), mapped(policy.act), None
+
+    def sample(parameters: Any, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal state
+        before = start(parameters, observation) if state is None else state
+        state, action, log_prob = act(parameters, before, observation, noise)
+        return action, log_prob
+
+    return sample
 
 
 class Record:

@@ -33,6 +33,7 @@ from ..objectives.meta_policy_gradient import MetaProblem
 from ..objectives.template import Template
 from ..policies.actor_critic import ActorCritic
 from ..policies.families import CategoricalMLP, GaussianMLP, HeteroscedasticMLP, Policy, TabularSoftmax
+from ..policies.recurrent import CategoricalGRU, GaussianGRU
 from ..ppo import ppo
 from ..promp import promp
 from ..reinforce import reinforce
@@ -45,6 +46,12 @@ from .imported import imported, is_place
 from .learners import Measures, TrustRegion
 from .memory import check_memory, memory_of, need_of_parameters
 
+
+def _bandit(arms: int = 5, pulls: int = 10) -> Environment:
+    """One that shows what was pulled before, and what it paid."""
+    return environments.Trials(environments.Bandit(arms, pulls))
+
+
 ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
     "navigation": environments.Navigation,
     "corner-navigation": environments.CornerNavigation,
@@ -55,12 +62,14 @@ ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
     "ant": environments.ant,
     "walker2d": environments.walker2d,
     "swimmer": environments.swimmer,
+    "bandit": _bandit,
     "gymnasium": environments.registered_environment,
 }
 POLICIES: dict[str, Callable[[Environment], Callable[..., Policy]]] = {
     "network": lambda environment: CategoricalMLP if environment.discrete else GaussianMLP,
     "network-with-variances": lambda _: HeteroscedasticMLP,
     "table": lambda _: TabularSoftmax,
+    "recurrent": lambda environment: CategoricalGRU if environment.discrete else GaussianGRU,
 }
 ALGORITHMS: dict[str, Callable[..., Template]] = {
     "maml": maml,
