@@ -290,12 +290,12 @@ def results_of(folder: Path, experiment: Experiment, returns: dict[str, list[flo
 
 def test_the_page_says_what_the_files_say(tmp_path):
     small = fake("small", variants={"a": {}, "b": {}, "c": {}}, seeds=range(3), above=[("a", "b"), ("b", "c")])
-    small = replace(small, line=(1.0, "standing still"))
-    results_of(tmp_path, small, {"a": [1.0, 3.0, 2.0], "b": [0.0, 3.5], "c": []})
+    small = replace(small, variants={**small.variants, "still": {}}, lines=["still"])
+    results_of(tmp_path, small, {"a": [1.0, 3.0, 2.0], "b": [0.0, 3.5], "c": [], "still": [1.0, 1.0, 1.0]})
     text = summary.page([small], tmp_path, tmp_path)
     assert "a 2.000 ± 1.000 (3 seeds); b 1.750 ± 2.475 (2 seeds)" in text
-    assert "a is above b (+0.250, 1 of 2 seeds); best against standing still (1.000): a, +1.000" in text
-    assert "5 of 9 runs are done" in text
+    assert "a is above b (+0.250, 1 of 2 seeds); best against still (1.000): a, +1.000" in text
+    assert "8 of 12 runs are done" in text
     assert "| b | 1.750 ± 2.475 | 2 of 3: [0](results/small/b/seed-0/metrics.jsonl), [1](" in text
     assert "| 7 | 2.0 | `1234567890ab` |" in text
 

@@ -28,7 +28,7 @@ from .configuration import Configuration, ConfigurationError
 from .curves import save_learning_curve
 from .interrupts import BrokenOff, Interrupts
 from .memory import check_memory, gigabytes, memory_of, need_of
-from .problem import Problem, standard_errors, task_returns
+from .problem import Problem, standard_errors
 from .randomness import default_generator_for
 from .ranks import ALONE, Ranks
 from .reports import Reporter, default_reporters
@@ -125,7 +125,7 @@ class Trainer:
         start = time.perf_counter()
         with interrupts.breaking_off():
             batch = self.problem.draw(self.theta, self.iteration, self.ranks)
-            means = batch.average(lambda trace: (trace.value, task_returns(trace).mean(0)))
+            means = batch.average(lambda trace: (trace.value, self.problem.returns(trace).mean(0)))
         with self._whole_or_not(interrupts):
             with interrupts.breaking_off(), default_generator_for(self.configuration.seed, "learner", self.iteration):
                 found = self.learner.step(self.theta, batch)

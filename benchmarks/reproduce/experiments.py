@@ -32,7 +32,8 @@ class Experiment:
         script: what is run in place of the trainer: a file beside this one, and its arguments; it writes
             `result.json`, with the verdict's sentence in it.
         above: pairs of variants, of which the paper says that the first ends above the second.
-        line: a return that all are compared with, and what gives it.
+        lines: variants that learn nothing, with which the best of the others is compared.
+        averaged: over how many evaluations, up to the last, a run's return is averaged.
     """
 
     name: str
@@ -46,7 +47,8 @@ class Experiment:
     seeds: Sequence[int] = (0,)
     script: Sequence[str] = ()
     above: Sequence[tuple[str, str]] = ()
-    line: tuple[float, str] | None = None
+    lines: Sequence[str] = ()
+    averaged: int = 1
 
     def configuration(self, variant: str, seed: int, output: str) -> dict[str, Any]:
         """The fields of one run."""
@@ -55,11 +57,17 @@ class Experiment:
 
 _QUIET = {"threads": 1, "checkpoints_kept": 1}
 _PLAIN = {"inner_baseline": None, "standardise": False, "outer_baseline": None, "gradient_clip": None}
+_UNTRAINED = {"algorithm": "maml", "learning_rate": 0.0, "iterations": 1}
 _TRPO = {"optimizer": "TRPO", "gradient_clip": None, "optimizer_options": {"radius": 0.01}}
 
 
 def _algorithms(*names: str) -> dict[str, dict[str, Any]]:
     return {name: {"algorithm": name} for name in names}
+
+
+def _mean_zero(log_std: float) -> dict[str, float]:
+    """Options of a Gaussian policy whose mean is zero at first."""
+    return {"log_std": log_std, "least_log_std": log_std, "output_scale": 0.0}
 
 
 def _of_each(tasks: Mapping[str, Mapping[str, Any]], methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
@@ -96,15 +104,16 @@ FALLAH_LINE = Experiment(
     paper=FALLAH_2020,
     shows="the figure: navigation on a line",
     published="SG-MRL ends above MAML, which as printed is lsf here; one curve each, no numbers",
-    ours="20 goals evenly on [.5, 1]; slopes from within ±.18 and no offset at first; evaluated every 100 iterations "
-    "on 20 drawn goals with 100 trajectories each; undiscounted returns",
+    ours="20 goals evenly on [.5, 1]; θ = 0 at first; scores step by step; evaluated every 100 iterations, not 10, on "
+    "100 of the goals, drawn with replacement, with 100 trajectories each, not 500 in all; the return of a run is the "
+    "mean of its last 51 evaluations, from iteration 5000 on. Returns are discounted, as in eq. 3",
     settings={
         **_PLAIN,
         "environment": "line-navigation",
         "environment_options": {"goals": 20},
         "horizon": 21,
         "hidden": [],
-        "policy_options": {"log_std": math.log(0.1), "learn_std": False},
+        "policy_options": {**_mean_zero(math.log(0.1)), "learn_std": False},
         "inner_rate": 0.01,
         "discount": 0.9,
         "tasks": 5,
@@ -114,13 +123,24 @@ FALLAH_LINE = Experiment(
         "learning_rate": 1e-4,
         "iterations": 10_000,
         "evaluate_every": 100,
-        "evaluation_tasks": 20,
+        "evaluation_tasks": 100,
+        "evaluation_discount": 0.9,
         "checkpoint_every": 500,
     },
     variants=_algorithms("sgmrl", "sgmrl-published", "lsf", "maml"),
     seeds=range(5),
     above=[("sgmrl", "lsf"), ("sgmrl-published", "lsf"), ("sgmrl", "maml")],
+    averaged=51,
 )
+
+# The public code of Rothfuss et al., and those that were made of it, divide inner objectives by the number of time
+# steps; here they are sums over time.
+_CODES_RATE = 0.1
+
+
+def _inner_rate(horizon: int) -> float:
+    return _CODES_RATE / horizon
+
 
 FALLAH_TABLE_1 = Experiment(
     name="fallah-table-1",
@@ -129,32 +149,39 @@ FALLAH_TABLE_1 = Experiment(
     shows="table 1: navigation in the plane, one adaptation step",
     published="SG-MRL −16.901 ± .699, MAML −17.767 ± .106, E-MAML −17.803 ± .115",
     ours="five seeds, ± over seeds; settings of the public code: 20 tasks, 20 trajectories, 100 steps, inner rate .1, "
-    "Adam .001, tanh 100×100, 500 iterations, actions count a hundredth; 400 held-out tasks",
+    "Adam .001, tanh 100×100, 500 iterations, actions count a hundredth. Its inner objective is a mean over time "
+    "steps, ours a sum, so that its rate of .1 is .001 here; 400 held-out tasks",
     settings={
         "environment": "navigation",
         "environment_options": {"reward": "squared distance", "action_scale": 0.01},
         "horizon": 100,
         "hidden": [100, 100],
-        "inner_rate": 0.1,
+        "inner_rate": _inner_rate(100),
         "advantage_decay": 0.997,
         "tasks": 20,
         "inner": 20,
         "outer": 20,
         "optimizer": "Adam",
         "learning_rate": 1e-3,
+        "gradient_clip": None,
         "iterations": 500,
         "evaluate_every": 100,
         "evaluation_tasks": 400,
         "checkpoint_every": 25,
     },
-    variants=_algorithms("sgmrl", "sgmrl-published", "sgmrl-first-order", "maml", "emaml-published", "lsf", "loo"),
+    variants={
+        "standing-still": {**_UNTRAINED, "inner_rate": 0.0, "policy_options": _mean_zero(log_std=-20.0)},
+        "noise-alone": {**_UNTRAINED, "inner_rate": 0.0, "policy_options": _mean_zero(log_std=0.0)},
+        **_algorithms("sgmrl-first-order", "maml", "sgmrl", "emaml-published", "sgmrl-published", "lsf", "loo"),
+    },
     seeds=range(5),
     above=[("sgmrl-first-order", "maml"), ("sgmrl-first-order", "emaml-published"), ("sgmrl", "maml")],
-    line=(-100 / 6, "standing still at the origin"),
+    lines=["standing-still", "noise-alone"],
 )
 
 
 def _lake(name: str, holes: float, penalties: Sequence[float]) -> Experiment:
+    untrained = {"learning_rate": 0.0, "iterations": 1}
     on_tables = {
         f"bomrl-{i}": {
             "algorithm": "bomrl-tabular",
@@ -172,7 +199,7 @@ def _lake(name: str, holes: float, penalties: Sequence[float]) -> Experiment:
         shows=f"figures 1, 3 and 4: frozen lakes with holes of probability {holes}",
         published="BO-MRL above MAML and above no training, after 0 to 4 adaptation steps",
         ours="lakes that are not slippery, whose goal goes on paying; 20 walks of 30 steps; Adam .1, 300 iterations; "
-        "MAML with the inner rate (1−γ)/(2λ) of Alg(3); 20 held-out maps",
+        "MAML with the inner rate (1−γ)/(2λ) of Alg(3); 60 held-out maps, discounted returns of 30 steps",
         settings={
             "environment": "frozen-lake",
             "environment_options": {"holes": holes, "slippery": False, "goal": "pays"},
@@ -184,16 +211,19 @@ def _lake(name: str, holes: float, penalties: Sequence[float]) -> Experiment:
             "outer": 20,
             "optimizer": "Adam",
             "learning_rate": 0.1,
+            "gradient_clip": None,
             "iterations": 300,
-            "evaluation_tasks": 20,
+            "evaluation_tasks": 60,
             "evaluation_steps": 4,
+            "evaluation_discount": 0.8,
         },
         variants={
             **on_tables,
+            **{f"{name}-untrained": {**fields, **untrained} for name, fields in on_tables.items()},
             "maml": {"algorithm": "maml", "inner_rate": rate, "inner_baseline": None, "standardise": False},
         },
         seeds=range(3),
-        above=[(variant, "maml") for variant in on_tables],
+        above=[(name, other) for name in on_tables for other in ("maml", f"{name}-untrained")],
     )
 
 
@@ -202,7 +232,7 @@ LAKES = [
     _lake("xu-zhu-lakes-few-holes", 0.1, (0.25, 0.25, 0.02)),
 ]
 
-_ROBOT = {"inner_rate": 0.1, "discount": 0.99, "hidden": [64, 64], "checkpoint_every": 5, "evaluate_every": 10}
+_ROBOT = {"discount": 0.99, "hidden": [64, 64], "checkpoint_every": 5, "evaluate_every": 10, "evaluation_tasks": 40}
 
 TANG_ROBOTS = Experiment(
     name="tang-figure-2",
@@ -211,7 +241,16 @@ TANG_ROBOTS = Experiment(
     shows="figures 1(c, d) and 2: robots that run forwards or backwards",
     published="LSF above SF on all three; SF hardly learns",
     ours="HalfCheetah, Ant, Walker2d; 100 iterations, 3 seeds; LOO beside",
-    settings={**_ROBOT, **_TRPO, "horizon": 100, "tasks": 20, "inner": 20, "outer": 20, "iterations": 100},
+    settings={
+        **_ROBOT,
+        **_TRPO,
+        "horizon": 100,
+        "inner_rate": _inner_rate(100),
+        "tasks": 20,
+        "inner": 20,
+        "outer": 20,
+        "iterations": 100,
+    },
     variants=_of_each(
         {
             name: {"environment": name, "environment_options": {"goal": "direction", "threads": 1}}
@@ -239,6 +278,7 @@ FALLAH_TABLE_2 = Experiment(
     settings={
         **_ROBOT,
         "horizon": 200,
+        "inner_rate": _inner_rate(200),
         "hidden": [100, 100],
         "advantage_decay": 0.997,
         "tasks": 40,
@@ -295,6 +335,7 @@ XU_ZHU_ROBOTS = Experiment(
         **_ROBOT,
         "environment": "half-cheetah",
         "horizon": 100,
+        "inner_rate": _inner_rate(100),
         "tasks": 20,
         "inner": 20,
         "outer": 20,

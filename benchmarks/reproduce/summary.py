@@ -55,9 +55,10 @@ class Reached:
 
 
 def last_return(job: Job) -> float:
-    """The return on held-out tasks after adaptation, at the end of a run."""
+    """The return on held-out tasks after adaptation, averaged over the last evaluations of a run."""
     lines = map(json.loads, (job.folder / "metrics.jsonl").read_text().splitlines())
-    return float([line for line in lines if line["kind"] == "evaluation"][-1]["returns"][-1])
+    evaluations = [line for line in lines if line["kind"] == "evaluation"]
+    return fmean(line["returns"][-1] for line in evaluations[-job.experiment.averaged :])
 
 
 def done(job: Job) -> dict[str, Any]:
@@ -91,10 +92,11 @@ def compared(experiment: Experiment, found: Iterable[Reached]) -> Iterator[str]:
                 f"{above} is {'above' if one.mean > other.mean else 'not above'} {below} "
                 f"({one.mean - other.mean:+.3f}, {won} of {len(both)} seeds)"
             )
-    if experiment.line is not None and by_name:
-        value, words = experiment.line
-        best = max(by_name.values(), key=lambda each: each.mean)
-        yield f"best against {words} ({value:.3f}): {best.name}, {best.mean - value:+.3f}"
+    learned = [each for name, each in by_name.items() if name not in experiment.lines]
+    for line in experiment.lines if learned else ():
+        if line in by_name:
+            best, value = max(learned, key=lambda each: each.mean), by_name[line].mean
+            yield f"best against {line} ({value:.3f}): {best.name}, {best.mean - value:+.3f}"
 
 
 def command(experiment: Experiment) -> str:
@@ -172,14 +174,15 @@ def draw(experiment: Experiment, results: Path, figures: Path) -> None:
     else:
         from stochgraph.algorithms.training import compare
 
-        runs = [job.folder for each in reached(experiment, results) for job in each.runs]
-        if not runs:
+        found = reached(experiment, results)
+        learned = [each for each in found if each.name not in experiment.lines]
+        if not learned:
             return
         axes = picture.add_subplot()
-        compare(dict.fromkeys(folder.parent for folder in runs)).plot(axes)
-        if experiment.line is not None:
-            axes.axhline(experiment.line[0], color="grey", linestyle=":", linewidth=1, label=experiment.line[1])
-            axes.legend(frameon=False, fontsize="small")
+        compare([run.folder.parent for each in learned for run in each.runs[:1]]).plot(axes)
+        for each, style in zip([each for each in found if each not in learned], ":-", strict=False):
+            axes.axhline(each.mean, color="grey", linestyle=style, linewidth=1, label=each.name)
+        axes.legend(frameon=False, fontsize="small")
     figures.mkdir(exist_ok=True)
     picture.savefig(figures / f"{experiment.name}.png", dpi=110, metadata={"Software": None})
 
