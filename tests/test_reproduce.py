@@ -14,7 +14,8 @@ pytest.importorskip("fcntl")
 pytest.importorskip("click")
 
 from benchmarks import _machine
-from benchmarks.reproduce import installed, run, summary, tang
+from benchmarks.reproduce import installed, lakes, run, summary, tang
+from benchmarks.reproduce.claims import verdict
 from benchmarks.reproduce.experiments import EXPERIMENTS, Experiment
 from benchmarks.reproduce.jobs import Queue, alone, jobs_of, table, write
 from stochgraph.algorithms.training import Configuration, Problem
@@ -276,6 +277,49 @@ def test_the_script_has_the_errors_that_are_known(estimator):
         assert abs(float(errors.mean()) - expected) < 5 * float(errors.std()) / len(errors) ** 0.5
 
 
+def test_the_orderings_of_figure_1_on_a_few_draws():
+    """The closed forms of SF and LSF are 5 and 30 times apart, and 2000 squared errors are enough to tell."""
+    import torch
+
+    torch.manual_seed(0)
+    theta = torch.full((2000,), 2.0, dtype=torch.float64)
+    error = {
+        (name, size): float((tang.gradients(name, theta, size) + 2).square().mean())
+        for name in ("SF", "LSF", "LOO")
+        for size in (5, 100)
+    }
+    assert error["SF", 100] > 2 * error["SF", 5]
+    assert error["LSF", 100] < error["LSF", 5] / 2
+    assert error["LOO", 100] < error["LOO", 5] / 2
+    assert error["LSF", 100] < error["SF", 100]
+
+
+def test_a_table_trained_on_lakes_is_within_the_bound_and_one_gradient_step_is_not():
+    learned, plain = (lakes.of_way(0.3, name, 0, iterations=20) for name in ("D2", lakes.MAML))
+    for maps in ("training", "held out"):
+        assert 0 <= learned[f"gap, {maps}"]["1"] <= learned[f"bounds, {maps}"]["bound drawn"]
+        assert learned[f"bounds, {maps}"]["bound drawn"] < plain[f"gap, {maps}"]["1"]
+        assert learned[f"bounds, {maps}"]["theorem's penalty"] > 0.5
+    assert all(a > b for a, b in zip(learned["learned"][1:], learned["untrained"][1:], strict=True))
+    assert all(a > b for a, b in zip(learned["learned"][1:], plain["learned"][1:], strict=True))
+    assert learned["best"] == pytest.approx(0.8**5 / (1 - 0.8))
+
+
+def test_standing_still_is_measured_on_the_goals_that_all_are_measured_on():
+    import torch
+
+    (experiment,) = run.chosen(run.parsed(["--only", "fallah-table-1"]))
+    fields = {**experiment.configuration("standing-still", 0, "somewhere"), "evaluation_tasks": 40}
+    problem = Problem(Configuration.from_mapping(fields))
+    still = problem.evaluate(problem.initial())
+    noisy = Problem(Configuration.from_mapping({**fields, "policy_options": {"output_scale": 0.0}}))
+    lost = (still - noisy.evaluate(noisy.initial())).mean(0)
+    assert torch.allclose(still[:, 0], still[:, 1])
+    assert float(still.mean()) == pytest.approx(-100 / 6, abs=3)  # 40 goals of the square: .1 / 40**.5 a step
+    # Noise adds 2 (.01)^2 t to the squared distance after t steps; its mean over 800 walks is near.
+    assert float(lost[1]) == pytest.approx(2 * 0.01**2 * sum(range(1, 101)), rel=0.2)
+
+
 # --- the page
 
 
@@ -302,6 +346,21 @@ def test_the_page_says_what_the_files_say(tmp_path):
 
 def test_the_committed_page_is_that_of_the_committed_files():
     assert (PAGE / "README.md").read_text() == summary.page(EXPERIMENTS, PAGE / "results", PAGE / "figures")
+
+
+@pytest.mark.parametrize("experiment", [each for each in EXPERIMENTS if each.script], ids=lambda each: each.name)
+def test_verdicts_follow_from_the_points(experiment):
+    result = summary.of_script(experiment, PAGE / "results")
+    if result is None:
+        pytest.skip("not run yet")
+    if experiment.script[0] == "lakes.py":
+        claims = lakes.claims(result["points"])
+    else:
+        claims = (tang.claims_on_gradients if result["kind"] == "gradients" else tang.claims_on_updates)(
+            result["points"]
+        )
+    assert result["claims"] == claims
+    assert result["verdict"] == verdict(claims)
 
 
 def test_rows_of_the_page_can_be_followed():

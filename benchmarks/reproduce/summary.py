@@ -16,10 +16,11 @@ from typing import Any
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parents[1]))
 
-from benchmarks.reproduce import tang  # noqa: E402
+from benchmarks.reproduce import lakes, tang  # noqa: E402
 from benchmarks.reproduce.experiments import EXPERIMENTS, Experiment  # noqa: E402
 from benchmarks.reproduce.jobs import Job, jobs_of  # noqa: E402
 
+SCRIPTS: dict[str, Any] = {"lakes.py": lakes, "tang.py": tang}  # each puts its result in words and draws it
 HEAD = """# What was reproduced
 
 Made by `python benchmarks/reproduce/summary.py` from the files in `results/`; nothing here is typed in. "Published" is
@@ -114,7 +115,7 @@ def row(experiment: Experiment, results: Path) -> list[str]:
     """The cells of an experiment in the first table."""
     if experiment.script:
         result = of_script(experiment, results)
-        ours = "not run yet" if result is None else tang.in_words(result)
+        ours = "not run yet" if result is None else SCRIPTS[experiment.script[0]].in_words(result)
         verdict = "" if result is None else result["verdict"]
     else:
         found = reached(experiment, results)
@@ -170,7 +171,7 @@ def draw(experiment: Experiment, results: Path, figures: Path) -> None:
         result = of_script(experiment, results)
         if result is None:
             return
-        tang.plot(result, picture)
+        SCRIPTS[experiment.script[0]].plot(result, picture)
     else:
         from stochgraph.algorithms.training import compare
 
