@@ -70,11 +70,6 @@ def _mean_zero(log_std: float) -> dict[str, float]:
     return {"log_std": log_std, "least_log_std": log_std, "output_scale": 0.0}
 
 
-def _of_each(tasks: Mapping[str, Mapping[str, Any]], methods: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """Every method on every task."""
-    return {f"{task}-{name}": {**on, **by} for task, on in tasks.items() for name, by in methods.items()}
-
-
 TANG_FIGURES = [
     Experiment(
         name="tang-figure-1a",
@@ -227,7 +222,7 @@ def _lake(name: str, holes: float, penalties: Sequence[float]) -> Experiment:
     )
 
 
-def _exact_lakes(name: str, holes: float) -> Experiment:
+def _exact_lakes(name: str, holes: float, axis: float) -> Experiment:
     return Experiment(
         name=name,
         group=2,
@@ -238,14 +233,16 @@ def _exact_lakes(name: str, holes: float) -> Experiment:
         ours="lakes as in the rows that estimate values; nothing is estimated here; Adam .1, 100 iterations of one "
         "step on 20 maps, 3 sets of maps, measured on 20 others; with D₁ and D₃ compared with policies that take the "
         "best actions with probability .95, what those lose being part of the bounds. The bound drawn is the "
-        "theorem's formula with the penalty in use, which no theorem covers",
+        "theorem's formula with the penalty in use, which no theorem covers; that of Alg(3) is not the one in the paper, "
+        f"whose axis ends at {axis}. A return counts as above another from .01 on: two that are both at the optimum "
+        "are not",
         script=("lakes.py", str(holes)),
     )
 
 
 EXACT_LAKES = [
-    _exact_lakes("xu-zhu-exact-lakes-many-holes", 0.3),
-    _exact_lakes("xu-zhu-exact-lakes-few-holes", 0.1),
+    _exact_lakes("xu-zhu-exact-lakes-many-holes", 0.3, axis=1.5),
+    _exact_lakes("xu-zhu-exact-lakes-few-holes", 0.1, axis=0.6),
 ]
 
 LAKES = [
@@ -255,123 +252,132 @@ LAKES = [
 
 _ROBOT = {"discount": 0.99, "hidden": [64, 64], "checkpoint_every": 5, "evaluate_every": 10, "evaluation_tasks": 40}
 
-TANG_ROBOTS = Experiment(
-    name="tang-figure-2",
-    group=3,
-    paper=TANG,
-    shows="figures 1(c, d) and 2: robots that run forwards or backwards",
-    published="LSF above SF on all three; SF hardly learns",
-    ours="HalfCheetah, Ant, Walker2d; 100 iterations, 3 seeds; LOO beside",
-    settings={
-        **_ROBOT,
-        **_TRPO,
-        "horizon": 100,
-        "inner_rate": _inner_rate(100),
-        "tasks": 20,
-        "inner": 20,
-        "outer": 20,
-        "iterations": 100,
-    },
-    variants=_of_each(
-        {
-            name: {"environment": name, "environment_options": {"goal": "direction", "threads": 1}}
-            for name in ("half-cheetah", "ant", "walker2d")
+
+def _on(robot: str, goal: str) -> dict[str, Any]:
+    """A robot and what it is to do, one thread stepping it."""
+    return {"environment": robot, "environment_options": {"goal": goal, "threads": 1}}
+
+
+def _tang(robot: str) -> Experiment:
+    return Experiment(
+        name=f"tang-figure-2-{robot}",
+        group=3,
+        paper=TANG,
+        shows=f"figures 1(c, d) and 2: {robot}, forwards or backwards",
+        published="LSF above SF; SF hardly learns",
+        ours="which three robots is taken to be HalfCheetah, Ant, Walker2d; 100 iterations, 3 seeds; LOO beside; inner "
+        f"rate {_CODES_RATE} over {_STEPS} time steps",
+        settings={
+            **_ROBOT,
+            **_TRPO,
+            **_on(robot, "direction"),
+            "horizon": _STEPS,
+            "inner_rate": _inner_rate(_STEPS),
+            "tasks": 20,
+            "inner": 20,
+            "outer": 20,
+            "iterations": 100,
         },
-        {"sf": {"algorithm": "emaml"}, "lsf": {"algorithm": "lsf"}, "loo": {"algorithm": "loo"}},
-    ),
-    seeds=range(3),
-    above=[(f"{robot}-lsf", f"{robot}-sf") for robot in ("half-cheetah", "ant", "walker2d")],
-)
+        variants={"lsf": {"algorithm": "lsf"}, "sf": {"algorithm": "emaml"}, "loo": {"algorithm": "loo"}},
+        seeds=range(3),
+        above=[("lsf", "sf")],
+    )
 
-_FALLAH_TASKS = {
-    "cheetah-direction": {"environment": "half-cheetah", "environment_options": {"goal": "direction", "threads": 1}},
-    "cheetah-velocity": {"environment": "half-cheetah", "environment_options": {"goal": "velocity", "threads": 1}},
-    "swimmer-velocity": {"environment": "swimmer", "environment_options": {"goal": "velocity", "threads": 1}},
+
+_STEPS = 100
+_TABLE_2 = {
+    ("half-cheetah", "direction"): "after one step SG-MRL 580 ± 38, MAML 466 ± 54; after three 505 ± 45, 477 ± 65",
+    (
+        "half-cheetah",
+        "velocity",
+    ): "after one step SG-MRL −91.7 ± .3, MAML −92.9 ± .7; after three −33.4 ± .7, −32.5 ± .5",
+    ("swimmer", "velocity"): "after one step SG-MRL 118.8 ± 10.0, MAML 104.5 ± 24.2; after three 110.9 ± 12.6, "
+    "90.6 ± 15.0, which the code's sign error makes positive",
 }
-FALLAH_TABLE_2 = Experiment(
-    name="fallah-table-2",
-    group=3,
-    paper=FALLAH_2021,
-    shows="table 2: robots, one and three adaptation steps",
-    published="HalfCheetah direction 580 ± 38 (SG-MRL) and 466 ± 54 (MAML) after one step, 505 ± 45 and 477 ± 65 "
-    "after three; velocity −91.7 ± .3 and −92.9 ± .7, −33.4 ± .7 and −32.5 ± .5; Swimmer's have the code's sign error",
-    ours="settings of the public code, 3 seeds, iterations as time allows",
-    settings={
-        **_ROBOT,
-        "horizon": 200,
-        "inner_rate": _inner_rate(200),
-        "hidden": [100, 100],
-        "advantage_decay": 0.997,
-        "tasks": 40,
-        "inner": 20,
-        "outer": 20,
-        "optimizer": "Adam",
-        "learning_rate": 1e-3,
-        "iterations": 400,
-    },
-    variants=_of_each(
-        {f"{task}-{k}": {**on, "steps": k} for task, on in _FALLAH_TASKS.items() for k in (1, 3)},
-        _algorithms("sgmrl", "sgmrl-first-order", "maml", "first-order-maml"),
-    ),
-    seeds=range(3),
-    above=[(f"{task}-{k}-sgmrl-first-order", f"{task}-{k}-maml") for task in _FALLAH_TASKS for k in (1, 3)],
-)
-
-_CHEETAHS: dict[str, dict[str, Any]] = {
-    "velocity": {"environment_options": {"goal": "velocity", "threads": 1}},
-    "direction": {"environment_options": {"goal": "direction", "threads": 1}},
-}
-_PENALTIES = {"velocity": (0.5, 0.4, 0.1), "direction": (0.5, 0.5, 0.1)}
 
 
-def _bomrl(task: str) -> dict[str, dict[str, Any]]:
-    damped = {"adam_steps": 50, "adam_rate": 0.01, "products": 10, "damping": 0.1}
+def _fallah(robot: str, goal: str) -> Experiment:
+    methods = _algorithms("sgmrl-first-order", "maml", "sgmrl", "first-order-maml")
+    return Experiment(
+        name=f"fallah-table-2-{robot}-{goal}",
+        group=3,
+        paper=FALLAH_2021,
+        shows=f"table 2: {robot}, {goal}, one and three adaptation steps",
+        published=_TABLE_2[robot, goal],
+        ours=f"settings of the public code, 3 seeds; inner rate {_CODES_RATE} over 200 time steps",
+        settings={
+            **_ROBOT,
+            **_on(robot, goal),
+            "horizon": 200,
+            "inner_rate": _inner_rate(200),
+            "hidden": [100, 100],
+            "advantage_decay": 0.997,
+            "tasks": 40,
+            "inner": 20,
+            "outer": 20,
+            "optimizer": "Adam",
+            "learning_rate": 1e-3,
+            "gradient_clip": None,
+            "iterations": 400,
+        },
+        variants={f"{name}-{k}": {**by, "steps": k} for k in (1, 3) for name, by in methods.items()},
+        seeds=range(3),
+        above=[(f"sgmrl-first-order-{k}", f"maml-{k}") for k in (1, 3)],
+    )
+
+
+def _xu_zhu(goal: str, penalties: Sequence[float], published: str) -> Experiment:
     step = {"optimizer": "TRPO", "gradient_clip": None, "optimizer_options": {"radius": 0.001}}
-    by_distance = {
-        f"{task}-bomrl-{i}": {
-            **_CHEETAHS[task],
-            **step,
-            "algorithm": "bomrl-practical",
-            "algorithm_options": {"distance": f"D{i}", "penalty": penalty, **damped},
-        }
-        for i, penalty in enumerate(_PENALTIES[task], 1)
-    }
-    others = {
-        f"{task}-maml": {**_CHEETAHS[task], **step, "algorithm": "maml"},
-        f"{task}-emaml": {**_CHEETAHS[task], **step, "algorithm": "emaml-published"},
-        f"{task}-promp": {**_CHEETAHS[task], "algorithm": "promp"},
-    }
-    return {**by_distance, **others}
+    damped = {"adam_steps": 50, "adam_rate": 0.01, "products": 10, "damping": 0.1}
+    distances = {f"D{i}": penalty for i, penalty in enumerate(penalties, 1)}
+    return Experiment(
+        name=f"xu-zhu-figure-2-{goal}",
+        group=3,
+        paper=XU_ZHU,
+        shows=f"figures 2 and 5: HalfCheetah, {goal}",
+        published=published,
+        ours="100 steps, 20 tasks, γ = .99; λ = .1 for Alg(3); rate .01, damping .1 and 10 products inside; 200 "
+        f"iterations, 3 seeds; the baselines' inner rate {_CODES_RATE} over {_STEPS} time steps, ProMP with Adam",
+        settings={
+            **_ROBOT,
+            **_on("half-cheetah", goal),
+            "policy": "network-with-variances",
+            "horizon": _STEPS,
+            "inner_rate": _inner_rate(_STEPS),
+            "tasks": 20,
+            "inner": 20,
+            "outer": 20,
+            "iterations": 200,
+            "evaluation_steps": 3,
+        },
+        variants={
+            **{
+                f"bomrl-{distance[1]}": {
+                    **step,
+                    "algorithm": "bomrl-practical",
+                    "algorithm_options": {"distance": distance, "penalty": penalty, **damped},
+                }
+                for distance, penalty in distances.items()
+            },
+            "maml": {**step, "algorithm": "maml"},
+            "emaml": {**step, "algorithm": "emaml-published"},
+            "promp": {"algorithm": "promp"},
+        },
+        seeds=range(3),
+        above=[(f"bomrl-{i}", other) for i in (1, 2, 3) for other in ("maml", "promp", "emaml")],
+    )
 
 
-XU_ZHU_ROBOTS = Experiment(
-    name="xu-zhu-figure-2",
-    group=3,
-    paper=XU_ZHU,
-    shows="figures 2 and 5: HalfCheetah, velocity and direction",
-    published="BO-MRL above MAML-TRPO, ProMP and E-MAML in both, by about 25 % on direction",
-    ours="100 steps, 20 tasks, γ = .99; λ = .1 for Alg(3); rate .01, damping .1 and 10 products inside; 3 seeds, "
-    "iterations as time allows",
-    settings={
-        **_ROBOT,
-        "environment": "half-cheetah",
-        "horizon": 100,
-        "inner_rate": _inner_rate(100),
-        "tasks": 20,
-        "inner": 20,
-        "outer": 20,
-        "iterations": 200,
-        "evaluation_steps": 3,
-    },
-    variants={**_bomrl("velocity"), **_bomrl("direction")},
-    seeds=range(3),
-    above=[
-        (f"{task}-bomrl-{i}", f"{task}-{other}")
-        for task in _CHEETAHS
-        for i in (1, 2, 3)
-        for other in ("maml", "promp", "emaml")
-    ],
-)
+ROBOTS = [
+    _tang("half-cheetah"),
+    _fallah("half-cheetah", "direction"),
+    _xu_zhu("direction", (0.5, 0.5, 0.1), "BO-MRL above MAML-TRPO, ProMP and E-MAML by about 25 %"),
+    _fallah("half-cheetah", "velocity"),
+    _xu_zhu("velocity", (0.5, 0.4, 0.1), "BO-MRL above MAML-TRPO, ProMP and E-MAML"),
+    _tang("ant"),
+    _tang("walker2d"),
+    _fallah("swimmer", "velocity"),
+]
 
 EXPERIMENTS: tuple[Experiment, ...] = (
     *TANG_FIGURES,
@@ -379,7 +385,5 @@ EXPERIMENTS: tuple[Experiment, ...] = (
     FALLAH_TABLE_1,
     *EXACT_LAKES,
     *LAKES,
-    TANG_ROBOTS,
-    FALLAH_TABLE_2,
-    XU_ZHU_ROBOTS,
+    *ROBOTS,
 )

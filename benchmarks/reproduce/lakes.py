@@ -20,7 +20,7 @@ from torch import Tensor
 # Behind an installed package, which is what is run.
 sys.path.append(str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.reproduce.claims import verdict, write_result
+from benchmarks.reproduce.claims import write_result
 from stochgraph.algorithms import exact
 from stochgraph.algorithms.bomrl import every_task, exact_bomrl
 from stochgraph.algorithms.environments import FrozenLake
@@ -30,6 +30,7 @@ from stochgraph.algorithms.exact import Process, optimality
 PENALTIES = {0.3: {"D1": 0.5, "D2": 0.5, "D3": 0.04}, 0.1: {"D1": 0.25, "D2": 0.25, "D3": 0.02}}
 MAML, DISCOUNT, TASKS, STEPS, SETS = "MAML", 0.8, 20, 4, 3
 ITERATIONS, RATE = 100, 0.1
+MARGIN = 0.01  # of returns: on some maps two ways learn to stay where they are, and differ by less
 
 Adapted = Callable[..., Tensor]  # (processes, table, steps=) -> the mean return after adaptation
 
@@ -129,17 +130,17 @@ def key(name: str, maps: int) -> str:
     return f"{name}, maps {maps}"
 
 
-def claims(points: dict[str, Any]) -> dict[str, bool]:
+def claims_of(result: dict[str, Any]) -> dict[str, bool]:
     """What the paper says, and whether it is so here on every set of maps."""
-    found: dict[str, bool] = {}
+    points, found = result["points"], dict[str, bool]()
     for name in PENALTIES[0.3]:
         mine = [points[key(name, maps)] for maps in range(SETS)]
         maml = [points[key(MAML, maps)] for maps in range(SETS)]
-        found[f"{name} is above its untrained table after 1 to {STEPS} steps"] = all(
-            a > b for each in mine for a, b in zip(each["learned"][1:], each["untrained"][1:], strict=True)
+        found[f"{name} is above its untrained table after 1 to {STEPS} steps by {MARGIN}"] = all(
+            a > b + MARGIN for each in mine for a, b in zip(each["learned"][1:], each["untrained"][1:], strict=True)
         )
-        found[f"{name} is above MAML after 1 to {STEPS} steps"] = all(
-            a > b
+        found[f"{name} is above MAML after 1 to {STEPS} steps by {MARGIN}"] = all(
+            a > b + MARGIN
             for each, other in zip(mine, maml, strict=True)
             for a, b in zip(each["learned"][1:], other["learned"][1:], strict=True)
         )
@@ -199,7 +200,7 @@ def plot(result: dict[str, Any], picture: Any) -> None:
                 right.text(i, 1.9, f"bound drawn: {bound:.1f}", ha="center", fontsize=8)
     left.axhline(mean(MAML, lambda p: p["best"]), color="0.4", linestyle="--", linewidth=1, label="best policies")
     left.set(xlabel="adaptation steps", ylabel="return, held-out maps", xticks=range(STEPS + 1))
-    left.legend(frameon=False, fontsize="x-small")
+    left.legend(frameon=False, fontsize="x-small", loc="center right")
     right.set(ylabel="gap to the best, held-out maps", ylim=(0, 2), xticks=range(len(names)), xticklabels=names)
     right.set_title("without adaptation (pale), after one step", fontsize="small")
     right.legend(frameon=False, fontsize="small")
@@ -213,9 +214,8 @@ def main(holes: float, folder: Path) -> None:
         for name in ways(holes):
             if key(name, maps) not in points:
                 points[key(name, maps)] = of_way(holes, name, maps)
-                write_result(path, {"points": points})
-    found = claims(points)
-    write_result(path, {"iterations": ITERATIONS, "claims": found, "verdict": verdict(found), "points": points})
+                write_result(path, {"iterations": ITERATIONS, "points": points})
+    write_result(path, {"iterations": ITERATIONS, "points": points})
 
 
 if __name__ == "__main__":

@@ -139,6 +139,11 @@ def claims_on_updates(points: dict[str, dict[str, float]]) -> dict[str, bool]:
     }
 
 
+def claims_of(result: dict[str, Any]) -> dict[str, bool]:
+    """What the paper says of a figure, and whether it is so in a result."""
+    return (claims_on_gradients if result["kind"] == "gradients" else claims_on_updates)(result["points"])
+
+
 def in_words(result: dict[str, Any]) -> str:
     """A few of the figures, from the start where LSF is above SF for more than one draw."""
     figure, words = ("mse", "error") if result["kind"] == "gradients" else ("mean", "objective")
@@ -178,7 +183,7 @@ def main(kind: str, folder: Path) -> None:
             torch.manual_seed(i)
             points[name] = KINDS[kind](estimator, start, size)
             write_result(path, {"kind": kind, "points": points})
-    claims = (claims_on_gradients if kind == "gradients" else claims_on_updates)(points)
+    claims = claims_of({"kind": kind, "points": points})
     shown = {"repeats": REPEATS, "claims": claims, "verdict": verdict(claims)}
     write_result(path, {"kind": kind, **shown, "points": points})
 
