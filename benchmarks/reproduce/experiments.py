@@ -233,8 +233,8 @@ def _exact_lakes(name: str, holes: float, axis: float) -> Experiment:
         ours="lakes as in the rows that estimate values; nothing is estimated here; Adam .1, 100 iterations of one "
         "step on 20 maps, 3 sets of maps, measured on 20 others; with D₁ and D₃ compared with policies that take the "
         "best actions with probability .95, what those lose being part of the bounds. The bound drawn is the "
-        "theorem's formula with the penalty in use, which no theorem covers; that of Alg(3) is not the one in the paper, "
-        f"whose axis ends at {axis}. A return counts as above another from .01 on: two that are both at the optimum "
+        "theorem's formula with the penalty in use, which no theorem covers; that of Alg(3) is not the one in the "
+        f"paper, whose axis ends at {axis}. A return counts as above another from .01 on: two that are both at the optimum "
         "are not",
         script=("lakes.py", str(holes)),
     )
