@@ -198,35 +198,40 @@ def plot(axes: Any, found: Iterable[Reached]) -> None:
         axes.set(xlabel="adaptation steps" if by_step else "meta-iteration", ylabel="return, held-out tasks")
 
 
-def draw(experiment: Experiment, results: Path, figures: Path) -> None:
-    """The figure of an experiment, if there is something to draw."""
+def draw(experiment: Experiment, results: Path, picture: Any) -> bool:
+    """Draw an experiment on an empty figure; whether there is something to draw."""
+    if experiment.script:
+        result = of_script(experiment, results)
+        if result is not None:
+            SCRIPTS[experiment.script[0]].plot(result, picture)
+        return result is not None
+    found = reached(experiment, results)
+    learned = [each for each in found if each.name not in experiment.lines]
+    if not learned:
+        return False
+    axes = picture.add_subplot()
+    plot(axes, learned)
+    for each, style in zip([each for each in found if each not in learned], ":-", strict=False):
+        axes.axhline(each.mean, color="grey", linestyle=style, linewidth=1, label=each.name)
+    axes.legend(frameon=False, fontsize="small")
+    return True
+
+
+def save_figure(experiment: Experiment, results: Path, figures: Path) -> None:
+    """Write the figure of an experiment, if there is something to draw."""
     from matplotlib.figure import Figure
 
     picture = Figure(figsize=(9, 4) if experiment.script else (7, 4.5), layout="constrained")
-    if experiment.script:
-        result = of_script(experiment, results)
-        if result is None:
-            return
-        SCRIPTS[experiment.script[0]].plot(result, picture)
-    else:
-        found = reached(experiment, results)
-        learned = [each for each in found if each.name not in experiment.lines]
-        if not learned:
-            return
-        axes = picture.add_subplot()
-        plot(axes, learned)
-        for each, style in zip([each for each in found if each not in learned], ":-", strict=False):
-            axes.axhline(each.mean, color="grey", linestyle=style, linewidth=1, label=each.name)
-        axes.legend(frameon=False, fontsize="small")
-    figures.mkdir(exist_ok=True)
-    picture.savefig(figures / f"{experiment.name}.png", dpi=110, metadata={"Software": None})
+    if draw(experiment, results, picture):
+        figures.mkdir(exist_ok=True)
+        picture.savefig(figures / f"{experiment.name}.png", dpi=110, metadata={"Software": None})
 
 
 def main() -> None:
     """Write the page and its figures."""
     results, figures = HERE / "results", HERE / "figures"
     for experiment in EXPERIMENTS:
-        draw(experiment, results, figures)
+        save_figure(experiment, results, figures)
     (HERE / "README.md").write_text(page(EXPERIMENTS, results, figures))
 
 
