@@ -356,6 +356,20 @@ def test_the_page_compares_returns_after_every_step_and_averages_evaluations(tmp
     assert "| a | 0.000, 2.000, 2.000 ± 0.000 | 2 of 2" in text
 
 
+def test_a_figure_has_the_mean_of_the_runs_that_are_whole_and_what_they_are_compared_with(tmp_path):
+    figure = pytest.importorskip("matplotlib.figure")
+    small = fake("small", variants={"a": {}, "b": {}, "still": {}}, seeds=range(3), lines=["still"])
+    picture = figure.Figure()
+    assert not summary.draw(small, tmp_path, picture)
+    results_of(tmp_path, small, {"a": [1.0, 3.0, 2.0], "b": [0.0, 3.5], "still": [1.5]})
+    (begun,) = [job for job in jobs_of([small], tmp_path) if job.name == "small/b/seed-2"]
+    begun.begin("1234567890abcdef")
+    assert summary.draw(small, tmp_path, picture)
+    lines = {line.get_label(): (line.get_xdata(), line.get_ydata()) for line in picture.axes[0].lines}
+    assert {label: y[0] for label, (_, y) in lines.items()} == {"a, 3 seeds": 2, "b, 2 seeds": 1.75, "still": 1.5}
+    assert lines["a, 3 seeds"][0][0] == 7
+
+
 def test_the_committed_page_is_that_of_the_committed_files():
     assert (PAGE / "README.md").read_text() == summary.page(EXPERIMENTS, PAGE / "results", PAGE / "figures")
 

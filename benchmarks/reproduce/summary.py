@@ -196,6 +196,8 @@ def plot(axes: Any, found: Iterable[Reached]) -> None:
         axes.plot(places, mean, ":" if each.name.endswith("untrained") else "-", color=f"C{i}", label=label)
         axes.fill_between(places, low, high, color=f"C{i}", alpha=0.12, linewidth=0)
         axes.set(xlabel="adaptation steps" if by_step else "meta-iteration", ylabel="return, held-out tasks")
+        if by_step:
+            axes.set_xticks(places)
 
 
 def draw(experiment: Experiment, results: Path, picture: Any) -> bool:
