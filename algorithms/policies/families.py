@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from stochgraph.errors.checks import at_least, require
+
 from .networks import Parameters as Parameters
 from .networks import layer_sizes, module_parameters, tanh_network, tanh_parameters
 
@@ -159,6 +161,7 @@ class GaussianMLP(FreeGaussianPolicy):
         log_std: initial value of the log standard deviation.
         least_log_std: its floor.
         learn_std: whether it is learned, or stays as it is.
+        output_scale: of the last layer's first weights, against Glorot's; 0 for a mean that is zero at first.
 
     Example:
         >>> import torch
@@ -179,15 +182,18 @@ class GaussianMLP(FreeGaussianPolicy):
         log_std: float = 0.0,
         least_log_std: float = -5.0,
         learn_std: bool = True,
+        output_scale: float = 0.1,
     ) -> None:
         super().__init__(action, log_std, least_log_std, learn_std)
+        require(at_least(0), output_scale=output_scale)
         self.sizes = layer_sizes(observation, hidden, action)
+        self.output_scale = output_scale
 
     def initial(
         self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
     ) -> Parameters:
-        """Fresh parameters: Glorot-uniform weights, zero biases, a last layer a tenth as large."""
-        return tanh_parameters(self.sizes, generator, dtype, device) | self._free(dtype, device)
+        """Fresh parameters: Glorot-uniform weights, the last layer's times `output_scale`, and zero biases."""
+        return tanh_parameters(self.sizes, generator, dtype, device, self.output_scale) | self._free(dtype, device)
 
     def mean(self, parameters: Parameters, observation: Tensor) -> Tensor:
         return tanh_network(parameters, observation)

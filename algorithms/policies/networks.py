@@ -75,13 +75,17 @@ class _Tanh(torch.autograd.Function):
 
 
 def tanh_parameters(
-    sizes: Sequence[int], generator: torch.Generator | None, dtype: torch.dtype | None, device: str
+    sizes: Sequence[int],
+    generator: torch.Generator | None,
+    dtype: torch.dtype | None,
+    device: str,
+    output_scale: float = 0.1,
 ) -> Parameters:
-    """Fresh parameters: Glorot-uniform weights, zero biases, a last layer a tenth as large."""
+    """Fresh parameters: Glorot-uniform weights, those of the last layer times the scale, and zero biases."""
     parameters = {}
     made = "cpu" if generator is None else generator.device  # the same numbers on every device
     for k, (before, after) in enumerate(itertools.pairwise(sizes)):
-        bound = math.sqrt(6 / (before + after)) * (0.1 if k == len(sizes) - 2 else 1.0)
+        bound = math.sqrt(6 / (before + after)) * (output_scale if k == len(sizes) - 2 else 1.0)
         weight = bound * (2 * torch.rand(after, before, generator=generator, dtype=dtype, device=made) - 1)
         parameters[f"{2 * k}.weight"] = weight.to(device)
         parameters[f"{2 * k}.bias"] = torch.zeros(after, dtype=dtype, device=device)

@@ -101,6 +101,9 @@ class Configuration:
     evaluate_every: int = _option(25, "iterations between evaluations on held-out tasks", least=1)
     evaluation_tasks: int = _option(100, "held-out tasks", least=1)
     evaluation_steps: int | None = _option(None, "adaptation steps evaluated; none: as trained", least=0)
+    evaluation_discount: float = _option(
+        1.0, "the discount per time step of the returns that are shown; 1: none", least=0, most=1
+    )
     checkpoint_every: int = _option(25, "iterations between checkpoints", least=1)
     checkpoints_kept: int = _option(3, "how many of the newest checkpoints are kept", least=1)
 
