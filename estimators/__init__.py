@@ -15,6 +15,7 @@ from .expansions import Taylor as Taylor
 from .first_order import FirstOrder as FirstOrder
 from .leave_one_out import LOO as LOO
 from .linearized import LSF as LSF
+from .measure_valued import MVD as MVD
 from .pathwise import PW as PW
 from .published import EMAML as EMAML
 from .published import MAML as MAML

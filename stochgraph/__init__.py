@@ -20,6 +20,7 @@ from .estimators import LOO as LOO
 from .estimators import LSF as LSF
 from .estimators import LVC as LVC
 from .estimators import MAML as MAML
+from .estimators import MVD as MVD
 from .estimators import PW as PW
 from .estimators import SF as SF
 from .estimators import Enumerate as Enumerate
@@ -63,6 +64,7 @@ __all__ = [
     "LSF",
     "LVC",
     "MAML",
+    "MVD",
     "PW",
     "SF",
     "CompileError",
