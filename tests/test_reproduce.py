@@ -352,7 +352,7 @@ def test_the_page_compares_returns_after_every_step_and_averages_evaluations(tmp
         (job.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
         write(job.folder / "done.json", {"iterations": 7, "seconds": 120.0, "kept_every": 1})
     text = summary.page([small], tmp_path, tmp_path)
-    assert "a is not above b (-2.000, 0 of 2 seeds; above after 1 of the steps)" in text
+    assert "a is not above b (-2.000, 0 of 2 seeds, above after 1 of the steps)" in text
     assert "| a | 0.000, 2.000, 2.000 ± 0.000 | 2 of 2" in text
 
 

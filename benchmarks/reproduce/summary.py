@@ -107,7 +107,7 @@ def compared(experiment: Experiment, found: Iterable[Reached]) -> Iterator[str]:
             words = f"{one.mean - other.mean:+.3f}, {won} of {len(both)} seeds"
             if len(one.means()) > 2:
                 higher = [k for k, (a, b) in enumerate(zip(one.means(), other.means(), strict=True)) if k and a > b]
-                words += f"; above after {', '.join(map(str, higher)) or 'none'} of the steps"
+                words += f", above after {', '.join(map(str, higher)) or 'none'} of the steps"
             yield f"{above} is {'above' if one.mean > other.mean else 'not above'} {below} ({words})"
     learned = [each for name, each in by_name.items() if name not in experiment.lines]
     for line in experiment.lines if learned else ():
