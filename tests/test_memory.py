@@ -30,7 +30,7 @@ from stochgraph.algorithms.training.memory import (
     need_of_parameters,
 )
 from stochgraph.algorithms.training.run_memory import need_of
-from stochgraph.algorithms.training.settings import ALGORITHMS
+from stochgraph.algorithms.training.settings import META_ALGORITHMS, PLAIN_ALGORITHMS
 from tests.training_cases import FORKS, SMALL, Hook
 
 CPU = torch.device("cpu")
@@ -58,7 +58,6 @@ def test_parameters_are_counted_without_being_made(name, dtype):
     assert need_of_parameters(policy, dtype).parameters == 4 * size_of(policy.initial(dtype=dtype))
 
 
-PLAIN = ("a2c", "ppo", "reinforce")
 TABULAR = {"environment": "random-mdp", "policy": "table", "policy_options": {}}
 
 
@@ -68,8 +67,9 @@ TABULAR = {"environment": "random-mdp", "policy": "table", "policy_options": {}}
         {}, {"steps": 3, "tasks": 5, "shards": 2}, {"steps": 0}, {"precision": "float64"}, TABULAR,
         {"environment": "corner-navigation"}, {"environment": "swimmer", "environment_options": {"threads": 1}},
         {"evaluation_tasks": 30, "evaluation_steps": 4},
-        *({"algorithm": name} for name in sorted(ALGORITHMS) if name not in ("bomrl-tabular", *PLAIN)),
-        *({"algorithm": name, "steps": 0} for name in PLAIN),
+        *({"algorithm": name} for name in sorted(META_ALGORITHMS) if name != "bomrl-tabular"),
+        *({"algorithm": name, "steps": 0} for name in PLAIN_ALGORITHMS),
+        {"algorithm": "ppo", "steps": 0, "bootstrap": True},
         {"algorithm": "bomrl-tabular", **TABULAR},
     ],
     ids=str,

@@ -43,6 +43,24 @@ class Trajectory(NamedTuple):
     log_prob: Tensor
 
 
+class CutTrajectory(NamedTuple):
+    """Trajectories that may go on where they are cut off: the fields of a `Trajectory`, and what followed.
+
+    Attributes:
+        after: what would be seen after each step, `(*plates, time, observation)`.
+        terminal: 1 where a step ended the episode for good, `(*plates, time)`; 0 where a limit of time or the horizon
+            did.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    mask: Tensor
+    log_prob: Tensor
+    after: Tensor
+    terminal: Tensor
+
+
 class EnumeratedTrajectory(NamedTuple):
     """All trajectories that a task can have: the fields of a `Trajectory`, and what the environment's part is.
 
@@ -81,6 +99,7 @@ class Rollouts(sg.Sampler):
         policy: what acts.
         horizon: the number of steps; the environment's if `None`.
         stepwise: whether actions are scored one by one, or a trajectory as a whole.
+        bootstrap: record what follows each step, as a `CutTrajectory`: for values of what comes after a limit of time.
 
     References:
         Tang (2022), eqs. 1, 8 and 11, print scores of whole trajectories; its experiments have stepwise ones.
@@ -103,18 +122,24 @@ class Rollouts(sg.Sampler):
     time = batched = True
 
     def __init__(
-        self, environment: Environment, policy: Policy, horizon: int | None = None, stepwise: bool = True
+        self,
+        environment: Environment,
+        policy: Policy,
+        horizon: int | None = None,
+        stepwise: bool = True,
+        bootstrap: bool = False,
     ) -> None:
         check_fit(environment, policy)
         check_horizons(environment, horizon)
-        require(FLAG, stepwise=stepwise)
+        require(FLAG, stepwise=stepwise, bootstrap=bootstrap)
         self.environment = environment
         self.policy = policy
         self.horizon = horizon or environment.horizon
         self.stepwise = stepwise
+        self.kind = CutTrajectory if bootstrap else Trajectory
 
     @torch.no_grad()
-    def draw(self, batch_shape: torch.Size, *parents: Any) -> Trajectory:
+    def draw(self, batch_shape: torch.Size, *parents: Any) -> Any:
         parameters, task = parents
         like = next(leaf for leaf in pytree.tree_leaves(parameters) if leaf.is_floating_point())
         check_parameters(self.environment, self.policy, parameters)
@@ -160,9 +185,9 @@ class Rollouts(sg.Sampler):
         scored = self.policy.log_prob(parameters, episodes.observation, episodes.action).detach()
         return EnumeratedTrajectory(*episodes[:4], scored * episodes.mask, episodes.transition)
 
-    def _walk(self, act: "Act", task: Tensor, noise: Tensor, like: Tensor) -> Trajectory:
+    def _walk(self, act: "Act", task: Tensor, noise: Tensor, like: Tensor) -> "Drawn":
         """One batch of episodes, `(episodes, time, ...)`."""
-        record = Record(like)
+        record = Record(like, self.kind)
         observation = self.environment.reset(task)
         check_reset(self.environment, len(task), observation)
         running = torch.ones(len(task), dtype=torch.bool, device=like.device)
@@ -170,7 +195,8 @@ class Rollouts(sg.Sampler):
             observation = observation.to(like, copy=True)  # environments may write into all that they return or get
             action, log_prob = act(observation, shock)
             after, reward, done = check_step(self.environment, len(task), self.environment.step(action.clone()))
-            record.add(observation, action, reward.to(like, copy=True), running, log_prob)
+            made = (observation, action, reward.to(like, copy=True), running, log_prob)
+            record.add(*made, *self._following(after, done, like))
             if done.any():
                 running = running & ~done
                 if not running.any():
@@ -178,8 +204,16 @@ class Rollouts(sg.Sampler):
             observation = after
         return record.trajectory(self.horizon)
 
+    def _following(self, after: Tensor, done: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+        """What a `CutTrajectory` has besides."""
+        if self.kind is Trajectory:
+            return ()
+        cut = self.environment.truncated
+        return after.to(like, copy=True), done if cut is None else done & ~cut
+
 
 Act = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Drawn = Trajectory | CutTrajectory
 
 
 def acting(policy: Policy, parameters: Any, plates: torch.Size) -> Act:
@@ -236,24 +270,26 @@ class Record:
 
     Args:
         like: floating-point fields and masks get its dtype.
+        kind: what they become.
     """
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, like: Tensor, kind: type[Drawn] = Trajectory) -> None:
         self.like = like
-        self.fields: list[list[Tensor]] = [[] for _ in Trajectory._fields]
+        self.kind = kind
+        self.fields: list[list[Tensor]] = [[] for _ in kind._fields]
 
     def add(self, *step: Tensor) -> None:
-        """The fields of a `Trajectory` at the next step, each `(episodes, ...)`."""
+        """The fields at the next step, each `(episodes, ...)`."""
         for made, field in zip(self.fields, step, strict=True):
             made.append(field)
 
-    def trajectory(self, horizon: int) -> Trajectory:
+    def trajectory(self, horizon: int) -> Drawn:
         """All steps, `(episodes, time, ...)`, zero where nothing was made."""
-        whole = Trajectory(*(self._stacked(made, horizon) for made in self.fields))
+        whole = self.kind(*(self._stacked(made, horizon) for made in self.fields))
         ended = whole.mask == 0
         if not ended.any():
             return whole
-        return Trajectory(*(leaf.masked_fill(ended.view(*ended.shape, *[1] * (leaf.dim() - 2)), 0) for leaf in whole))
+        return self.kind(*(leaf.masked_fill(ended.view(*ended.shape, *[1] * (leaf.dim() - 2)), 0) for leaf in whole))
 
     def _stacked(self, made: list[Tensor], horizon: int) -> Tensor:
         """One field, whose steps are let go: at no time there are two copies of all fields."""

@@ -57,6 +57,7 @@ class Configuration:
     environment: str = _option("navigation", "the environment, by name, or package.module:Name")
     environment_options: dict[str, Any] = field(default_factory=dict, metadata=_words("options of the environment"))
     horizon: int | None = _option(None, "steps of an episode; none: as the environment has it", least=1)
+    bootstrap: bool = _option(False, "the critic's value of what follows where a limit of time cuts off; a2c, ppo")
     reference: bool = _option(False, "subtract from every reward what standing still would give; less variance")
     policy: str = _option("network", "the policy, by name")
     hidden: tuple[int, ...] = _option((64, 64), "sizes of the policy's hidden layers", least=1)
