@@ -20,5 +20,7 @@ from .pathwise import PW as PW
 from .published import EMAML as EMAML
 from .published import MAML as MAML
 from .published import SGMRLPublished as SGMRLPublished
+from .replaced import AtParents as AtParents
+from .replaced import Replaced as Replaced
 from .score_function import SF as SF
 from .words import Estimator as Estimator
