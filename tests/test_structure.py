@@ -19,7 +19,7 @@ FLOORS = [
     ["stochgraph"],
     ["stochgraph.graphs", "stochgraph.prove"],
     ["stochgraph.run"],
-    ["stochgraph.explain"],
+    ["stochgraph.explain", "stochgraph.lower"],
     ["stochgraph.derive"],
     ["stochgraph.estimators"],
     ["stochgraph.surrogate"],
