@@ -11,6 +11,7 @@ from .errors.exceptions import CompileError as CompileError
 from .errors.exceptions import DeclarationError as DeclarationError
 from .errors.exceptions import FunctionError as FunctionError
 from .errors.exceptions import InputError as InputError
+from .errors.exceptions import LoweringError as LoweringError
 from .errors.exceptions import SamplingError as SamplingError
 from .errors.exceptions import SolverError as SolverError
 from .errors.exceptions import StochgraphError as StochgraphError
@@ -56,6 +57,7 @@ from .run.chunks import accumulate as accumulate
 from .run.chunks import chunk_size as chunk_size
 from .run.chunks import chunks as chunks
 from .run.compiled import Compiled as Compiled
+from .run.lowered import Lowered as Lowered
 from .tensors.vectorize import vectorize as vectorize
 
 __all__ = [
@@ -79,6 +81,8 @@ __all__ = [
     "Graph",
     "InputError",
     "LoadedDiCE",
+    "Lowered",
+    "LoweringError",
     "Profile",
     "Row",
     "SGMRLPublished",
