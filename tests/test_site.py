@@ -54,14 +54,14 @@ def test_everything_that_is_written_is_a_page(site: Path) -> None:
 def test_every_algorithm_has_a_page_with_its_exact_bias(site: Path) -> None:
     stems = {path.stem for path in (ROOT / "algorithms").glob("*.py")} - {"__init__"}
     assert {path.stem for path in (site / "algorithms").glob("*.html")} == stems
-    for stem in stems:
+    for stem in stems - {"reinforce", "a2c", "ppo"}:  # which have no inner step
         table = (site / "algorithms" / f"{stem}.html").read_text().partition('<section id="exact-bias">')[2]
         assert "<tbody>" in table.partition("</section>")[0], stem
 
 
 def test_every_estimator_has_its_ledger_and_its_figure(site: Path) -> None:
     found = list((site / "estimators").glob("*.html"))
-    assert len(found) >= 11
+    assert len(found) >= 13
     for page in found:
         text = page.read_text()
         assert "counted" in text, page.stem

@@ -15,6 +15,8 @@ import stochgraph as sg
 ESTIMATORS = {
     "SF": sg.SF(),
     "LOO": sg.LOO(),
+    "Enumerate": sg.Enumerate(),
+    "MVD": sg.MVD(),
     "LSF": sg.LSF(),
     "LoadedDiCE": sg.LoadedDiCE(0.5),
     "LVC": sg.LVC(),
