@@ -137,7 +137,12 @@ def test_second_derivatives_have_the_same_bits(graph):
         row(start)
         flat = record(partial(row, start), [start]).flat
         for at in (theta, shifted(theta)):
-            found, expected = flat([at]), row(leaf(at))
+            found = flat([at])
+            try:
+                expected = row(leaf(at))
+            except sg.SolverError:  # the closed form holds where it was drawn alone: a condition fails
+                assert found is None
+                continue
             assert found is not None
             assert same_bits((found[0], found[1:]), (expected[0], expected[1:]))
         counted += 1
