@@ -112,7 +112,9 @@ def test_gradients_at_a_trace_have_the_same_bits(graph):
     assert counted == LOWERED[graph]
 
 
-@pytest.mark.parametrize("graph", GRAPHS)
+# Not of the implicit update: the interpreter itself has no second derivative of some estimators there by
+# torch.autograd.grad, and refuses others away from the draws.
+@pytest.mark.parametrize("graph", [name for name in GRAPHS if name != "implicit update"])
 def test_second_derivatives_have_the_same_bits(graph):
     """A row of the Hessian of the surrogate, recorded as it is and replayed at other parameters."""
     theta, counted = GRAPHS[graph][1], 0
