@@ -61,7 +61,9 @@ def write_sources(folder: Path) -> None:
     for page in (ROOT / "docs").glob("*.md"):
         (folder / page.name).write_text(page.read_text().replace("](../notebooks/", "](notebooks/"))
     for notebook in (ROOT / "notebooks").glob("*.ipynb"):
-        (folder / "notebooks" / notebook.name).write_text(notebook.read_text().replace("](../docs/", "](../"))
+        text = notebook.read_text().replace("](../docs/", "](../")
+        text = text.replace("](../benchmarks/reproduce/README.md)", "](../reproduced.md)")
+        (folder / "notebooks" / notebook.name).write_text(text)
     for name, text in made().items():
         (folder / name).write_text(text)
 
@@ -157,4 +159,4 @@ def _modules(part: str, names: list[str]) -> str:
 def _reproduced() -> str:
     """The page of what was reproduced; the files of results stay in the repository."""
     text = (ROOT / "benchmarks" / "reproduce" / "README.md").read_text()
-    return re.sub(r"^\[result\]\([^)]*\)", "The result is in the repository", text, flags=re.MULTILINE)
+    return re.sub(r"\[([^\]]*)\]\(results/[^)]*\)", r"\1", text)
