@@ -39,7 +39,7 @@ What trajectories are drawn with::
 
     from stochgraph.algorithms.environments import Environment, FrozenLake, GymnasiumEnvironment, Navigation, RandomMDP
     from stochgraph.algorithms.policies import CategoricalMLP, GaussianMLP, HeteroscedasticMLP, TabularSoftmax
-    from stochgraph.algorithms.policies import ActorCritic
+    from stochgraph.algorithms.policies import ActorCritic, CategoricalGRU, GaussianGRU
     from stochgraph.algorithms.rollouts import Rollouts
 
 Runs, as on the command line::

@@ -83,6 +83,16 @@ class TwoParts(GradientEstimator):
         return self.influence_part.word
 
     @property
+    def options(self) -> Mapping[str, Any]:
+        """What it was made with besides the two words, other than defaults."""
+        return {**self.curvature_part.options(), **self.influence_part.options()}
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """What costs are compared with."""
+        return self.options.get("baseline")
+
+    @property
     def control(self) -> Control | None:
         return self.influence_part.control
 
@@ -104,6 +114,5 @@ class TwoParts(GradientEstimator):
 
     def __repr__(self) -> str:
         words = {"curvature": self.curvature, "influence": self.influence}
-        options = {**self.curvature_part.options(), **self.influence_part.options()}
-        shown = {**words, **dict(sorted(options.items()))}
+        shown = {**words, **dict(sorted(self.options.items()))}
         return f"Estimator({', '.join(f'{name}={value!r}' for name, value in shown.items())})"

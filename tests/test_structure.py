@@ -20,7 +20,7 @@ FLOORS = [
     ["stochgraph.estimators"],
     ["stochgraph.graphs", "stochgraph.prove"],
     ["stochgraph.run"],
-    ["stochgraph.explain"],
+    ["stochgraph.explain", "stochgraph.lower"],
     ["stochgraph.derive"],
     ["stochgraph.surrogate"],
     ["stochgraph.language"],

@@ -2,6 +2,7 @@
 
 - `Navigation`, `CornerNavigation`, `LineNavigation`: a point that looks for a goal.
 - `RandomMDP`, `FrozenLake`: finite decision processes; the small ones can be enumerated for `stochgraph.verify`.
+- `Bandit`: arms that pay or not. `Trials`: episodes in a row, for policies with a memory.
 - `half_cheetah`, `ant`, `walker2d`, `swimmer`: MuJoCo's robots, made by functions; each is a `Locomotion`, and raises a
   `SimulationError` when the simulation breaks.
 - `GymnasiumEnvironment`: any vector environment of Gymnasium; `registered_environment` makes one of a name.
@@ -26,3 +27,5 @@ from .navigation import LineNavigation as LineNavigation
 from .navigation import Navigation as Navigation
 from .tabular import FrozenLake as FrozenLake
 from .tabular import RandomMDP as RandomMDP
+from .trials import Bandit as Bandit
+from .trials import Trials as Trials

@@ -36,6 +36,9 @@ class Environment(ABC):
         action_size: the size of a continuous action, or the number of discrete actions.
         discrete: whether actions are integers below `action_size`.
         horizon: the number of steps of an episode that does not end before, unless a caller wants another.
+        truncated: which of the episodes that the last step ended were cut off by a limit of time and not by what
+            happened in them, `(episodes,)` of booleans; `None`: none of them. The observations of those are the last
+            ones of their episodes.
 
     Example:
         >>> import torch
@@ -51,6 +54,7 @@ class Environment(ABC):
     action_size: int
     horizon: int
     discrete: bool = False
+    truncated: Tensor | None = None
     _episodes: int = 0
 
     @abstractmethod

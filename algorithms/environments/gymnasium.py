@@ -54,6 +54,7 @@ class GymnasiumEnvironment(Environment):
 
     _vector: Any = None
     _built_for: Tensor | None = None
+    _truncated: Tensor | None = None
     _process: int
 
     def __init__(
@@ -105,9 +106,16 @@ class GymnasiumEnvironment(Environment):
         acted = acted.astype(space.dtype).reshape(-1, *space.shape)
         if self.discrete:
             acted = acted + space.start
-        observation, reward, terminated, truncated, _ = self._vector.step(acted)
+        observation, reward, terminated, truncated, info = self._vector.step(acted)
+        self._truncated = torch.from_numpy(truncated & ~terminated).to(self._like.device)
         done = torch.from_numpy(terminated | truncated).to(self._like.device)
-        return self._observe(observation), torch.from_numpy(np.array(reward)).to(self._like), done
+        seen = self._observe(_last(observation, info))
+        return seen, torch.from_numpy(np.array(reward)).to(self._like), done
+
+    @property
+    def truncated(self) -> Tensor | None:  # type: ignore[override]  # it is read, never set
+        """Which episodes the last step cut off by a limit of time."""
+        return self._truncated
 
     def close(self) -> None:
         """End the vector environment's processes, if it has any."""
@@ -183,6 +191,16 @@ def registered_environment(id: str = "CartPole-v1", horizon: int | None = None, 
 
 def _of_spec(id: str, options: dict[str, Any], task: Tensor) -> Any:
     return installed("gymnasium", "registered_environment").make_vec(id, num_envs=len(task), **options)
+
+
+def _last(observation: Any, info: dict[str, Any]) -> Any:
+    """The observations after a step: of what was reset in the same step (`SAME_STEP`), those before the reset."""
+    if "final_obs" not in info:
+        return observation
+    observation = np.array(observation)
+    for i in np.flatnonzero(info["_final_obs"]):
+        observation[i] = info["final_obs"][i]
+    return observation
 
 
 def _resets_apart(vector: Any) -> bool:

@@ -50,7 +50,9 @@ def actor_critic_return(
               \rho_{it} = \frac{\pi_\theta(a_{it} \mid o_{it})}{\pi_{drawn}(a_{it} \mid o_{it})}
 
     The mean is over all steps that count, of all trajectories of all tasks. The advantages A are generalised ones,
-    bootstrapped with the critic's values at the anchor; :math:`\hat R = A + v` before A is standardised. Both are
+    bootstrapped with the critic's values at the anchor. An episode that the horizon or a limit of time cuts off is one
+    that ends there, unless its `Rollouts` have `bootstrap=True`: then the critic's value of what follows is added,
+    :math:`\delta_T = r_T + \gamma v(o_{T+1}) - v(o_T)`. :math:`\hat R = A + v` before A is standardised. Both are
     data: nothing is differentiated through them. Inputs of the graph: the parameters, and the anchor that drew.
 
     Args:
@@ -66,7 +68,7 @@ def actor_critic_return(
 
     References:
         Mnih et al. (2016), Asynchronous methods for deep reinforcement learning, section 4; Schulman et al. (2017),
-        PPO, eq. 9; Schulman et al. (2016), eq. 16, for the advantages.
+        PPO, eq. 9; Schulman et al. (2016), eq. 16, for the advantages; Pardo et al. (2018), eq. 6, for limits of time.
 
     Example:
         >>> from stochgraph.algorithms.environments import Navigation
@@ -91,7 +93,10 @@ def actor_critic_return(
 
     def bootstrapped(anchor: Any, trajectory: Any) -> Credit:
         value = policy.value(anchor, trajectory.observation) * trajectory.mask
-        advantage = gae(trajectory.reward, trajectory.mask, value, problem.discount, decay)
+        after = None
+        if hasattr(trajectory, "after"):
+            after = policy.value(anchor, trajectory.after) * (1 - trajectory.terminal)
+        advantage = gae(trajectory.reward, trajectory.mask, value, problem.discount, decay, after)
         return Credit(advantage, advantage + value)
 
     def climbed(theta: Any, trajectory: Any, advantage: Tensor, target: Tensor) -> Tensor:

@@ -10,3 +10,6 @@ from .families import HeteroscedasticModule as HeteroscedasticModule
 from .families import Parameters as Parameters
 from .families import Policy as Policy
 from .families import TabularSoftmax as TabularSoftmax
+from .recurrent import CategoricalGRU as CategoricalGRU
+from .recurrent import GaussianGRU as GaussianGRU
+from .recurrent import Recurrent as Recurrent

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from stochgraph.errors.checks import at_least, require
+
 from .networks import Parameters as Parameters
 from .networks import layer_sizes, module_parameters, tanh_network, tanh_parameters
 
@@ -29,7 +31,8 @@ class Policy(Protocol):
     Methods take one set of parameters, and batches of observations and actions. With an attribute `batched` that is
     true, `sample` and `log_prob` also take `sets` of parameters, stacked, and as many batches of observations, `(sets,
     batch, observation)`; without it, `torch.vmap` maps them over the sets. It cannot map what draws random numbers of
-    its own (dropout), decides by values (`if`, `.item()`), leaves torch, or changes buffers (batch normalisation).
+    its own (dropout), decides by values (`if`, `.item()`), leaves torch, or changes buffers (batch normalisation). With
+    an attribute `recurrent` that is true, a policy looks along time: see `Recurrent`.
     """
 
     def initial(
@@ -75,7 +78,10 @@ class GaussianPolicy(ABC):
 
     def sample(self, parameters: Parameters, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions `(..., action)` and their log-densities `(...)`."""
-        mean, log_std = self.moments(parameters, observation)
+        return self.chosen(*self.moments(parameters, observation), noise)
+
+    def chosen(self, mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The actions that this noise makes, and their log-densities."""
         action = mean + log_std.exp() * noise
         return action, self._log_density(action - mean, log_std)
 
@@ -155,6 +161,7 @@ class GaussianMLP(FreeGaussianPolicy):
         log_std: initial value of the log standard deviation.
         least_log_std: its floor.
         learn_std: whether it is learned, or stays as it is.
+        output_scale: of the last layer's first weights, against Glorot's; 0 for a mean that is zero at first.
 
     Example:
         >>> import torch
@@ -175,15 +182,18 @@ class GaussianMLP(FreeGaussianPolicy):
         log_std: float = 0.0,
         least_log_std: float = -5.0,
         learn_std: bool = True,
+        output_scale: float = 0.1,
     ) -> None:
         super().__init__(action, log_std, least_log_std, learn_std)
+        require(at_least(0), output_scale=output_scale)
         self.sizes = layer_sizes(observation, hidden, action)
+        self.output_scale = output_scale
 
     def initial(
         self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
     ) -> Parameters:
-        """Fresh parameters: Glorot-uniform weights, zero biases, a last layer a tenth as large."""
-        return tanh_parameters(self.sizes, generator, dtype, device) | self._free(dtype, device)
+        """Fresh parameters: Glorot-uniform weights, the last layer's times `output_scale`, and zero biases."""
+        return tanh_parameters(self.sizes, generator, dtype, device, self.output_scale) | self._free(dtype, device)
 
     def mean(self, parameters: Parameters, observation: Tensor) -> Tensor:
         return tanh_network(parameters, observation)
@@ -355,13 +365,16 @@ class SoftmaxPolicy(ABC):
 
     def sample(self, parameters: Parameters, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions `(...)`, integers, and their log-probabilities `(...)`."""
-        logits = self.logits(parameters, observation)
+        return self.chosen(self.logits(parameters, observation), noise)
+
+    def chosen(self, logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The actions that this noise makes, and their log-probabilities."""
         action = (logits + noise).argmax(-1)
-        return action, _chosen(logits, action)
+        return action, _score(logits, action)
 
     def log_prob(self, parameters: Parameters, observation: Tensor, action: Tensor) -> Tensor:
         """The log-probability of actions, shape `(...)`."""
-        return _chosen(self.logits(parameters, observation), action)
+        return _score(self.logits(parameters, observation), action)
 
     def kl(self, old: Parameters, new: Parameters, observation: Tensor) -> Tensor:
         r"""The divergence :math:`KL(\pi_{old} \| \pi_{new})` at each observation, shape `(...)`."""
@@ -375,7 +388,7 @@ class SoftmaxPolicy(ABC):
         return -(log_prob.exp() * log_prob).sum(-1)
 
 
-def _chosen(logits: Tensor, action: Tensor) -> Tensor:
+def _score(logits: Tensor, action: Tensor) -> Tensor:
     """The log-probability of each action."""
     return logits.log_softmax(-1).gather(-1, action.long().unsqueeze(-1)).squeeze(-1)
 

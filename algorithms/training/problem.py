@@ -140,10 +140,14 @@ class Problem:
         tasks = tasks or self.configuration.evaluation_tasks
         sizes = [min(_HELD_OUT, tasks - start) for start in range(0, tasks, _HELD_OUT)]
         found = [
-            task_returns(self._draw(self._evaluated, theta, size, f"held-out shard {i}", ("held-out", i)))
+            self.returns(self._draw(self._evaluated, theta, size, f"held-out shard {i}", ("held-out", i)))
             for i, size in ranks.own(list(enumerate(sizes)))
         ]
         return torch.cat(ranks.gathered(found))
+
+    def returns(self, trace: sg.Trace) -> Tensor:
+        """The returns of a meta-batch before, between and after the inner steps, as they are shown."""
+        return task_returns(trace, self.configuration.evaluation_discount)
 
     def shards(self) -> list[int]:
         """The numbers of tasks that the shards of a meta-batch have."""
@@ -180,10 +184,12 @@ class Problem:
             raise EnvironmentFailure(f"{error} ({part}, of {tasks} tasks)") from error
 
 
-def task_returns(trace: sg.Trace) -> Tensor:
-    """The mean return of each task before, between and after the inner steps, undiscounted: `(tasks, 1 + steps)`."""
+def task_returns(trace: sg.Trace, discount: float = 1.0) -> Tensor:
+    """The mean return of each task before, between and after the inner steps: `(tasks, 1 + steps)`."""
     names = sorted((name for name in trace.draws if name.startswith("D")), key=lambda name: int(name[1:]))
-    return torch.stack([trace.draws[name].reward.sum(-1).mean(-1) for name in (*names, "tau")], dim=1)
+    rewards = [trace.draws[name].reward for name in (*names, "tau")]
+    weight = discount ** torch.arange(rewards[-1].shape[-1], dtype=rewards[-1].dtype, device=rewards[-1].device)
+    return torch.stack([(reward * weight).sum(-1).mean(-1) for reward in rewards], dim=1)
 
 
 def standard_errors(returns: Tensor) -> Tensor:

@@ -28,7 +28,8 @@ def need_of(problem: Problem, ranks: Ranks) -> Need:
 
 
 def _bytes_of_a_step(problem: Problem) -> int:
-    """Observation, action, reward, mask, and the log-probability as it was drawn and as it is scored."""
+    """Observation, action, reward, mask, and the log-probability as it was drawn and as it is scored; what follows."""
     environment, size = problem.rollouts.environment, getattr(torch, problem.configuration.precision).itemsize
     action = torch.int64.itemsize if environment.discrete else environment.action_size * size
-    return (environment.observation_size + 4) * size + action
+    after = environment.observation_size + 1 if problem.configuration.bootstrap else 0
+    return (environment.observation_size + 4 + after) * size + action

@@ -1,10 +1,10 @@
 """The names in a configuration, and what they stand for: environments, policies, algorithms, estimators, optimisers.
 
 A new environment is a new row of `ENVIRONMENTS`, anything that makes an `Environment` of options; or it stays in a
-module of its own, and is named by that: `package.module:Name`. A new policy is a new
-row of `POLICIES`, which says what makes it for an environment: of the sizes of observations and actions, of the hidden
-layers if it takes them, and of options. A new algorithm is a new row of `ALGORITHMS`, a function of a `MetaProblem`
-that returns a `Template`; its keyword arguments are its options.
+module of its own, and is named by that: `package.module:Name`. A new policy is a new row of `POLICIES`, which says what
+makes it for an environment: of the sizes of observations and actions, of the hidden layers if it takes them, and of
+options. A new algorithm is a new row of `META_ALGORITHMS`, or of `PLAIN_ALGORITHMS` if it takes no inner step: a
+function of a `MetaProblem` that returns a `Template`; its keyword arguments are its options.
 """
 
 import inspect
@@ -33,6 +33,7 @@ from ..objectives.meta_policy_gradient import MetaProblem
 from ..objectives.template import Template
 from ..policies.actor_critic import ActorCritic
 from ..policies.families import CategoricalMLP, GaussianMLP, HeteroscedasticMLP, Policy, TabularSoftmax
+from ..policies.recurrent import CategoricalGRU, GaussianGRU
 from ..ppo import ppo
 from ..promp import promp
 from ..reinforce import reinforce
@@ -45,6 +46,12 @@ from .imported import imported, is_place
 from .learners import Measures, TrustRegion
 from .memory import check_memory, memory_of, need_of_parameters
 
+
+def _bandit(arms: int = 5, pulls: int = 10) -> Environment:
+    """One that shows what was pulled before, and what it paid."""
+    return environments.Trials(environments.Bandit(arms, pulls))
+
+
 ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
     "navigation": environments.Navigation,
     "corner-navigation": environments.CornerNavigation,
@@ -55,14 +62,16 @@ ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
     "ant": environments.ant,
     "walker2d": environments.walker2d,
     "swimmer": environments.swimmer,
+    "bandit": _bandit,
     "gymnasium": environments.registered_environment,
 }
 POLICIES: dict[str, Callable[[Environment], Callable[..., Policy]]] = {
     "network": lambda environment: CategoricalMLP if environment.discrete else GaussianMLP,
     "network-with-variances": lambda _: HeteroscedasticMLP,
     "table": lambda _: TabularSoftmax,
+    "recurrent": lambda environment: CategoricalGRU if environment.discrete else GaussianGRU,
 }
-ALGORITHMS: dict[str, Callable[..., Template]] = {
+META_ALGORITHMS: dict[str, Callable[..., Template]] = {
     "maml": maml,
     "first-order-maml": first_order_maml,
     "emaml": emaml,
@@ -76,14 +85,13 @@ ALGORITHMS: dict[str, Callable[..., Template]] = {
     "promp": promp,
     "tmaml": tmaml,
     "meta-sgd": meta_sgd,
-    "reinforce": reinforce,
-    "a2c": a2c,
-    "ppo": ppo,
     "bomrl": bomrl,
     "bomrl-practical": practical_bomrl,
     "bomrl-fixed-sample": fixed_sample_bomrl,
     "bomrl-tabular": tabular_bomrl,
 }
+PLAIN_ALGORITHMS: dict[str, Callable[..., Template]] = {"reinforce": reinforce, "a2c": a2c, "ppo": ppo}
+ALGORITHMS = {**META_ALGORITHMS, **PLAIN_ALGORITHMS}
 
 
 def _with_critic(policy: Policy, configuration: Configuration, environment: Environment) -> Policy:
@@ -128,9 +136,11 @@ def rollouts_of(configuration: Configuration) -> Rollouts:
     policy = _policy_of(configuration, environment)
     if configuration.algorithm in WRAPPERS:
         policy = WRAPPERS[configuration.algorithm](policy, configuration, environment)
+    if configuration.bootstrap and not isinstance(policy, ActorCritic):
+        raise ConfigurationError(f"bootstrap: {configuration.algorithm!r} has no critic; choose 'a2c' or 'ppo'")
     _check_size(configuration, policy)
     try:
-        return Rollouts(environment, policy, configuration.horizon)
+        return Rollouts(environment, policy, configuration.horizon, bootstrap=configuration.bootstrap)
     except ValueError as error:
         raise ConfigurationError(f"policy={configuration.policy!r}: {error}") from error
 

@@ -29,7 +29,7 @@ from .curves import save_learning_curve
 from .errors import TrainingError
 from .interrupts import BrokenOff, Interrupts
 from .memory import check_memory, gigabytes, memory_of
-from .problem import Problem, standard_errors, task_returns
+from .problem import Problem, standard_errors
 from .progress import Progress
 from .randomness import default_generator_for
 from .ranks import ALONE, Ranks
@@ -140,7 +140,7 @@ class Trainer:
         start = time.perf_counter()
         with interrupts.breaking_off():
             batch = self.problem.draw(self.progress.theta, self.iteration, self.ranks)
-            means = batch.average(lambda trace: (trace.value, task_returns(trace).mean(0)))
+            means = batch.average(lambda trace: (trace.value, self.problem.returns(trace).mean(0)))
         with self._whole_or_not(interrupts):
             with (
                 interrupts.breaking_off(),

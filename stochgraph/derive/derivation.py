@@ -24,6 +24,7 @@ from ..ir import nodes as nd
 from ..ir.paths import descends_from, first_mixing, moves_with, samples_in
 from ..ir.programs import schedule, up_to
 from ..surrogate.expansions import ExpandedBox, Expansion
+from ..surrogate.limited import Limited
 from ..surrogate.solutions import CompiledArgmax
 from ..surrogate.steps import CompiledStep, Placeholder
 from ..surrogate.terms import Box, Controlled, Score, ScoreTerm, Total, Weight
@@ -34,6 +35,7 @@ from .estimator import SCORED, Crossing, GradientEstimator, Where
 from .parts import part_of
 from .reach import Reach, linear_operands
 from .sites import DerivedSite
+from .substitutions import replaces_terms
 
 
 class Derivation:
@@ -319,6 +321,22 @@ class Derivation:
         return Total(term, score_term) if self.psi in term.free else score_term
 
     def _boxed(self, node: nd.Node, base: nd.Node, factors: Pending) -> nd.Node:
+        """The term with its boxes; outside of updates an estimator may put something else in its place."""
+        taken = {s for s, _ in factors if self.update is None and replaces_terms(self.estimators[s])}
+        term = self._in_boxes(node, base, frozenset((s, kind) for s, kind in factors if s not in taken))
+        for name in sorted(taken, key=lambda s: self.samples[s].index, reverse=True):  # the later drawn is innermost
+            term = self._replaced(node, name, term)
+        return term
+
+    def _replaced(self, node: nd.Node, name: str, term: nd.Node) -> nd.Node:
+        estimator, sample = self.estimators[name], self.samples[name]
+        site = self._site(node, name, Kind.WEIGHT, term)
+        found = estimator.term(site)
+        if found is None:
+            return self._in_boxes(node, term, frozenset([(name, Kind.WEIGHT)]))
+        return Limited(site, found) if estimator.orders(sample) == 1 else found
+
+    def _in_boxes(self, node: nd.Node, base: nd.Node, factors: Pending) -> nd.Node:
         weights = self._weights(node, factors)
         plain = tuple(weight for weight in weights if not isinstance(weight, Expansion))
         term = Box(base, self.total(plain), plain) if plain else base

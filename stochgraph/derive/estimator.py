@@ -107,6 +107,24 @@ class Site(ABC):
     def leave_out(self, plate: Axis) -> nd.Node:
         """The node with each draw of a plate left out of the plate's means in turn: constants."""
 
+    @abstractmethod
+    def put(self, values: nd.Node, differentiable: bool = True) -> nd.Node:
+        r"""The node with other values put in the place of the sample's draws, all that follows from them recomputed.
+
+        What is drawn later is reused with its likelihood ratio.
+
+        Args:
+            values: a node of draws with one more axis in front, `alternatives(sample)`.
+            differentiable: whether derivatives go through it; else it is a constant.
+
+        Returns:
+            A node with, in front of the axes of the term, that axis and an axis `replaced(plate)` for each plate of the
+            sample along which one draw is replaced at a time. Along the independent axes all are at once.
+
+        Raises:
+            CompileError: the draw feeds another one directly that cannot be reused.
+        """
+
 
 class Control(ABC):
     """A control variate: a node of zero mean that is added where a sample's box stands.
@@ -218,6 +236,14 @@ class GradientEstimator(ABC):  # noqa: B024 - every answer has a default, the sc
     def ratio(self, score: Score, kept: tuple[Axis, ...], where: Where) -> Weight:
         """The log-ratio in the box: kept along some of the sample's axes, reduced over the others."""
         return Weight(score, kept, average=False)
+
+    def orders(self, sample: nd.Sample) -> int | None:
+        """The highest order of derivatives that `term` is right for; `None`: all of them. Beyond it, it is refused."""
+        return None
+
+    def term(self, site: Site) -> nd.Node | None:
+        """What takes the place of the boxed term in the objective; `None`: a box, merged with the others there."""
+        return None
 
     def exact(self) -> "GradientEstimator":
         """What stands for it in replays, where every draw must be weighted with its likelihood ratio."""

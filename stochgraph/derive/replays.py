@@ -52,14 +52,20 @@ def replay(derivation: Deriving, site: Site, plate: Axis) -> "Replay":
 
 def _ratios(exact: Deriving, site: Site) -> Pending:
     """What is weighted in the replays of a site, and how: the draws' own plate plainly, others with their controls."""
-    after = descends_from(exact.order, site.sample)
-    plain = {site.name}
+    pending = exact.weighted(exact.reach[Kind.WEIGHT][site.node])
+    return settled(pending, {site.name} | uncontrolled(exact, site))
+
+
+def uncontrolled(exact: Deriving, site: Site) -> set[str]:
+    """The samples whose control variate is for replays of earlier draws on another plate only, which these are not."""
+    after, plate = descends_from(exact.order, site.sample), averaging_plate(site.sample)
+    found = set()
     for name, sample in exact.samples.items():
         control = exact.estimators[name].control
-        later = sample in after and averaging_plate(sample) != averaging_plate(site.sample)
+        later = sample in after and averaging_plate(sample) != plate
         if control and control.later_only and not later:
-            plain.add(name)
-    return settled(exact.weighted(exact.reach[Kind.WEIGHT][site.node]), plain)
+            found.add(name)
+    return found
 
 
 @dataclass(frozen=True)
@@ -103,12 +109,12 @@ class Replay(nd.Node):
         self.node = node
         self.term_axes = node.axes
         self.program, self.captured = _split(root, plate, name)
-        self.names = _weighted_in(self.program)
-        _refuse_moving_supports(self.program)
+        self.names = weighted_in(self.program)
+        refuse_moving_supports(self.program)
         declared = samples_in(derivation.order)
         drawn = [n.name for n in self.program if isinstance(n, nd.Sample)]
         inputs: list[nd.Node] = [derivation.score(declared[s]) for s in self.names]
-        inputs += [_as_drawn(n, declared, derivation) for n in self.captured]
+        inputs += [as_drawn(n, declared, derivation) for n in self.captured]
         inputs += [derivation.derive(declared[s]) for s in drawn]  # drawn before they are replayed
         super().__init__(f"replay({node.name})", node.index, inputs)
 
@@ -183,7 +189,8 @@ def _refuse_other_reductions(program: Iterable[nd.Node], plate: Axis, name: str)
             )
 
 
-def _refuse_moving_supports(program: Iterable[nd.Node]) -> None:
+def refuse_moving_supports(program: Iterable[nd.Node]) -> None:
+    """Refuse draws that no importance ratio reuses."""
     for node in [scored.sample for scored in program if isinstance(scored, Score)]:
         if node.law.has_moving_support:
             raise CompileError(
@@ -192,13 +199,13 @@ def _refuse_moving_supports(program: Iterable[nd.Node]) -> None:
             )
 
 
-def _weighted_in(program: Sequence[nd.Node]) -> list[str]:
+def weighted_in(program: Sequence[nd.Node]) -> list[str]:
     """The samples whose log-probabilities a program compares with the recorded ones."""
     names = [node.sample.name for node in program if isinstance(node, (Score, Weight))]
     return list(dict.fromkeys(names))
 
 
-def _as_drawn(node: nd.Node, declared: Mapping[str, nd.Sample], derivation: Deriving) -> nd.Node:
+def as_drawn(node: nd.Node, declared: Mapping[str, nd.Sample], derivation: Deriving) -> nd.Node:
     """A draw is the surrogate's own, whoever its parents are in the replay."""
     return derivation.derive(declared[node.name]) if isinstance(node, nd.Sample) else node
 

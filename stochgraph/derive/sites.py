@@ -13,6 +13,7 @@ from .boxes import Kind
 from .deriving import Deriving
 from .estimator import Drawn, Site
 from .replays import replay
+from .substitutions import substitute
 
 
 class DerivedSite(Site):
@@ -64,3 +65,6 @@ class DerivedSite(Site):
         made = self.once(("replay", self.node, self.name), lambda: replay(self._derivation, self, plate))
         assert isinstance(made, nd.Node)
         return made
+
+    def put(self, values: nd.Node, differentiable: bool = True) -> nd.Node:
+        return substitute(self._derivation, self, values, differentiable)

@@ -101,7 +101,7 @@ class DistributionLaw:
         declared = getattr(self.factory, "arg_constraints", None) if self.is_class and arguments.flat else None
         if not isinstance(declared, dict):
             return None
-        names = self._parameters(arguments)
+        names = self.parameters(arguments)
         if not set(names) <= declared.keys():
             return None
         dims = [declared[name].event_dim for name in names]
@@ -110,7 +110,7 @@ class DistributionLaw:
         # The batch dimensions of a constant would be taken for plates: such a distribution is mapped instead.
         return None if constants else [dims[i] for i in arguments.places]
 
-    def _parameters(self, arguments: Any) -> list[str]:
+    def parameters(self, arguments: Any) -> list[str]:
         """The names of the distribution's parameters, in the order of the arguments."""
         return [*list(inspect.signature(self.factory).parameters)[: arguments.positional], *arguments.keywords]
 
@@ -120,7 +120,7 @@ class DistributionLaw:
         known = names and not set(names).isdisjoint(inspect.signature(self.factory).parameters)
         if not (known and arguments.flat):
             return list(arguments.nodes) if names else []
-        parameters = self._parameters(arguments)
+        parameters = self.parameters(arguments)
         return [arguments.leaves[i] for i in arguments.places if parameters[i] in names]
 
     def straight_through(self) -> str | None:

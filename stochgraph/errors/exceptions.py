@@ -34,3 +34,7 @@ class SolverError(StochgraphError):
 
 class VerificationError(StochgraphError):
     """The graph cannot be enumerated exactly."""
+
+
+class LoweringError(StochgraphError):
+    """What was asked for has no flat program; the message says what stands in the way."""

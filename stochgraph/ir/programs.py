@@ -104,4 +104,6 @@ def execute(program: Sequence[nd.Node], run: Any, known: dict[nd.Node, Any]) -> 
     value_of = known.__getitem__
     for node in program:
         if node not in known:
+            if run.place is not None:
+                run.place.enter(node)
             known[node] = node.evaluate(run, list(map(value_of, node.inputs)))

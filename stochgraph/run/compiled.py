@@ -1,6 +1,5 @@
 """Compiled graphs: sampling, surrogates and gradients."""
 
-import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import pairwise
@@ -33,6 +32,7 @@ from .cuts import Cuts, Part
 from .first_pass import Watch, check_captured, check_pathwise
 from .gradient import Point
 from .loss import hand_over, leaves_that_require_gradients
+from .lowered import Lowered, drawn, held_still, lowering_of
 from .passes import Run, recorded, seeded
 
 _OF_A_MODULE = (
@@ -65,7 +65,13 @@ class Compiled:
         torch.Size([])
     """
 
-    def __init__(self, graph: Declaration, estimators: Any, wrt: str | tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        graph: Declaration,
+        estimators: Any,
+        wrt: str | tuple[str, ...] | None = None,
+        lowering: str = "never",
+    ) -> None:
         self.graph = graph
         self.wrt = _choose_inputs(graph, wrt)
         given = _given(graph, estimators)
@@ -90,6 +96,7 @@ class Compiled:
         self._unseen = {False, True}  # whether a pass outside of transforms, and one inside, is still the first
         self._support_program = schedule(s for s in self._scores.values() if not s.sample.law.fixed_support)
         self._cuts = Cuts(graph, self._program, self._scores, self._named_nodes)
+        self._lowering = lowering_of(self, lowering)
 
     @short_tracebacks()
     def sample(
@@ -259,11 +266,9 @@ class Compiled:
         with seeded(generator, point.named):
             run = Run(point.named, sizes)
             if not self._is_large(run, point):
-                return self._pass(point, run)
-            run = run.continued()
-            with torch.no_grad():
-                run.execute(self._draw_program)
-        return self._replayed(point, Trace(draws=run.draws, noise=run.noise))
+                return self._pass(point, run) if self._lowering is None else self._lowering.fresh(point, run)
+            trace = drawn(self, run)
+        return self._replayed(point, trace)
 
     def _is_large(self, run: Run, point: Point) -> bool:
         """Whether to cut a pass. Sizes of plates are known before it, lengths of trajectories once they are drawn."""
@@ -311,7 +316,10 @@ class Compiled:
         """The weighted sum of the values and of the gradients of some chunks."""
         total: list[Tensor] = []
         for weight, trace, piece in parts:
-            value, gradient = self._pass(point, Run(point.named, {}, trace, piece))
+            if self._lowering is None or (piece is not None and piece.plate.data):  # rows are cut out of the inputs
+                value, gradient = self._pass(point, Run(point.named, {}, trace, piece))
+            else:
+                value, gradient = self._lowering.at(point, trace)
             scaled = [leaf * weight for leaf in (value, *gradient)]
             total = list(map(torch.add, total, scaled)) if total else scaled
         return total[0], total[1:]
@@ -320,6 +328,44 @@ class Compiled:
         with torch.enable_grad():
             loss = self._surrogate(run)
         return loss.detach(), point.gradient(loss)
+
+    @short_tracebacks()
+    def lower(self, *inputs: Any, trace: Trace | None = None, sizes: Mapping[str, int] | None = None) -> Lowered:
+        """The gradient as a flat program of tensor operations, for inputs like these: the same bits, without Python.
+
+        What is recorded is one call: its operations, below autograd and `torch.vmap`. A call whose shapes, dtypes or
+        sizes are others, or whose functions name other things, is refused; one in which Python would decide otherwise
+        is interpreted. Draws of samplers that do not say `traceable = True` are made apart.
+
+        Args:
+            *inputs: the inputs of the graph, tensors on the CPU and numbers.
+            trace: draws of which the program is a function; default: it draws.
+            sizes: for fresh draws, sizes of plates by name, in place of the declared ones.
+
+        Returns:
+            A `Lowered`, for `value_and_grad(*inputs)`, or with a trace for `grad` and `surrogate(*inputs, trace)`.
+
+        Raises:
+            LoweringError: a function names what may change without a trace, looks at values where no record can tell,
+                or does not give the same bits twice.
+
+        Example:
+            >>> import torch, stochgraph as sg
+            >>> from torch.distributions import Bernoulli
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     x = sg.sample("x", lambda t: Bernoulli(logits=t), theta, n=10)
+            ...     return sg.mean(sg.apply(lambda x, t: (x - t) ** 2, x, theta))
+            >>> compiled, theta = objective.compile(sg.SF()), torch.tensor(0.3)
+            >>> lowered = compiled.lower(theta)
+            >>> one = compiled.value_and_grad(theta, generator=torch.Generator().manual_seed(0))
+            >>> other = lowered.value_and_grad(theta, generator=torch.Generator().manual_seed(0))
+            >>> one == other
+            True
+        """
+        with recorded():
+            point = self._point("lower", inputs)
+            return Lowered(self, point, _check_sizes(self.graph, sizes or {}), trace and held_still(trace))
 
     def explain(self) -> Any:
         """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula."""
@@ -365,7 +411,7 @@ class Compiled:
                 check_pathwise(self._program, self._root, run.values, self.graph.objective)
             self._unseen.discard(in_transform())
         run.check_edges()
-        if not in_transform() and not math.isfinite(loss.item()):
+        if not in_transform() and not bool(loss.isfinite()):
             self._diagnose(run)
         return loss
 

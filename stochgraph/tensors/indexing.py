@@ -38,7 +38,7 @@ def transform_rules() -> AbstractContextManager[Any]:
 class _TransformRules(TorchFunctionMode):
     def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if fn is Tensor.__getitem__:
-            return _getitem(*args)
+            return getitem(*args)
         if fn in NOISE_IN_PLACE:
             return _noise(fn, *args, **(kwargs or {}))
         return fn(*args, **(kwargs or {}))
@@ -53,7 +53,8 @@ def _noise(fn: Any, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return noise
 
 
-def _getitem(value: Tensor, key: Any) -> Tensor:
+def getitem(value: Tensor, key: Any) -> Tensor:
+    """`value[key]`, scalar tensors in the key not being looked at. See the first note above."""
     keys = key if isinstance(key, tuple) else (key,)
     scalar = [_is_scalar_index(k) for k in keys]
     others = [k for k, is_scalar in zip(keys, scalar, strict=True) if not is_scalar]
