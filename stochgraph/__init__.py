@@ -48,6 +48,7 @@ from .language.words import reduce as reduce
 from .language.words import sample as sample
 from .language.words import stop as stop
 from .language.words import sum as sum
+from .prove.losses import verify_loss as verify_loss
 from .prove.profiling import Figures as Figures
 from .prove.profiling import Profile as Profile
 from .prove.profiling import profile as profile
@@ -115,4 +116,5 @@ __all__ = [
     "unknown",
     "vectorize",
     "verify",
+    "verify_loss",
 ]

@@ -66,6 +66,18 @@ class Verification:
         """The variance summed over all coordinates."""
         return self._total_variance
 
+    @property
+    def cosine(self) -> float:
+        """The cosine of the angle between `expectation` and `truth`; NaN where one of them is 0."""
+        expectation, truth = _vector(self.expectation), _vector(self.truth)
+        return float(expectation @ truth / (expectation.norm() * truth.norm()))
+
+    @property
+    def scale(self) -> float:
+        """The factor of the truth in `expectation`, by projection: 1 if there is no bias; NaN if the truth is 0."""
+        expectation, truth = _vector(self.expectation), _vector(self.truth)
+        return float(expectation @ truth / (truth @ truth))
+
     def __str__(self) -> str:
         return (
             f"order {self.order}, {self.outcomes} outcomes: relative bias {self.relative_bias:.3e}{self._of}, "
@@ -154,14 +166,18 @@ def verify(
         shape(mean),
         shape(bias),
         shape(variance),
-        *_relative(bias, truth, size),
+        *relative(bias, truth, size),
         len(probability),
         order,
         float(variance.sum()),
     )
 
 
-def _relative(bias: Tensor, truth: Tensor, size: Tensor) -> tuple[float, Literal["truth", "estimates"]]:
+def _vector(tree: Any) -> Tensor:
+    return torch.cat([leaf.reshape(-1) for leaf in pytree.tree_leaves(tree)])
+
+
+def relative(bias: Tensor, truth: Tensor, size: Tensor) -> tuple[float, Literal["truth", "estimates"]]:
     """How large the bias is, and relative to what; `size` is the mean norm of an estimate."""
     if float(truth.norm()) < _ZERO * float(size):
         return float(bias.norm() / size), "estimates"
