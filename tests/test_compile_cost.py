@@ -5,6 +5,7 @@ import pytest
 import stochgraph as sg
 from stochgraph.derive.reach import Reach
 from stochgraph.ir import nodes as nd
+from stochgraph.surrogate.steps import CompiledStep
 from tests.problems import bandit
 
 
@@ -32,6 +33,6 @@ def test_nodes_that_reach_looks_at_grow_linearly(estimator, monkeypatch):
 
 def test_an_update_reads_of_the_history_what_its_objective_reads():
     program = bandit(20).compile(sg.SF())._program
-    inside = [len(node.program) for node in program if node.kind == "update"]
+    inside = [len(node.program) for node in program if isinstance(node, CompiledStep)]
     assert len(inside) == 20
     assert len(set(inside)) == 1
