@@ -3,6 +3,7 @@
 #   make demo              the navigation demo
 #   make test              the tests             make test ARGS="-m 'not slow' -x"
 #   make check             lint, format, types
+#   make docs              the site, in build/site
 #   make PYTHON=python3.12 test                  another interpreter; `make clean` first if .venv has one already
 #
 # On Linux the default index has GPU builds of torch; with an index of CPU builds the installation is far smaller:
@@ -19,7 +20,7 @@ PIP := $(BIN)/python -m pip install --constraint constraints.txt
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help install demo test check bench notebooks clean
+.PHONY: help install demo test check bench docs notebooks clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +43,9 @@ check: $(INSTALLED) ## lint, format and types
 bench: $(INSTALLED) ## run every benchmark
 	set -e; for script in benchmarks/[!_]*.py; do echo "== $$script"; $(BIN)/python "$$script" $(ARGS); done
 
+docs: $(INSTALLED) ## build the site in build/site; a broken link fails
+	$(BIN)/python docs/building/build.py build/site
+
 notebooks: $(INSTALLED) ## run every notebook and keep its results
 	$(BIN)/jupyter execute --inplace --kernel_name=python3 notebooks/*.ipynb
 
@@ -54,5 +58,5 @@ $(INSTALLED): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(PIP) torch
 	$(PIP) setuptools wheel
-	$(PIP) --no-build-isolation --editable ".[plot,environments,train,tensorboard,notebook,dev]"
+	$(PIP) --no-build-isolation --editable ".[plot,environments,train,tensorboard,notebook,docs,dev]"
 	touch $@

@@ -17,6 +17,12 @@ Templates, functions of a `MetaProblem`::
     from stochgraph.algorithms.sgmrl import sgmrl, sgmrl_first_order, sgmrl_published
     from stochgraph.algorithms.tmaml import tmaml
 
+Templates without inner steps, of a `MetaProblem` with `steps=0`::
+
+    from stochgraph.algorithms.a2c import a2c
+    from stochgraph.algorithms.ppo import ppo
+    from stochgraph.algorithms.reinforce import reinforce
+
 What their theorems depend on, as printed and corrected::
 
     from stochgraph.algorithms.exact.convergence_constants import BOMRLConstants, LSFConstants, SGMRLConstants
@@ -33,6 +39,7 @@ What trajectories are drawn with::
 
     from stochgraph.algorithms.environments import Environment, FrozenLake, GymnasiumEnvironment, Navigation, RandomMDP
     from stochgraph.algorithms.policies import CategoricalMLP, GaussianMLP, HeteroscedasticMLP, TabularSoftmax
+    from stochgraph.algorithms.policies import ActorCritic, CategoricalGRU, GaussianGRU
     from stochgraph.algorithms.rollouts import Rollouts
 
 Runs, as on the command line::

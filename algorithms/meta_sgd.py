@@ -80,9 +80,10 @@ class LearnedRates:
     """
 
     def __init__(self, policy: Policy, rate: float = 0.1) -> None:
-        self.policy = policy
+        self.policy: Any = policy  # which may be recurrent
         self.rate = rate
         self.batched = getattr(policy, "batched", False)
+        self.recurrent = getattr(policy, "recurrent", False)
 
     def initial(
         self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
@@ -98,6 +99,16 @@ class LearnedRates:
     def sample(self, parameters: Parameters, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """As the policy has it."""
         return self.policy.sample(_acting(parameters), observation, noise)
+
+    def start(self, parameters: Parameters, observation: Tensor) -> Tensor:
+        """As the policy has it, if it is recurrent."""
+        return self.policy.start(_acting(parameters), observation)
+
+    def act(
+        self, parameters: Parameters, state: Tensor, observation: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """As the policy has it, if it is recurrent."""
+        return self.policy.act(_acting(parameters), state, observation, noise)
 
     def log_prob(self, parameters: Parameters, observation: Tensor, action: Tensor) -> Tensor:
         """As the policy has it."""

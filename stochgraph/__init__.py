@@ -11,6 +11,7 @@ from .errors.exceptions import CompileError as CompileError
 from .errors.exceptions import DeclarationError as DeclarationError
 from .errors.exceptions import FunctionError as FunctionError
 from .errors.exceptions import InputError as InputError
+from .errors.exceptions import LoweringError as LoweringError
 from .errors.exceptions import SamplingError as SamplingError
 from .errors.exceptions import SolverError as SolverError
 from .errors.exceptions import StochgraphError as StochgraphError
@@ -20,8 +21,10 @@ from .estimators import LOO as LOO
 from .estimators import LSF as LSF
 from .estimators import LVC as LVC
 from .estimators import MAML as MAML
+from .estimators import MVD as MVD
 from .estimators import PW as PW
 from .estimators import SF as SF
+from .estimators import Enumerate as Enumerate
 from .estimators import Estimator as Estimator
 from .estimators import FirstOrder as FirstOrder
 from .estimators import LoadedDiCE as LoadedDiCE
@@ -55,6 +58,7 @@ from .run.chunks import accumulate as accumulate
 from .run.chunks import chunk_size as chunk_size
 from .run.chunks import chunks as chunks
 from .run.compiled import Compiled as Compiled
+from .run.lowered import Lowered as Lowered
 from .tensors.vectorize import vectorize as vectorize
 
 __all__ = [
@@ -63,11 +67,13 @@ __all__ = [
     "LSF",
     "LVC",
     "MAML",
+    "MVD",
     "PW",
     "SF",
     "CompileError",
     "Compiled",
     "DeclarationError",
+    "Enumerate",
     "Estimator",
     "Explanation",
     "Figures",
@@ -76,6 +82,8 @@ __all__ = [
     "Graph",
     "InputError",
     "LoadedDiCE",
+    "Lowered",
+    "LoweringError",
     "Profile",
     "Row",
     "SGMRLPublished",

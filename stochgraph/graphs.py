@@ -37,24 +37,29 @@ def graph(fn: Callable[..., Any]) -> "Graph":
 class Graph(Declaration):
     """A stochastic computation graph with one objective. Made by `stochgraph.graph`."""
 
-    def compile(self, estimators: Any = None, wrt: str | tuple[str, ...] | None = None) -> Compiled:
+    def compile(
+        self, estimators: Any = None, wrt: str | tuple[str, ...] | None = None, lowering: str = "never"
+    ) -> Compiled:
         """Derive the surrogate. See `stochgraph.Compiled`.
 
         Args:
             estimators: one estimator for all sample nodes, or a dict from names of sample nodes to estimators. Nodes
                 whose distribution does not depend on an input need none.
             wrt: the inputs to differentiate, by name; default: the first.
+            lowering: how gradients are computed. "never": interpreted; "auto": by a flat program as soon as a
+                signature has been called 20 times, the same bits; "flat": from the first call on, and it raises where
+                it cannot. See `Compiled.lower`.
 
         Raises:
             CompileError: no estimators, an estimator for a node that does not exist, a node without one, or an
-                estimator that is wrong for its node.
+                estimator that is wrong for its node; another word for lowering.
         """
         if estimators is None:
             raise CompileError(
                 f"{self.name}: give an estimator, for instance sg.LOO(), or one for each sample node by name: "
                 f"{self.name}.compile(sg.LOO())"
             )
-        return Compiled(self, estimators, wrt)
+        return Compiled(self, estimators, wrt, lowering)
 
     def __call__(self, *inputs: Any) -> Any:
         """A graph is no function of values: compile it first."""

@@ -1,5 +1,16 @@
-"""One thread: the tests' tensors are small, and threads that wait for each other only slow them down."""
+"""One thread, as the tests' tensors are small and waiting threads slow them down; and one default dtype for all."""
 
+from collections.abc import Iterator
+
+import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def default_dtype() -> Iterator[None]:
+    """Code of the pages may set torch's default dtype: the next test begins with its own."""
+    before = torch.get_default_dtype()
+    yield
+    torch.set_default_dtype(before)

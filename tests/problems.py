@@ -267,7 +267,7 @@ def nested_update(n: int = 1) -> sg.Graph:
     return objective
 
 
-def soft_greedy_bandit() -> sg.Graph:
+def soft_greedy_bandit(damping: float = 0.0) -> sg.Graph:
     """An implicit update with a closed form: the policy between greed, by estimated values, and the one that pulled."""
 
     @sg.graph
@@ -278,7 +278,7 @@ def soft_greedy_bandit() -> sg.Graph:
         distance = sg.apply(lambda p, t: (p.softmax(-1) * (p.log_softmax(-1) - t.log_softmax(-1))).sum(), psi, theta)
         inner = sg.apply(lambda p, v: p.softmax(-1) @ v, psi, value) - 1.5 * distance
         solver = sg.solvers.ClosedForm(lambda t, v: t + v / 1.5, theta, value)
-        adapted = sg.argmax(inner, over=psi, solver=solver, linear_solver=sg.solvers.Dense())
+        adapted = sg.argmax(inner, over=psi, solver=solver, linear_solver=sg.solvers.Dense(damping))
         return sg.apply(lambda t: t.softmax(-1) @ BANDIT_REWARD, adapted)
 
     return objective

@@ -9,7 +9,7 @@ import torch
 from torch.distributions import Bernoulli, Categorical
 
 import stochgraph as sg
-from stochgraph.derive.baselines import leave_one_out_fit, observation_features
+from stochgraph.estimators.baselines import leave_one_out_fit, observation_features
 from tests import problems
 from tests.problems import BANDIT_REWARD, BANDIT_THETA, F64, MDP_THETA
 from tests.test_baselines import ObservedMDP

@@ -11,6 +11,7 @@ from torch import Tensor
 
 import stochgraph as sg
 from stochgraph.algorithms.environments import (
+    Bandit,
     CornerNavigation,
     Environment,
     FrozenLake,
@@ -18,6 +19,7 @@ from stochgraph.algorithms.environments import (
     LineNavigation,
     Navigation,
     RandomMDP,
+    Trials,
     ant,
     half_cheetah,
     swimmer,
@@ -50,6 +52,8 @@ ENVIRONMENTS: dict[str, Row] = {
     "random MDP": (lambda **o: RandomMDP(4, 3, **o), None, (4, 3, 5), 4, 3),
     "frozen lake": (FrozenLake, "gymnasium", (16,), 16, 4),
     "large frozen lake": (lambda **o: FrozenLake(0.1, slippery=False, size=5, **o), "gymnasium", (25,), 25, 4),
+    "bandit": (lambda **o: Bandit(3, **o), None, (3,), 1, 3),
+    "trial": (lambda horizon=10: Trials(Navigation(horizon=horizon)), None, (2,), 6, 2),
     "cheetah, direction": (half_cheetah, "mujoco", (), 17, 6),
     "cheetah, velocity": (lambda **o: half_cheetah("velocity", **o), "mujoco", (), 17, 6),
     "ant, direction": (ant, "mujoco", (), 27, 8),

@@ -17,7 +17,7 @@ from stochgraph.algorithms.objectives.replays import Recorded, adapted_divergenc
 from stochgraph.algorithms.policies import GaussianMLP, TabularSoftmax
 from stochgraph.algorithms.rollouts import Rollouts
 from stochgraph.algorithms.training import Configuration, ConfigurationError, Problem, RunFolder, TrainingError, train
-from stochgraph.algorithms.training.settings import ALGORITHMS, ESTIMATORS
+from stochgraph.algorithms.training.settings import ESTIMATORS, META_ALGORITHMS
 from tests.training_cases import SMALL, in_ranks, newest, same, same_runs, timeless, train_on_rank
 
 # With few draws the curvature is nearly singular, and conjugate gradients would enlarge rounding errors: damped.
@@ -66,7 +66,7 @@ def adapted_log_density(problem: Problem) -> tuple[float, float]:
     "changes",
     [
         *[{"estimator": name} for name in ESTIMATORS],
-        *[{"algorithm": name} for name in ALGORITHMS if name != "bomrl-tabular"],
+        *[{"algorithm": name} for name in META_ALGORITHMS if name != "bomrl-tabular"],
         {"estimator": "SF", "estimator_options": {"baseline": "mean"}},
         {"steps": 0},
         {"steps": 2},

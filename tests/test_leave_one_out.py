@@ -5,7 +5,7 @@ import torch
 from torch.distributions import Bernoulli, Categorical, Normal, Uniform
 
 import stochgraph as sg
-from stochgraph.derive import replays as _leave_one_out
+from stochgraph.derive import derivation, replays
 from stochgraph.derive.derivation import Derivation
 from tests import problems
 from tests.problems import BANDIT_REWARD, BANDIT_THETA, F64, GRAPHS
@@ -165,7 +165,7 @@ def test_chunks_change_nothing(monkeypatch):
     compiled = problems.bandit(2, n=5, m=3).compile(sg.LOO())
     trace = compiled.sample(BANDIT_THETA, generator=torch.Generator().manual_seed(3))
     whole = torch.func.grad(compiled.surrogate)(BANDIT_THETA, trace)
-    monkeypatch.setattr(_leave_one_out, "_CELLS", 10)
+    monkeypatch.setattr(replays, "_CELLS", 10)
     chunked = torch.func.grad(compiled.surrogate)(BANDIT_THETA, trace)
     assert chunked.tolist() == pytest.approx(whole.tolist(), abs=1e-14)
 
@@ -259,7 +259,7 @@ def test_many_terms_share_one_derivation_of_their_replays(monkeypatch):
             made.append(self)
             super().__init__(*args, **kwargs)
 
-    monkeypatch.setattr(_leave_one_out, "Derivation", Counted)
+    monkeypatch.setattr(derivation, "Derivation", Counted)
 
     @sg.graph
     def objective(theta):

@@ -10,6 +10,8 @@ import torch
 from torch.utils import _pytree as pytree
 
 from stochgraph.algorithms.policies import (
+    ActorCritic,
+    CategoricalGRU,
     CategoricalMLP,
     CategoricalModule,
     GaussianMLP,
@@ -25,10 +27,10 @@ from stochgraph.algorithms.training.memory import (
     _machine,
     gigabytes,
     memory_of,
-    need_of,
     need_of_parameters,
 )
-from stochgraph.algorithms.training.settings import ALGORITHMS
+from stochgraph.algorithms.training.run_memory import need_of
+from stochgraph.algorithms.training.settings import META_ALGORITHMS, PLAIN_ALGORITHMS
 from tests.training_cases import FORKS, SMALL, Hook
 
 CPU = torch.device("cpu")
@@ -36,6 +38,8 @@ POLICIES: dict[str, Policy] = {
     "GaussianMLP": GaussianMLP(3, 2, (5, 4)),
     "fixed deviation": GaussianMLP(3, 2, (), learn_std=False),
     "CategoricalMLP": CategoricalMLP(3, 2),
+    "CategoricalGRU": CategoricalGRU(3, 2, 4),
+    "ActorCritic": ActorCritic(CategoricalMLP(3, 2), 3),
     "TabularSoftmax": TabularSoftmax(3, 2),
     "GaussianModule": GaussianModule(torch.nn.Linear(3, 2), 2),
     "CategoricalModule": CategoricalModule(torch.nn.Linear(3, 2), 2),
@@ -63,7 +67,9 @@ TABULAR = {"environment": "random-mdp", "policy": "table", "policy_options": {}}
         {}, {"steps": 3, "tasks": 5, "shards": 2}, {"steps": 0}, {"precision": "float64"}, TABULAR,
         {"environment": "corner-navigation"}, {"environment": "swimmer", "environment_options": {"threads": 1}},
         {"evaluation_tasks": 30, "evaluation_steps": 4},
-        *({"algorithm": name} for name in sorted(ALGORITHMS) if name != "bomrl-tabular"),
+        *({"algorithm": name} for name in sorted(META_ALGORITHMS) if name != "bomrl-tabular"),
+        *({"algorithm": name, "steps": 0} for name in PLAIN_ALGORITHMS),
+        {"algorithm": "ppo", "steps": 0, "bootstrap": True},
         {"algorithm": "bomrl-tabular", **TABULAR},
     ],
     ids=str,

@@ -16,7 +16,7 @@ from tests.test_documentation import blocks
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted((ROOT / "docs").glob("*.md"))
-OURS = ["choosing", "promises", "writing"]
+OURS = ["choosing", "estimators", "promises", "writing"]
 
 
 def without_rounding(text: str) -> str:
@@ -44,7 +44,8 @@ def test_code_runs(
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\((?!https?:)([^)#]+)[^)]*\)", page.read_text()):
-        assert (page.parent / target).exists(), target
+        if not target.startswith("figures/"):  # the site makes them; tests/test_site.py
+            assert (page.parent / target).exists(), target
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)

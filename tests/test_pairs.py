@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from stochgraph.algorithms.training import Configuration, ConfigurationError, Problem
-from stochgraph.algorithms.training.settings import ALGORITHMS, ENVIRONMENTS
+from stochgraph.algorithms.training.settings import ALGORITHMS, ENVIRONMENTS, PLAIN_ALGORITHMS
 
 PAIRS = {(algorithm, environment) for algorithm in ALGORITHMS for environment in ("navigation", "frozen-lake")}
 PAIRS |= {(algorithm, environment) for algorithm in ("lsf", "promp", "meta-sgd") for environment in ENVIRONMENTS}
@@ -18,6 +18,8 @@ def test_a_meta_gradient_of_every_algorithm_on_every_environment(algorithm, envi
     options: dict[str, Any] = {"horizon": 2, "hidden": (3,), "tasks": 2, "inner": 2, "outer": 2}
     if algorithm == "tmaml":
         options |= {"inner_baseline": None, "standardise": False}
+    if algorithm in PLAIN_ALGORITHMS:
+        options |= {"steps": 0}
     if algorithm == "bomrl-tabular":
         options |= {"policy": "table"}
     problem = Problem(Configuration(algorithm=algorithm, environment=environment, **options))

@@ -211,3 +211,12 @@ def test_impossible_actions_are_never_chosen():
     action, log_prob = policy.sample(theta, state, policy.noise((5000,), state))
     assert set(action.tolist()) == {0, 2}
     torch.testing.assert_close(log_prob, torch.full_like(log_prob, 0.5).log())
+
+
+def test_a_mean_that_is_zero_at_first():
+    policy = GaussianMLP(2, 1, hidden=(3,), output_scale=0.0)
+    theta = policy.initial(torch.Generator().manual_seed(0))
+    assert bool((policy.mean(theta, torch.randn(5, 2)) == 0).all())
+    assert bool(theta["0.weight"].all())
+    with pytest.raises(ValueError, match="output_scale"):
+        GaussianMLP(2, 1, output_scale=-1.0)

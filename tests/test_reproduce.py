@@ -14,7 +14,8 @@ pytest.importorskip("fcntl")
 pytest.importorskip("click")
 
 from benchmarks import _machine
-from benchmarks.reproduce import installed, run, summary, tang
+from benchmarks.reproduce import installed, lakes, run, summary, tang
+from benchmarks.reproduce.claims import verdict
 from benchmarks.reproduce.experiments import EXPERIMENTS, Experiment
 from benchmarks.reproduce.jobs import Queue, alone, jobs_of, table, write
 from stochgraph.algorithms.training import Configuration, Problem
@@ -213,7 +214,7 @@ def test_a_configuration_is_trained_and_its_figures_are_kept(place, monkeypatch)
     assert [line["iteration"] for line in lines if line["kind"] == "iteration"] == [0, 2, 4]
     assert [line["iteration"] for line in lines if line["kind"] == "evaluation"] == [0, 3, 6]
     assert summary.done(job)["iterations"] == 6
-    assert summary.last_return(job) == lines[-1]["returns"][-1]
+    assert summary.last_returns(job) == lines[-1]["returns"]
     job.tidy()
     assert len((job.folder / "metrics.jsonl").read_text().splitlines()) == len(lines)
 
@@ -249,10 +250,8 @@ def test_experiments_are_configurations(experiment):
 def problems() -> list[object]:
     """A variant of each kind that differs in more than its task."""
     names = [(each, variant) for each in EXPERIMENTS if not each.script for variant in each.variants]
-    chosen = [
-        (each, v) for each, v in names if each.group == 1 or v.startswith(("half-cheetah", "cheetah-direction-1"))
-    ]
-    chosen += [(each, v) for each, v in names if v.startswith(("velocity", "swimmer-velocity-1"))]
+    chosen = [(each, v) for each, v in names if each.group < 3 or each.name.endswith(("half-cheetah", "velocity"))]
+    chosen += [(each, v) for each, v in names if each.name in ("tang-figure-2-ant", "tang-figure-2-walker2d")]
     return [pytest.param(each, variant, id=f"{each.name}-{variant}") for each, variant in chosen]
 
 
@@ -276,6 +275,49 @@ def test_the_script_has_the_errors_that_are_known(estimator):
         assert abs(float(errors.mean()) - expected) < 5 * float(errors.std()) / len(errors) ** 0.5
 
 
+def test_the_orderings_of_figure_1_on_a_few_draws():
+    """The closed forms of SF and LSF are 5 and 30 times apart, and 2000 squared errors are enough to tell."""
+    import torch
+
+    torch.manual_seed(0)
+    theta = torch.full((2000,), 2.0, dtype=torch.float64)
+    error = {
+        (name, size): float((tang.gradients(name, theta, size) + 2).square().mean())
+        for name in ("SF", "LSF", "LOO")
+        for size in (5, 100)
+    }
+    assert error["SF", 100] > 2 * error["SF", 5]
+    assert error["LSF", 100] < error["LSF", 5] / 2
+    assert error["LOO", 100] < error["LOO", 5] / 2
+    assert error["LSF", 100] < error["SF", 100]
+
+
+def test_a_table_trained_on_lakes_is_within_the_bound_and_one_gradient_step_is_not():
+    learned, plain = (lakes.of_way(0.3, name, 0, iterations=20) for name in ("D2", lakes.MAML))
+    for maps in ("training", "held out"):
+        assert 0 <= learned[f"gap, {maps}"]["1"] <= learned[f"bounds, {maps}"]["bound drawn"]
+        assert learned[f"bounds, {maps}"]["bound drawn"] < plain[f"gap, {maps}"]["1"]
+        assert learned[f"bounds, {maps}"]["theorem's penalty"] > 0.5
+    assert all(a > b for a, b in zip(learned["learned"][1:], learned["untrained"][1:], strict=True))
+    assert all(a > b for a, b in zip(learned["learned"][1:], plain["learned"][1:], strict=True))
+    assert learned["best"] == pytest.approx(0.8**5 / (1 - 0.8))
+
+
+def test_standing_still_is_measured_on_the_goals_that_all_are_measured_on():
+    import torch
+
+    (experiment,) = run.chosen(run.parsed(["--only", "fallah-table-1"]))
+    fields = {**experiment.configuration("standing-still", 0, "somewhere"), "evaluation_tasks": 40}
+    problem = Problem(Configuration.from_mapping(fields))
+    still = problem.evaluate(problem.initial())
+    noisy = Problem(Configuration.from_mapping({**fields, "policy_options": {"output_scale": 0.0}}))
+    lost = (still - noisy.evaluate(noisy.initial())).mean(0)
+    assert torch.allclose(still[:, 0], still[:, 1])
+    assert float(still.mean()) == pytest.approx(-100 / 6, abs=3)  # 40 goals of the square: .1 / 40**.5 a step
+    # Noise adds 2 (.01)^2 t to the squared distance after t steps; its mean over 800 walks is near.
+    assert float(lost[1]) == pytest.approx(2 * 0.01**2 * sum(range(1, 101)), rel=0.2)
+
+
 # --- the page
 
 
@@ -290,18 +332,77 @@ def results_of(folder: Path, experiment: Experiment, returns: dict[str, list[flo
 
 def test_the_page_says_what_the_files_say(tmp_path):
     small = fake("small", variants={"a": {}, "b": {}, "c": {}}, seeds=range(3), above=[("a", "b"), ("b", "c")])
-    small = replace(small, line=(1.0, "standing still"))
-    results_of(tmp_path, small, {"a": [1.0, 3.0, 2.0], "b": [0.0, 3.5], "c": []})
+    small = replace(small, variants={**small.variants, "still": {}}, lines=["still"])
+    results_of(tmp_path, small, {"a": [1.0, 3.0, 2.0], "b": [0.0, 3.5], "c": [], "still": [1.0, 1.0, 1.0]})
     text = summary.page([small], tmp_path, tmp_path)
     assert "a 2.000 ± 1.000 (3 seeds); b 1.750 ± 2.475 (2 seeds)" in text
-    assert "a is above b (+0.250, 1 of 2 seeds); best against standing still (1.000): a, +1.000" in text
-    assert "5 of 9 runs are done" in text
+    assert "a is above b (+0.250, 1 of 2 seeds); best against still (1.000): a, +1.000" in text
+    assert "8 of 12 runs are done" in text
     assert "| b | 1.750 ± 2.475 | 2 of 3: [0](results/small/b/seed-0/metrics.jsonl), [1](" in text
     assert "| 7 | 2.0 | `1234567890ab` |" in text
 
 
+def test_the_page_compares_returns_after_every_step_and_averages_evaluations(tmp_path):
+    small = fake("small", variants={"a": {}, "b": {}}, seeds=range(2), above=[("a", "b")], averaged=2)
+    for job in jobs_of([small], tmp_path):
+        job.begin("1234567890abcdef")
+        last = {"a": [[0.0, 1.0, 2.0], [0.0, 3.0, 2.0]], "b": [[0.0, 1.0, 3.0], [0.0, 1.0, 5.0]]}[job.variant]
+        returns = enumerate([[9.0, 9.0, 9.0], *last])  # the first is not among the last two
+        lines = [{"kind": "evaluation", "iteration": k, "returns": each} for k, each in returns]
+        (job.folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+        write(job.folder / "done.json", {"iterations": 7, "seconds": 120.0, "kept_every": 1})
+    text = summary.page([small], tmp_path, tmp_path)
+    assert "a is not above b (-2.000, 0 of 2 seeds, above after 1 of the steps)" in text
+    assert "| a | 0.000, 2.000, 2.000 ± 0.000 | 2 of 2" in text
+
+
+def test_a_figure_has_the_mean_of_the_runs_that_are_whole_and_what_they_are_compared_with(tmp_path):
+    figure = pytest.importorskip("matplotlib.figure")
+    small = fake("small", variants={"a": {}, "b": {}, "still": {}}, seeds=range(3), lines=["still"])
+    picture = figure.Figure()
+    assert not summary.draw(small, tmp_path, picture)
+    results_of(tmp_path, small, {"a": [1.0, 3.0, 2.0], "b": [0.0, 3.5], "still": [1.5]})
+    (begun,) = [job for job in jobs_of([small], tmp_path) if job.name == "small/b/seed-2"]
+    begun.begin("1234567890abcdef")
+    assert summary.draw(small, tmp_path, picture)
+    lines = {line.get_label(): (line.get_xdata(), line.get_ydata()) for line in picture.axes[0].lines}
+    assert {label: y[0] for label, (_, y) in lines.items()} == {"a, 3 seeds": 2, "b, 2 seeds": 1.75, "still": 1.5}
+    assert lines["a, 3 seeds"][0][0] == 7
+
+
 def test_the_committed_page_is_that_of_the_committed_files():
     assert (PAGE / "README.md").read_text() == summary.page(EXPERIMENTS, PAGE / "results", PAGE / "figures")
+
+
+@pytest.mark.parametrize("figure", ["1a", "1b"])
+def test_verdicts_follow_from_the_points(figure):
+    """What the script wrote down at the end is what its points give now."""
+    (experiment,) = run.chosen(run.parsed(["--only", f"tang-figure-{figure}"]))
+    result = summary.of_script(experiment, PAGE / "results")
+    assert result is not None
+    assert result["claims"] == tang.claims_of(result)
+    assert result["verdict"] == verdict(result["claims"])
+
+
+def test_a_claim_fails_where_one_set_of_maps_contradicts_it():
+    curve = {"learned": [0.0, 1.0, 1.0, 1.0, 1.0], "untrained": [0.0] * 5}
+    gaps = {f"gap, {maps}": {"0": 1.0, "1": 0.3} for maps in ("training", "held out")}
+    bounds = {f"bounds, {maps}": {"bound drawn": 0.5} for maps in ("training", "held out")}
+    plain = {"learned": [0.0] * 5, "gap, held out": {"1": 0.6}}
+    points = {lakes.key(name, k): {**curve, **gaps, **bounds} for name in ("D1", "D2", "D3") for k in range(lakes.SETS)}
+    points |= {lakes.key(lakes.MAML, k): plain for k in range(lakes.SETS)}
+    assert all(lakes.claims_of({"points": points}).values())
+    points[lakes.key("D2", 1)] = {**curve, **bounds, **gaps, "gap, held out": {"0": 1.0, "1": 0.7}}
+    points[lakes.key("D3", 2)] = {**gaps, **bounds, "learned": [0.0, 1.0, 1.0, 0.005, 1.0], "untrained": [0.0] * 5}
+    points[lakes.key(lakes.MAML, 0)] = {**plain, "gap, held out": {"1": 0.4}}
+    assert [words for words, true in lakes.claims_of({"points": points}).items() if not true] == [
+        "the gap after one policy-gradient step is above D1's bound drawn on held-out maps",
+        "D2's gap after one step is below the bound drawn on held-out maps",
+        "the gap after one policy-gradient step is above D2's bound drawn on held-out maps",
+        "D3 is above its untrained table after 1 to 4 steps by 0.01",
+        "D3 is above MAML after 1 to 4 steps by 0.01",
+        "the gap after one policy-gradient step is above D3's bound drawn on held-out maps",
+    ]
 
 
 def test_rows_of_the_page_can_be_followed():

@@ -22,7 +22,7 @@ from stochgraph.algorithms.loo import loo
 from stochgraph.algorithms.maml import maml
 from stochgraph.algorithms.optimizers.vectors import Vector
 from stochgraph.algorithms.sgmrl import sgmrl
-from stochgraph.algorithms.training.settings import ALGORITHMS
+from stochgraph.algorithms.training.settings import META_ALGORITHMS
 from tests.small_meta_problem import THETA, THETA_AND_RATES, meta_problem, with_learned_rates
 
 PAGE = Path(__file__).parents[1] / "docs" / "biases.md"
@@ -44,7 +44,7 @@ class Row(NamedTuple):
 def compiled(name: str, **changes: Any) -> tuple[sg.Compiled, dict[str, Tensor]]:
     learned = name == "meta-sgd"
     problem = with_learned_rates(**changes) if learned else meta_problem(**changes)
-    return ALGORITHMS[name](problem).compile(), THETA_AND_RATES if learned else THETA
+    return META_ALGORITHMS[name](problem).compile(), THETA_AND_RATES if learned else THETA
 
 
 def row(name: str) -> Row:
@@ -69,7 +69,7 @@ def truth_of(name: str, **changes: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def rows() -> dict[str, Row]:
-    return {name: row(name) for name in ALGORITHMS}
+    return {name: row(name) for name in META_ALGORITHMS}
 
 
 def page(rows: dict[str, Row]) -> str:
@@ -106,7 +106,7 @@ def test_the_page_shows_what_is_found(rows):
     assert PAGE.read_text(encoding="utf-8") == page(rows), "python tests/test_templates.py writes it anew"
 
 
-@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("name", META_ALGORITHMS)
 def test_the_bias_is_of_the_class_that_the_ledger_states(rows, name):
     _, stated, counted, (two, four, steps) = rows[name]
     assert stated in ("0", "O(1/sqrt(N))", "O(1)")
@@ -180,7 +180,7 @@ def test_a_baseline_of_the_credit_moves_no_expectation(make):
 
 
 if __name__ == "__main__":
-    PAGE.write_text(page({name: row(name) for name in ALGORITHMS}), encoding="utf-8")
+    PAGE.write_text(page({name: row(name) for name in META_ALGORITHMS}), encoding="utf-8")
 
 
 @pytest.mark.parametrize(

@@ -211,6 +211,14 @@ def test_held_out_tasks_are_the_same_for_all_runs_and_measured_after_every_step(
     assert torch.equal(problem.evaluate(theta, tasks=20), returns[:20])
 
 
+def test_returns_are_shown_with_the_discount_that_is_asked_for(small):
+    problem = Problem(small.replace(evaluation_discount=0.5))
+    trace = problem.compiled.sample(problem.initial(), sizes={"task": 3})
+    reward = trace.draws["tau"].reward
+    expected = (reward[..., 0] + 0.5 * reward[..., 1] + 0.25 * reward[..., 2]).mean(-1)
+    assert torch.allclose(problem.returns(trace)[:, -1], expected)
+
+
 def test_evaluation_without_adaptation(small):
     assert train(small.replace(steps=0), reporters=[]).finished
     assert len(RunFolder(small.output).metrics("evaluation")[0]["returns"]) == 1
@@ -937,7 +945,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing(small, monkeypatch):
         TrainingError, match=r"iteration 0: the meta-gradient of .* is not finite.*last good .*00000000.pt"
     ):
         trainer.run()
-    assert same(trainer.theta, Problem(small).initial())
+    assert same(trainer.progress.theta, Problem(small).initial())
 
 
 def overflowing(monkeypatch, when, change):

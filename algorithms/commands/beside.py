@@ -47,24 +47,24 @@ def make_room() -> None:
 
 
 def _is_own_program() -> bool:
-    """Whether what runs is a module of this package or its command: nothing of a user's is lost if it starts anew."""
+    """True where a module of this package runs, or its command: nothing of a user's is lost if it starts anew."""
     spec = getattr(sys.modules["__main__"], "__spec__", None)
     name = Path(sys.argv[0]).stem if spec is None else spec.name
     return name.partition(".")[0] == "stochgraph"
 
 
 def _is_crowded(threads: int) -> bool:
-    """Whether there is no processor for every thread, for a while."""
+    """True where there is no processor for every thread, for a while."""
     return all(free_processors() < threads - 0.5 for _ in range(_MOMENTS))
 
 
 def free_processors() -> float:
-    """How many processors this process would have now: those that are idle, and no more than its group may use."""
+    """The number of processors for this process now: those that are idle, and no more than its group may use."""
     return min(_idle(), _quota(_QUOTA))
 
 
 def _idle() -> float:
-    """How many processors are idle; as many as one wants where the system does not say."""
+    """The number of idle processors; as many as one wants where the system does not say."""
     if not _STATISTICS.exists():
         return float("inf")
     own = {f"cpu{i}" for i in os.sched_getaffinity(0)}
@@ -82,6 +82,6 @@ def _ticks(lines: Iterable[str], own: set[str]) -> list[int]:
 
 
 def _quota(path: Path) -> float:
-    """How many processors a control group may use at a time."""
+    """The number of processors that a control group may use at a time."""
     limit, period = path.read_text().split() if path.exists() else ("max", "1")
     return float("inf") if limit == "max" else int(limit) / int(period)

@@ -38,6 +38,7 @@ from ..training.randomness import generator_for
 from ..training.reports import spelled
 from ..training.roll import TIMEOUT
 from ..training.settings import ALGORITHMS, ENVIRONMENTS, ESTIMATORS, POLICIES
+from . import demo
 from .beside import make_room
 
 KNOWN: dict[str, Iterable[str]] = {
@@ -198,6 +199,8 @@ def main() -> None:
     `stochgraph.algorithms.training.Configuration`.
     """  # noqa: D301  # click looks for the character itself
     click.get_current_context().call_on_close(_let_go)
+    if "" not in sys.path:
+        sys.path.append("")  # the folder at hand, for --environment package.module:Name; last, so that it hides nothing
 
 
 @main.command("train")
@@ -338,8 +341,6 @@ def profile_command(configuration: Configuration, estimators: str, repeats: int,
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def demo_command(arguments: tuple[str, ...]) -> None:
     """Print ledgers and exact biases, meta-train 2-D navigation with two estimators, save a figure."""
-    from ..commands import demo
-
     demo.main(list(arguments))
 
 

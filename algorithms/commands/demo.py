@@ -69,7 +69,7 @@ def bandit(steps: int, n: int) -> sg.Graph:
 
 
 def print_ledgers() -> None:
-    """How each estimator counts the paths of the navigation graph."""
+    """The ledgers of all estimators on the navigation graph."""
     graph = Problem(navigation("LSF")).template.graph
     ledgers = [f"--- {name}\n{graph.compile(estimator).explain()}\n" for name, estimator in ESTIMATORS.items()]
     for text in (f"{graph!r}\n", *ledgers):
@@ -139,7 +139,7 @@ def _installed(module: str) -> bool:
 
 
 def _problem(options: argparse.Namespace) -> str | None:
-    """What would fail later, found before anything runs."""
+    """The options that would fail later, found before anything runs."""
     if options.iterations < 1:
         return "--iterations must be at least 1"
     if options.out.suffix != ".png":

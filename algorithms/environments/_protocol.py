@@ -1,4 +1,4 @@
-"""What an environment is: a batch of episodes that are started together and stepped together."""
+"""Environments: batches of episodes that are started together and stepped together."""
 
 from abc import ABC, abstractmethod
 from typing import Any, ClassVar, NamedTuple
@@ -36,6 +36,9 @@ class Environment(ABC):
         action_size: the size of a continuous action, or the number of discrete actions.
         discrete: whether actions are integers below `action_size`.
         horizon: the number of steps of an episode that does not end before, unless a caller wants another.
+        truncated: which of the episodes that the last step ended were cut off by a limit of time and not by what
+            happened in them, `(episodes,)` of booleans; `None`: none of them. The observations of those are the last
+            ones of their episodes.
 
     Example:
         >>> import torch
@@ -51,6 +54,7 @@ class Environment(ABC):
     action_size: int
     horizon: int
     discrete: bool = False
+    truncated: Tensor | None = None
     _episodes: int = 0
 
     @abstractmethod
@@ -94,7 +98,7 @@ class Environment(ABC):
         return sg.sample("task", lambda: listed, n=n)
 
     def __getstate__(self) -> dict[str, Any]:
-        """What a pickle holds: the settings, not the episodes, which are in attributes that begin with `_`."""
+        """The settings, and not the episodes, which are in attributes that begin with `_`."""
         return {name: value for name, value in self.__dict__.items() if not name.startswith("_")}
 
     def _started(self, task: Tensor, shape: tuple[int, ...]) -> Tensor:

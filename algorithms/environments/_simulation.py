@@ -130,7 +130,7 @@ class Simulation:
             self.contact[i] = self._data.cfrc_ext
 
     def _diverged(self) -> str:
-        """What went wrong, in which episodes."""
+        """The simulations that diverged, and the episodes that they belong to."""
         counts = self._warnings[..., 1]
         episodes, kinds = np.flatnonzero(counts.any(1)), np.flatnonzero(counts.any(0))
         names = [self._mujoco.mjtWarning(kind).name.removeprefix("mjWARN_") for kind in kinds]
@@ -151,7 +151,7 @@ class Simulation:
 
 
 def processors() -> int:
-    """How many processors this process may use."""
+    """The number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from torch.distributions import Distribution
 from torch.nn.functional import one_hot
 
 from ._optional import installed
-from ._protocol import Environment, at_least_one
+from ._protocol import Environment, ListedTasks, at_least_one
 
 Options = Callable[[Tensor], dict[str, Any]]
 
@@ -53,6 +54,7 @@ class GymnasiumEnvironment(Environment):
 
     _vector: Any = None
     _built_for: Tensor | None = None
+    _truncated: Tensor | None = None
     _process: int
 
     def __init__(
@@ -104,9 +106,16 @@ class GymnasiumEnvironment(Environment):
         acted = acted.astype(space.dtype).reshape(-1, *space.shape)
         if self.discrete:
             acted = acted + space.start
-        observation, reward, terminated, truncated, _ = self._vector.step(acted)
+        observation, reward, terminated, truncated, info = self._vector.step(acted)
+        self._truncated = torch.from_numpy(truncated & ~terminated).to(self._like.device)
         done = torch.from_numpy(terminated | truncated).to(self._like.device)
-        return self._observe(observation), torch.from_numpy(np.array(reward)).to(self._like), done
+        seen = self._observe(_last(observation, info))
+        return seen, torch.from_numpy(np.array(reward)).to(self._like), done
+
+    @property
+    def truncated(self) -> Tensor | None:  # type: ignore[override]  # it is read, never set
+        """Which episodes the last step cut off by a limit of time."""
+        return self._truncated
 
     def close(self) -> None:
         """End the vector environment's processes, if it has any."""
@@ -117,7 +126,7 @@ class GymnasiumEnvironment(Environment):
         self._vector = None
 
     def _has_parents_workers(self) -> bool:
-        """Whether this is a forked process, and the vector environment's processes are its parent's."""
+        """True in a forked process, where the vector environment's processes are its parent's."""
         workers = getattr(getattr(self._vector, "unwrapped", None), "processes", None)
         return bool(workers) and self._process != os.getpid()
 
@@ -137,7 +146,7 @@ class GymnasiumEnvironment(Environment):
             )
 
     def _serves(self, task: Tensor) -> bool:
-        """Whether the vector environment at hand is one for these tasks."""
+        """True if the vector environment at hand is one for these tasks."""
         if self._vector is None or self._built_for is None or len(task) != len(self._built_for):
             return False
         if self._has_parents_workers():
@@ -152,8 +161,50 @@ class GymnasiumEnvironment(Environment):
         return values.reshape(len(values), -1).to(self._like)
 
 
+def registered_environment(id: str = "CartPole-v1", horizon: int | None = None, **options: Any) -> GymnasiumEnvironment:
+    """An environment that Gymnasium knows by name. It has one task, the number 0, which changes nothing.
+
+    Args:
+        id: its name in Gymnasium's registry.
+        horizon: the number of steps; none: the time limit that it is registered with.
+        **options: arguments of its constructor.
+
+    Raises:
+        ValueError: Gymnasium does not know it, or it has no time limit and no horizon is given.
+
+    Example:
+        >>> from stochgraph.algorithms.environments import registered_environment
+        >>> cart = registered_environment("CartPole-v1")
+        >>> cart.observation_size, cart.action_size, cart.discrete, cart.horizon
+        (4, 2, True, 500)
+    """
+    gymnasium = installed("gymnasium", "registered_environment")
+    try:
+        spec = gymnasium.spec(id)
+    except gymnasium.error.Error as error:
+        raise ValueError(f"id={id!r}: {error}") from error
+    limit = horizon or spec.max_episode_steps
+    if limit is None:
+        raise ValueError(f"id={id!r} is registered without a time limit: give the horizon")
+    return GymnasiumEnvironment(partial(_of_spec, id, options), ListedTasks(torch.zeros(1)), limit)
+
+
+def _of_spec(id: str, options: dict[str, Any], task: Tensor) -> Any:
+    return installed("gymnasium", "registered_environment").make_vec(id, num_envs=len(task), **options)
+
+
+def _last(observation: Any, info: dict[str, Any]) -> Any:
+    """The observations after a step: of what was reset in the same step (`SAME_STEP`), those before the reset."""
+    if "final_obs" not in info:
+        return observation
+    observation = np.array(observation)
+    for i in np.flatnonzero(info["_final_obs"]):
+        observation[i] = info["final_obs"][i]
+    return observation
+
+
 def _resets_apart(vector: Any) -> bool:
-    """Whether some of its episodes can be reset with options of their own."""
+    """True if some of its episodes can be reset with options of their own."""
     kinds = installed("gymnasium.vector", "GymnasiumEnvironment")
     return isinstance(vector.unwrapped, kinds.SyncVectorEnv | kinds.AsyncVectorEnv)
 

@@ -32,7 +32,7 @@ HERE: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # MuJoCo's num
 
 @dataclass(frozen=True)
 class Robot:
-    """What tells one robot from another.
+    """The figures that tell one robot from another.
 
     Attributes:
         name: the function that makes its environment.
@@ -282,7 +282,7 @@ class Locomotion(Environment):
         return position, noise * (2 * torch.rand(episodes, model.nv, **HERE) - 1).numpy()
 
     def _where(self) -> Array:
-        """How far each robot has come, in metres."""
+        """The way that each robot has come, in metres."""
         return self.simulation.torso[:, 0] if self.robot.torso_velocity else self.simulation.position[:, 0]
 
     def _task_reward(self, velocity: Array) -> Array:

@@ -130,7 +130,7 @@ class CornerNavigation(Environment):
         return self._position, torch.where(self._pays(), progress, torch.zeros_like(progress)), done
 
     def _pays(self) -> Tensor:
-        """Whether progress is rewarded: away from the start, where no other corner is nearer."""
+        """True where progress is rewarded: away from the start, where no other corner is nearer."""
         nearest = (self._position * self._goal >= 0).all(-1)
         return nearest & (self._position.abs().sum(-1) >= self.sparse_radius)
 

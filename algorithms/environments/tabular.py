@@ -21,7 +21,7 @@ _MOST = 1_000_000  # episodes that are enumerated at most
 
 
 class Dynamics(NamedTuple):
-    """What follows on each state and action, for one table or some. An episode starts in state 0."""
+    """The consequences of each state and action, for one table or some. An episode starts in state 0."""
 
     probability: Tensor  # (*tables, states, actions, states)
     reward: Tensor  # (*tables, states, actions, states)

@@ -1,4 +1,4 @@
-r"""What the theorems of meta-reinforcement learning depend on: smoothness, variance, step sizes and penalties.
+r"""The constants in the theorems of meta-reinforcement learning: smoothness, variance, step sizes and penalties.
 
 Three theories, each a class of its assumptions: `SGMRLConstants`, `LSFConstants` and `BOMRLConstants`. A figure that a
 paper states is a method or a property, and has two values, a `Constant`: as printed, and corrected. Where nothing is
@@ -30,7 +30,7 @@ class Constant(NamedTuple):
 
 
 class Softmax(NamedTuple):
-    """How smooth the logarithm of a softmax is in its logits, whatever they are.
+    """The smoothness of the logarithm of a softmax in its logits, whatever they are.
 
     Attributes:
         score: the largest norm of its gradient.
@@ -169,7 +169,7 @@ class SGMRLConstants:
         return Constant(*(2 * variance * smooth * rate for variance, smooth in pairs))
 
     def iterations(self, rate: float, accuracy: float, tasks: int, outer: int) -> Constant:
-        r"""How many steps until the squared norm of the gradient is :math:`\epsilon^2` above the floor, up to O(1).
+        r"""The steps until the squared norm of the gradient is :math:`\epsilon^2` above the floor, up to O(1).
 
         Args:
             rate: see `floor`.
@@ -285,7 +285,7 @@ class LSFConstants:
         return Constant(self.meta_gradient_bound, grown**2 * self.hessian_bound + bent)
 
     def bias(self, inner: int) -> Constant:
-        r"""How far the mean of the estimate is from the gradient of :math:`F_\infty`, at most: :math:`O(1 / \sqrt N)`.
+        r"""The distance of the estimate's mean from the gradient of :math:`F_\infty`, at most: :math:`O(1 / \sqrt N)`.
 
         Args:
             inner: :math:`N`, trajectories of an inner step.
@@ -527,7 +527,7 @@ class BOMRLConstants:
 
     @property
     def _stretch(self) -> float:
-        """How much adaptation under `"D3"` stretches differences."""
+        """The factor by which adaptation under `"D3"` stretches differences."""
         grown = self._penalty + 2 * self.discount * self.lipschitz[0] ** 2 * self.advantage / self._ahead
         return grown / (self._penalty - self.least_penalty)
 

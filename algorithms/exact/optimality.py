@@ -1,4 +1,4 @@
-r"""How far adapted policies are from the best of each task, and how far theory lets them be.
+r"""The distance of adapted policies from the best of each task, and the bounds that theory has for it.
 
 NOTE [why the bounds hold]
 Let :math:`\pi` be the policy before adaptation, :math:`A` its advantages, :math:`\nu` its visits. By the performance
@@ -177,7 +177,7 @@ def _bordered(slope: Tensor) -> Tensor:
 
 
 def _ahead(x: Tensor, best: Tensor) -> tuple[Tensor, Tensor]:
-    """How far the best actions are ahead of the others, in logits, and the slope of that."""
+    """The lead of the best actions over the others, in logits, and its slope."""
     good, bad = (x.masked_fill(~part, -torch.inf) for part in (best, ~best))
     return good.logsumexp(-1) - bad.logsumexp(-1), torch.where(best, good.softmax(-1), -bad.softmax(-1))
 
@@ -200,7 +200,7 @@ def _unseen(like: Tensor) -> float:
 
 
 def squared_distance(processes: Process, table: Tensor, others: Tensor, distance: str) -> Tensor:
-    r"""How far policies are from one: :math:`D_i^2(\phi, \psi)` in each task, shape `(tasks,)`.
+    r"""The squared distances of policies from one: :math:`D_i^2(\phi, \psi)` in each task, shape `(tasks,)`.
 
     `"D1"` and `"D2"` are the divergences :math:`KL(\pi_\phi \| \pi_\psi)` and :math:`KL(\pi_\psi \| \pi_\phi)`, by the
     visits of :math:`\pi_\phi` to states in which an episode runs; `"D3"` is :math:`\|\phi - \psi\|^2`.
@@ -237,7 +237,7 @@ def squared_distance(processes: Process, table: Tensor, others: Tensor, distance
 
 
 def task_variance(processes: Process, distance: str, greed: float | None = None) -> tuple[Tensor, Tensor]:
-    r"""How different tasks are, and the table in the middle of them.
+    r"""The variance of tasks, and the table in the middle of them.
 
     .. math:: Var_i = \min_\phi \frac1B \sum_b \min_{\psi_b \in \Psi_b} D_i^2(\phi, \psi_b)
 
@@ -290,7 +290,7 @@ def task_variance(processes: Process, distance: str, greed: float | None = None)
 
 
 class Bound(NamedTuple):
-    """What theory says of one step of adaptation with exact values; see `gap_bound`.
+    """The bound of theory on one step of adaptation with exact values; see `gap_bound`.
 
     Attributes:
         spread: the mean over tasks of the squared distance between the policies compared with and the one adapted.

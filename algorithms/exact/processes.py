@@ -95,7 +95,7 @@ def _check_rows(what: str, probability: Tensor) -> None:
 
 
 def state_values(process: Process, policy: Tensor) -> Tensor:
-    r"""What a policy earns from each state on: :math:`V = r_\pi + \gamma P_\pi V`, shape `(..., states)`.
+    r"""The values of states under a policy: :math:`V = r_\pi + \gamma P_\pi V`, shape `(..., states)`.
 
     Args:
         process: one or several.
@@ -117,7 +117,7 @@ def state_values(process: Process, policy: Tensor) -> Tensor:
 
 
 def action_values(process: Process, policy: Tensor) -> Tensor:
-    r"""What each action earns if the policy goes on: :math:`Q(s, a)`, shape `(..., states, actions)`.
+    r"""The values of actions if the policy goes on: :math:`Q(s, a)`, shape `(..., states, actions)`.
 
     Args:
         process: see `state_values`.
@@ -135,7 +135,7 @@ def action_values(process: Process, policy: Tensor) -> Tensor:
 
 
 def advantages(process: Process, policy: Tensor) -> Tensor:
-    r"""How much better an action is than the policy: :math:`Q(s, a) - V(s)`, shape `(..., states, actions)`.
+    r"""The advantages of actions over the policy: :math:`Q(s, a) - V(s)`, shape `(..., states, actions)`.
 
     Args:
         process: see `state_values`.
@@ -154,7 +154,7 @@ def advantages(process: Process, policy: Tensor) -> Tensor:
 
 
 def returns(process: Process, policy: Tensor) -> Tensor:
-    r"""What a policy earns from the start: :math:`J = E \sum_t \gamma^t r_t`, shape `(...)`.
+    r"""The expected returns of a policy from the start: :math:`J = E \sum_t \gamma^t r_t`, shape `(...)`.
 
     Args:
         process: see `state_values`.
@@ -251,7 +251,7 @@ def optimal_actions(process: Process) -> Tensor:
 
 
 def optimal_values(process: Process) -> Tensor:
-    """What the best policy earns from each state on, shape `(..., states)`.
+    """The values of states under the best policy, shape `(..., states)`.
 
     Args:
         process: one or several.

@@ -7,7 +7,8 @@ NOTE [the horizon]
 The value after the last step is zero: an episode that its horizon cuts off is one that ends there. The objective is the
 return over the horizon, for which that is exact, and a linear baseline has the time among its features, so it knows how
 much is left. The code of the literature (rllab, ProMP) does the same. Where the horizon stands for an endless
-task, a baseline's value of the last observation would have to be added; trajectories do not record that observation.
+task, the value of what follows belongs to the last step: `gae(after=)`, on trajectories that record what they were cut
+off before, `Rollouts(bootstrap=True)`.
 
 A baseline is fitted to a batch of trajectories in two parts, so that a declared graph can hold it: `statistics` is a
 function of one trajectory, the sum of the statistics over the batch is a linear operation, and `value` is a function of
@@ -20,7 +21,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from stochgraph.derive.baselines import (
+from stochgraph.estimators.baselines import (
     RIDGE,
     discounted_to_go,
     normal_equations,
@@ -30,7 +31,7 @@ from stochgraph.derive.baselines import (
 
 
 def returns_to_go(reward: Tensor, mask: Tensor, discount: float = 1.0) -> Tensor:
-    r"""What is still to come: :math:`R_t = \sum_{u \ge t} \gamma^{u - t} r_u`.
+    r"""The rewards that are still to come: :math:`R_t = \sum_{u \ge t} \gamma^{u - t} r_u`.
 
     Args:
         reward: shape `(..., time)`.
@@ -46,7 +47,14 @@ def returns_to_go(reward: Tensor, mask: Tensor, discount: float = 1.0) -> Tensor
     return discounted_to_go(reward * mask, discount) * mask
 
 
-def gae(reward: Tensor, mask: Tensor, value: Tensor, discount: float = 1.0, decay: float = 1.0) -> Tensor:
+def gae(
+    reward: Tensor,
+    mask: Tensor,
+    value: Tensor,
+    discount: float = 1.0,
+    decay: float = 1.0,
+    after: Tensor | None = None,
+) -> Tensor:
     r"""Generalised advantages: discounted sums of temporal differences.
 
     .. math:: A_t = \sum_{u \ge t} (\gamma \lambda)^{u - t} \delta_u, \qquad
@@ -60,8 +68,11 @@ def gae(reward: Tensor, mask: Tensor, value: Tensor, discount: float = 1.0, deca
         value: the baseline at every step, shape `(..., time)`.
         discount: :math:`\gamma`, per time step.
         decay: :math:`\lambda`, between 0 and 1: less variance and more bias the smaller.
+        after: :math:`v_{u + 1}`, the value after every step, shape `(..., time)`, where episodes may go on after their
+            last one; default: that of the next step, and zero after the last.
 
     References:
+        Pardo et al. (2018), Time limits in reinforcement learning, eq. 6, for values after the last step.
         Schulman et al. (2016), Generalized advantage estimation, eq. 16.
 
     Example:
@@ -72,15 +83,16 @@ def gae(reward: Tensor, mask: Tensor, value: Tensor, discount: float = 1.0, deca
         tensor([0., 0., 1.])
     """
     value = value * mask
-    after = torch.cat([value[..., 1:], torch.zeros_like(value[..., :1])], -1)
+    if after is None:
+        after = torch.cat([value[..., 1:], torch.zeros_like(value[..., :1])], -1)
     return returns_to_go(reward + discount * after - value, mask, discount * decay)
 
 
 class Baseline(Protocol):
-    """What an advantage is measured against: two functions of one trajectory, `(time, ...)`, or of a batch of them."""
+    """The reference of advantages: two functions of one trajectory, `(time, ...)`, or of a batch of them."""
 
     def statistics(self, observation: Tensor, mask: Tensor, target: Tensor) -> Any:
-        """What the fit needs of one trajectory: tensors, summed over the batch; `None` if nothing is fitted."""
+        """The tensors that the fit needs of one trajectory, summed over the batch; `None` if nothing is fitted."""
 
     def value(self, total: Any, observation: Tensor, mask: Tensor) -> Tensor:
         """The baseline at every step, from the summed statistics."""

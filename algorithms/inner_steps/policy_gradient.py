@@ -54,7 +54,7 @@ def advantages(
     target = sg.apply(returns_to_go, reward, mask, discount=discount)
     value = _value(fitted, observation, mask, target, plate)
     advantage = sg.apply(gae, reward, mask, value, discount=discount, decay=decay)
-    return _standardised(advantage, mask, plate) if standardise else advantage
+    return standardised(advantage, mask, plate) if standardise else advantage
 
 
 def ascend_advantages(
@@ -183,7 +183,7 @@ def _discounted(discount: float) -> Callable[[Any], Tensor]:
 
 
 def _gain(policy: Any, ratio: bool) -> Callable[..., Tensor]:
-    """What one trajectory adds to the inner objective."""
+    """The part of one trajectory in the inner objective."""
 
     def gain(parameters: Any, trajectory: Any, advantage: Tensor) -> Tensor:
         if ratio:
@@ -210,13 +210,16 @@ def _value(baseline: Baseline, observation: Any, mask: Any, target: Any, plate: 
 
 
 def _fits(baseline: Baseline) -> bool:
-    """Whether a baseline is fitted to the batch."""
+    """True if a baseline is fitted to the batch."""
     step = torch.ones(1)
     return baseline.statistics(step.unsqueeze(-1), step, step) is not None
 
 
-def _standardised(advantage: Any, mask: Any, plate: str) -> Any:
-    """Means over all steps of a batch are ratios of means over its trajectories."""
+def standardised(advantage: Any, mask: Any, plate: str | None = None) -> Any:
+    """Declare advantages less their mean, over their standard deviation: of all steps that count, of all plates or one.
+
+    Means over all steps of a batch are ratios of means over its trajectories.
+    """
 
     def mean(x: Any) -> Any:
         return sg.mean(sg.apply(torch.sum, x), over=plate) / count

@@ -227,7 +227,7 @@ def soft_ratio(policy: Any, psi: Any, phi: Any, trajectory: Any, recorded: bool 
 
 
 def linear_ratio(policy: Any, psi: Any, phi: Any, trajectory: Any) -> Tensor:
-    """What the ratio grows by, to first order."""
+    """The growth of the ratio, to first order."""
 
     def log_prob(parameters: Any) -> Tensor:
         return policy.log_prob(parameters, trajectory.observation, trajectory.action)
@@ -243,7 +243,7 @@ def _climbed(gain: str, recorded: bool) -> Callable[..., Tensor]:
 
 
 def _gained(policy: Any, gain: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """What one trajectory adds to the inner objective."""
+    """The part of one trajectory in the inner objective."""
 
     def gained(psi: Any, phi: Any, trajectory: Any, advantage: Tensor) -> Tensor:
         return torch.where(trajectory.mask > 0, gain(policy, psi, phi, trajectory) * advantage, 0.0).sum()

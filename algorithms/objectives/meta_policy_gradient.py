@@ -93,7 +93,7 @@ def rate_of(rate: Rate, parameters: Any) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class MetaProblem:
-    r"""What meta-learning is asked for: tasks, trajectories, and how a task's parameters are adapted.
+    r"""A problem of meta-learning: tasks, trajectories, and the adaptation of a task's parameters.
 
     An algorithm is a function of it that returns a `Template`. The fields are those of `adapted_return`, and:
 
@@ -191,7 +191,7 @@ class MetaProblem:
 
     @property
     def inner_reference(self) -> Callable[[Tensor], Tensor] | None:
-        """What is subtracted from the rewards of the inner steps: steps on advantages do without it."""
+        """The number that is subtracted from the rewards of the inner steps: steps on advantages do without it."""
         return None if self.adapt is not None or self.on_advantages else self.reference
 
     def replace(self, **changes: Any) -> "MetaProblem":
@@ -200,11 +200,11 @@ class MetaProblem:
 
     @property
     def on_advantages(self) -> bool:
-        """Whether the inner steps climb advantages."""
+        """True if the inner steps climb advantages."""
         return self.inner_baseline is not None or self.decay != 1 or self.standardise
 
 
 def _steps_forward(rate: Any) -> bool:
-    """Whether all step sizes are finite and not negative; what a function declares has no value yet."""
+    """True if all step sizes are finite and not negative; what a function declares has no value yet."""
     leaves = [] if callable(rate) else map(torch.as_tensor, pytree.tree_leaves(rate))
     return all(bool((leaf.isfinite() & (leaf >= 0)).all()) for leaf in leaves)

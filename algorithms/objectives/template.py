@@ -1,4 +1,4 @@
-"""What an algorithm is here: a graph, and the estimator of each of its sample nodes."""
+"""Algorithms: a graph, and the estimator of each of its sample nodes."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -19,7 +19,7 @@ Parts = list[tuple[float, Function]]  # functions and their weights: a weighted 
 
 
 class Step(NamedTuple):
-    """What a trust-region step did.
+    """The outcome of a trust-region step.
 
     Attributes:
         parameters: the new parameters; the old ones, the same tensors, if no candidate was accepted.

@@ -19,17 +19,20 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from stochgraph.errors.checks import at_least, require
+
 from .networks import Parameters as Parameters
 from .networks import layer_sizes, module_parameters, tanh_network, tanh_parameters
 
 
 class Policy(Protocol):
-    """What rollouts and algorithms need of a policy.
+    """The interface of policies: all that rollouts and algorithms need.
 
     Methods take one set of parameters, and batches of observations and actions. With an attribute `batched` that is
     true, `sample` and `log_prob` also take `sets` of parameters, stacked, and as many batches of observations, `(sets,
     batch, observation)`; without it, `torch.vmap` maps them over the sets. It cannot map what draws random numbers of
-    its own (dropout), decides by values (`if`, `.item()`), leaves torch, or changes buffers (batch normalisation).
+    its own (dropout), decides by values (`if`, `.item()`), leaves torch, or changes buffers (batch normalisation). With
+    an attribute `recurrent` that is true, a policy looks along time: see `Recurrent`.
     """
 
     def initial(
@@ -38,7 +41,7 @@ class Policy(Protocol):
         """Parameters to start from."""
 
     def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """What `sample` needs to draw `shape` actions, from torch's default generators: `(*shape, ...)`."""
+        """The noise with which `sample` draws `shape` actions, from torch's default generators: `(*shape, ...)`."""
 
     def sample(self, parameters: Parameters, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions, and their log-probabilities of shape `(...)`, at observations `(..., observation)`."""
@@ -75,7 +78,10 @@ class GaussianPolicy(ABC):
 
     def sample(self, parameters: Parameters, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions `(..., action)` and their log-densities `(...)`."""
-        mean, log_std = self.moments(parameters, observation)
+        return self.chosen(*self.moments(parameters, observation), noise)
+
+    def chosen(self, mean: Tensor, log_std: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The actions that this noise makes, and their log-densities."""
         action = mean + log_std.exp() * noise
         return action, self._log_density(action - mean, log_std)
 
@@ -89,6 +95,11 @@ class GaussianPolicy(ABC):
         (mean, before), (other, after) = self.moments(old, observation), self.moments(new, observation)
         ratio = ((mean - other).square() + (2 * before).exp()) * (-2 * after).exp()
         return (after - before + 0.5 * (ratio - 1)).sum(-1)
+
+    def entropy(self, parameters: Parameters, observation: Tensor) -> Tensor:
+        r"""The entropy :math:`\sum_k s_k + \tfrac12 \log 2 \pi e` at each observation, shape `(...)`."""
+        mean, log_std = self.moments(parameters, observation)
+        return (log_std + 0.5 * math.log(2 * math.pi * math.e)).expand_as(mean).sum(-1)
 
     def _log_density(self, deviation: Tensor, log_std: Tensor) -> Tensor:
         constant = log_std.sum(-1) + 0.5 * math.log(2 * math.pi) * self.action
@@ -150,6 +161,7 @@ class GaussianMLP(FreeGaussianPolicy):
         log_std: initial value of the log standard deviation.
         least_log_std: its floor.
         learn_std: whether it is learned, or stays as it is.
+        output_scale: of the last layer's first weights, against Glorot's; 0 for a mean that is zero at first.
 
     Example:
         >>> import torch
@@ -170,15 +182,18 @@ class GaussianMLP(FreeGaussianPolicy):
         log_std: float = 0.0,
         least_log_std: float = -5.0,
         learn_std: bool = True,
+        output_scale: float = 0.1,
     ) -> None:
         super().__init__(action, log_std, least_log_std, learn_std)
+        require(at_least(0), output_scale=output_scale)
         self.sizes = layer_sizes(observation, hidden, action)
+        self.output_scale = output_scale
 
     def initial(
         self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
     ) -> Parameters:
-        """Fresh parameters: Glorot-uniform weights, zero biases, a last layer a tenth as large."""
-        return tanh_parameters(self.sizes, generator, dtype, device) | self._free(dtype, device)
+        """Fresh parameters: Glorot-uniform weights, the last layer's times `output_scale`, and zero biases."""
+        return tanh_parameters(self.sizes, generator, dtype, device, self.output_scale) | self._free(dtype, device)
 
     def mean(self, parameters: Parameters, observation: Tensor) -> Tensor:
         return tanh_network(parameters, observation)
@@ -350,13 +365,16 @@ class SoftmaxPolicy(ABC):
 
     def sample(self, parameters: Parameters, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         """Actions `(...)`, integers, and their log-probabilities `(...)`."""
-        logits = self.logits(parameters, observation)
+        return self.chosen(self.logits(parameters, observation), noise)
+
+    def chosen(self, logits: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """The actions that this noise makes, and their log-probabilities."""
         action = (logits + noise).argmax(-1)
-        return action, _chosen(logits, action)
+        return action, _score(logits, action)
 
     def log_prob(self, parameters: Parameters, observation: Tensor, action: Tensor) -> Tensor:
         """The log-probability of actions, shape `(...)`."""
-        return _chosen(self.logits(parameters, observation), action)
+        return _score(self.logits(parameters, observation), action)
 
     def kl(self, old: Parameters, new: Parameters, observation: Tensor) -> Tensor:
         r"""The divergence :math:`KL(\pi_{old} \| \pi_{new})` at each observation, shape `(...)`."""
@@ -364,8 +382,13 @@ class SoftmaxPolicy(ABC):
         after = self.logits(new, observation).log_softmax(-1)
         return (before.exp() * (before - after)).sum(-1)
 
+    def entropy(self, parameters: Parameters, observation: Tensor) -> Tensor:
+        r"""The entropy :math:`-\sum_a \pi_a \log \pi_a` at each observation, shape `(...)`."""
+        log_prob = self.logits(parameters, observation).log_softmax(-1)
+        return -(log_prob.exp() * log_prob).sum(-1)
 
-def _chosen(logits: Tensor, action: Tensor) -> Tensor:
+
+def _score(logits: Tensor, action: Tensor) -> Tensor:
     """The log-probability of each action."""
     return logits.log_softmax(-1).gather(-1, action.long().unsqueeze(-1)).squeeze(-1)
 

@@ -30,11 +30,11 @@ def tanh_network(parameters: Parameters, observation: Tensor) -> Tensor:
     """The output of a network with the parameters `0.weight`, `0.bias`, `2.weight`, ...: linear, tanh, linear, ..."""
     last = sum(name.endswith(".weight") for name in parameters) - 1
     for k in range(last):
-        observation = tanh(_affine(observation, parameters[f"{2 * k}.weight"], parameters[f"{2 * k}.bias"]))
-    return _affine(observation, parameters[f"{2 * last}.weight"], parameters[f"{2 * last}.bias"])
+        observation = tanh(affine(observation, parameters[f"{2 * k}.weight"], parameters[f"{2 * k}.bias"]))
+    return affine(observation, parameters[f"{2 * last}.weight"], parameters[f"{2 * last}.bias"])
 
 
-def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     """A layer: `x` is `(..., in)`, or `(sets, batch, in)` with one weight matrix per set."""
     return linear(x, weight, bias) if weight.dim() == 2 else torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
@@ -75,13 +75,17 @@ class _Tanh(torch.autograd.Function):
 
 
 def tanh_parameters(
-    sizes: Sequence[int], generator: torch.Generator | None, dtype: torch.dtype | None, device: str
+    sizes: Sequence[int],
+    generator: torch.Generator | None,
+    dtype: torch.dtype | None,
+    device: str,
+    output_scale: float = 0.1,
 ) -> Parameters:
-    """Fresh parameters: Glorot-uniform weights, zero biases, a last layer a tenth as large."""
+    """Fresh parameters: Glorot-uniform weights, those of the last layer times the scale, and zero biases."""
     parameters = {}
     made = "cpu" if generator is None else generator.device  # the same numbers on every device
     for k, (before, after) in enumerate(itertools.pairwise(sizes)):
-        bound = math.sqrt(6 / (before + after)) * (0.1 if k == len(sizes) - 2 else 1.0)
+        bound = math.sqrt(6 / (before + after)) * (output_scale if k == len(sizes) - 2 else 1.0)
         weight = bound * (2 * torch.rand(after, before, generator=generator, dtype=dtype, device=made) - 1)
         parameters[f"{2 * k}.weight"] = weight.to(device)
         parameters[f"{2 * k}.bias"] = torch.zeros(after, dtype=dtype, device=device)

@@ -1,4 +1,4 @@
-"""What is looked at before, while and after trajectories are drawn, so that errors name what is wrong, and where."""
+"""Checks before, while and after trajectories are drawn, so that errors name what is wrong, and where."""
 
 from typing import Any
 
@@ -65,7 +65,7 @@ def check_agreement(policy: Policy, parameters: Any, found: Any) -> None:
 
 
 def _apart(sampled: Tensor, scored: Tensor) -> Tensor:
-    """Where the two differ by more than rounding."""
+    """The places at which the two differ by more than rounding."""
     return ~torch.isclose(sampled, scored.to(sampled), rtol=_ROUNDING, atol=_ROUNDING, equal_nan=True)
 
 
@@ -86,7 +86,7 @@ def _first_broken(field: Tensor, dims: int) -> list[int] | None:
 
 
 def check_reset(environment: Environment, episodes: int, observation: Tensor) -> None:
-    """What an environment starts with."""
+    """The first observations of an environment."""
     expected = (episodes, environment.observation_size)
     got = tuple(observation.shape) if isinstance(observation, Tensor) else type(observation).__name__
     if got != expected:

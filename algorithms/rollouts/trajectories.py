@@ -43,6 +43,24 @@ class Trajectory(NamedTuple):
     log_prob: Tensor
 
 
+class CutTrajectory(NamedTuple):
+    """Trajectories that may go on where they are cut off: the fields of a `Trajectory`, and what followed.
+
+    Attributes:
+        after: what would be seen after each step, `(*plates, time, observation)`.
+        terminal: 1 where a step ended the episode for good, `(*plates, time)`; 0 where a limit of time or the horizon
+            did.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    mask: Tensor
+    log_prob: Tensor
+    after: Tensor
+    terminal: Tensor
+
+
 class EnumeratedTrajectory(NamedTuple):
     """All trajectories that a task can have: the fields of a `Trajectory`, and what the environment's part is.
 
@@ -81,6 +99,7 @@ class Rollouts(sg.Sampler):
         policy: what acts.
         horizon: the number of steps; the environment's if `None`.
         stepwise: whether actions are scored one by one, or a trajectory as a whole.
+        bootstrap: record what follows each step, as a `CutTrajectory`: for values of what comes after a limit of time.
 
     References:
         Tang (2022), eqs. 1, 8 and 11, print scores of whole trajectories; its experiments have stepwise ones.
@@ -103,18 +122,24 @@ class Rollouts(sg.Sampler):
     time = batched = True
 
     def __init__(
-        self, environment: Environment, policy: Policy, horizon: int | None = None, stepwise: bool = True
+        self,
+        environment: Environment,
+        policy: Policy,
+        horizon: int | None = None,
+        stepwise: bool = True,
+        bootstrap: bool = False,
     ) -> None:
         check_fit(environment, policy)
         check_horizons(environment, horizon)
-        require(FLAG, stepwise=stepwise)
+        require(FLAG, stepwise=stepwise, bootstrap=bootstrap)
         self.environment = environment
         self.policy = policy
         self.horizon = horizon or environment.horizon
         self.stepwise = stepwise
+        self.kind = CutTrajectory if bootstrap else Trajectory
 
     @torch.no_grad()
-    def draw(self, batch_shape: torch.Size, *parents: Any) -> Trajectory:
+    def draw(self, batch_shape: torch.Size, *parents: Any) -> Any:
         parameters, task = parents
         like = next(leaf for leaf in pytree.tree_leaves(parameters) if leaf.is_floating_point())
         check_parameters(self.environment, self.policy, parameters)
@@ -144,7 +169,8 @@ class Rollouts(sg.Sampler):
             return self.log_prob(value, pytree.tree_map(lambda leaf: leaf.squeeze(0), parameters))
         if sets != {lead[0]} or not getattr(self.policy, "batched", False):
             return super().log_prob_stacked(value, *parents)
-        flat = pytree.tree_map(lambda leaf: leaf.flatten(1, len(lead) - 1), value)  # (sets, batch, ...)
+        kept = len(lead) - getattr(self.policy, "recurrent", False)  # time stays, where a policy looks along it
+        flat = pytree.tree_map(lambda leaf: leaf.reshape(lead[0], -1, *leaf.shape[kept:]), value)  # (sets, batch, ...)
         return self.log_prob(flat, parameters).reshape(lead)
 
     def enumerate(self, *parents: Any) -> EnumeratedTrajectory:
@@ -159,9 +185,9 @@ class Rollouts(sg.Sampler):
         scored = self.policy.log_prob(parameters, episodes.observation, episodes.action).detach()
         return EnumeratedTrajectory(*episodes[:4], scored * episodes.mask, episodes.transition)
 
-    def _walk(self, act: "Act", task: Tensor, noise: Tensor, like: Tensor) -> Trajectory:
+    def _walk(self, act: "Act", task: Tensor, noise: Tensor, like: Tensor) -> "Drawn":
         """One batch of episodes, `(episodes, time, ...)`."""
-        record = Record(like)
+        record = Record(like, self.kind)
         observation = self.environment.reset(task)
         check_reset(self.environment, len(task), observation)
         running = torch.ones(len(task), dtype=torch.bool, device=like.device)
@@ -169,7 +195,8 @@ class Rollouts(sg.Sampler):
             observation = observation.to(like, copy=True)  # environments may write into all that they return or get
             action, log_prob = act(observation, shock)
             after, reward, done = check_step(self.environment, len(task), self.environment.step(action.clone()))
-            record.add(observation, action, reward.to(like, copy=True), running, log_prob)
+            made = (observation, action, reward.to(like, copy=True), running, log_prob)
+            record.add(*made, *self._following(after, done, like))
             if done.any():
                 running = running & ~done
                 if not running.any():
@@ -177,8 +204,16 @@ class Rollouts(sg.Sampler):
             observation = after
         return record.trajectory(self.horizon)
 
+    def _following(self, after: Tensor, done: Tensor, like: Tensor) -> tuple[Tensor, ...]:
+        """What a `CutTrajectory` has besides."""
+        if self.kind is Trajectory:
+            return ()
+        cut = self.environment.truncated
+        return after.to(like, copy=True), done if cut is None else done & ~cut
+
 
 Act = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+Drawn = Trajectory | CutTrajectory
 
 
 def acting(policy: Policy, parameters: Any, plates: torch.Size) -> Act:
@@ -199,9 +234,9 @@ def acting(policy: Policy, parameters: Any, plates: torch.Size) -> Act:
         return leaf.reshape(*leaf.shape[: len(outer)], *event).expand(*outer, *event).reshape(*lead, *event)
 
     own = pytree.tree_unflatten([flat(leaf) for leaf in leaves], spec)
+    mapped = _sampling(policy, bool(varying))
     if not varying:
-        return lambda observation, noise: policy.sample(own, observation, noise)
-    mapped = policy.sample if getattr(policy, "batched", False) else torch.vmap(policy.sample)
+        return lambda observation, noise: mapped(own, observation, noise)
 
     def act(observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
         per_set = (grouped.reshape(sets, -1, *grouped.shape[1:]) for grouped in (observation, noise))
@@ -211,29 +246,50 @@ def acting(policy: Policy, parameters: Any, plates: torch.Size) -> Act:
     return act
 
 
+def _sampling(policy: Any, stacked: bool) -> Callable[..., tuple[Tensor, Tensor]]:
+    """`sample` of a policy, mapped over sets of parameters if these are stacked and it does not take them as they are.
+
+    That of a recurrent policy keeps the state from step to step.
+    """
+    mapped = torch.vmap if stacked and not getattr(policy, "batched", False) else lambda function: function
+    if not getattr(policy, "recurrent", False):
+        return mapped(policy.sample)
+    start, act, state = mapped(policy.start), mapped(policy.act), None
+
+    def sample(parameters: Any, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        nonlocal state
+        before = start(parameters, observation) if state is None else state
+        state, action, log_prob = act(parameters, before, observation, noise)
+        return action, log_prob
+
+    return sample
+
+
 class Record:
     """The steps of a batch of episodes as they are made. What is added is kept as it is, and stacked at the end.
 
     Args:
         like: floating-point fields and masks get its dtype.
+        kind: what they become.
     """
 
-    def __init__(self, like: Tensor) -> None:
+    def __init__(self, like: Tensor, kind: type[Drawn] = Trajectory) -> None:
         self.like = like
-        self.fields: list[list[Tensor]] = [[] for _ in Trajectory._fields]
+        self.kind = kind
+        self.fields: list[list[Tensor]] = [[] for _ in kind._fields]
 
     def add(self, *step: Tensor) -> None:
-        """The fields of a `Trajectory` at the next step, each `(episodes, ...)`."""
+        """The fields at the next step, each `(episodes, ...)`."""
         for made, field in zip(self.fields, step, strict=True):
             made.append(field)
 
-    def trajectory(self, horizon: int) -> Trajectory:
+    def trajectory(self, horizon: int) -> Drawn:
         """All steps, `(episodes, time, ...)`, zero where nothing was made."""
-        whole = Trajectory(*(self._stacked(made, horizon) for made in self.fields))
+        whole = self.kind(*(self._stacked(made, horizon) for made in self.fields))
         ended = whole.mask == 0
         if not ended.any():
             return whole
-        return Trajectory(*(leaf.masked_fill(ended.view(*ended.shape, *[1] * (leaf.dim() - 2)), 0) for leaf in whole))
+        return self.kind(*(leaf.masked_fill(ended.view(*ended.shape, *[1] * (leaf.dim() - 2)), 0) for leaf in whole))
 
     def _stacked(self, made: list[Tensor], horizon: int) -> Tensor:
         """One field, whose steps are let go: at no time there are two copies of all fields."""

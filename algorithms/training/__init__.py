@@ -19,6 +19,7 @@ from .comparison import Comparison as Comparison
 from .comparison import compare as compare
 from .configuration import Configuration as Configuration
 from .configuration import ConfigurationError as ConfigurationError
+from .errors import TrainingError as TrainingError
 from .learners import Learner as Learner
 from .problem import Problem as Problem
 from .ranks import Ranks as Ranks
@@ -31,5 +32,4 @@ from .run_folder import RunFolder as RunFolder
 from .seeds import train as train
 from .trainer import Outcome as Outcome
 from .trainer import Trainer as Trainer
-from .trainer import TrainingError as TrainingError
 from .watched import EnvironmentFailure as EnvironmentFailure

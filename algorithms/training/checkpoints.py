@@ -56,7 +56,7 @@ class Checkpoints:
         return sorted(files_in(self.folder, FILES), key=lambda path: int(path.stem))
 
     def path(self, iteration: int) -> Path:
-        """Where the one after so many iterations is."""
+        """The path of the one after so many iterations."""
         return self.folder / f"{iteration:08}.pt"
 
     def save(self, iteration: int, state: State) -> None:
@@ -122,7 +122,7 @@ def _newest_of(paths: Sequence[Path], say: Callable[[str], None]) -> tuple[Path,
 
 
 def read_checkpoint(path: Path) -> State:
-    """What is in a checkpoint, its checksums compared.
+    """The content of a checkpoint, its checksums compared.
 
     Raises:
         DamagedCheckpoint: the file is cut short, or is not what was written, or has what is not finite.
@@ -155,7 +155,7 @@ def _loaded(written: bytes) -> Any:
 
 
 def not_finite(state: Any) -> str:
-    """Where the first tensor is that has infinities, or what is no number; nothing if there is none.
+    """The place of the first tensor that has infinities, or what is no number; nothing if there is none.
 
     Example:
         >>> import torch
@@ -209,14 +209,14 @@ def check_parameters(found: Any, like: Mapping[str, Tensor]) -> None:
 
 
 def fits(found: Any, like: Tensor) -> bool:
-    """Whether this is a tensor that can take the place of another one: of its shape, and real numbers as it is."""
+    """True for a tensor that can take the place of another one: of its shape, and real numbers as it is."""
     if not isinstance(found, Tensor) or not _dense(found) or found.shape != like.shape:
         return False
     return found.dtype in _REAL if like.is_floating_point() else found.dtype == like.dtype
 
 
 def _dense(tensor: Tensor) -> bool:
-    """Whether its numbers are there, one after the other."""
+    """True if its numbers are there, one after the other."""
     return tensor.layout == torch.strided and tensor.device.type != "meta"
 
 

@@ -31,7 +31,7 @@ class Curve(NamedTuple):
     returns: np.ndarray
 
     def figures(self) -> dict[str, float]:
-        """What the run reached: at the end, at its best, and on average over training."""
+        """The returns of the run: at the end, at its best, and on average over training."""
         span = self.iterations[-1] - self.iterations[0]
         area = np.trapezoid(self.returns, self.iterations) / span if span else self.returns[-1]
         return {"final": float(self.returns[-1]), "best": float(self.returns.max()), "area": float(area)}

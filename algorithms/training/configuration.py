@@ -1,4 +1,4 @@
-"""What a run is made of: one frozen dataclass, written as JSON next to its results and read back from there."""
+"""The configuration of a run: one frozen dataclass, written as JSON next to its results and read back from there."""
 
 import dataclasses
 import difflib
@@ -54,9 +54,10 @@ class Configuration:
     """
 
     output: str = _option("results/run", "the folder that everything is written to; what is there is continued")
-    environment: str = _option("navigation", "the environment, by name")
+    environment: str = _option("navigation", "the environment, by name, or package.module:Name")
     environment_options: dict[str, Any] = field(default_factory=dict, metadata=_words("options of the environment"))
     horizon: int | None = _option(None, "steps of an episode; none: as the environment has it", least=1)
+    bootstrap: bool = _option(False, "the critic's value of what follows where a limit of time cuts off; a2c, ppo")
     reference: bool = _option(False, "subtract from every reward what standing still would give; less variance")
     policy: str = _option("network", "the policy, by name")
     hidden: tuple[int, ...] = _option((64, 64), "sizes of the policy's hidden layers", least=1)
@@ -101,6 +102,9 @@ class Configuration:
     evaluate_every: int = _option(25, "iterations between evaluations on held-out tasks", least=1)
     evaluation_tasks: int = _option(100, "held-out tasks", least=1)
     evaluation_steps: int | None = _option(None, "adaptation steps evaluated; none: as trained", least=0)
+    evaluation_discount: float = _option(
+        1.0, "the discount per time step of the returns that are shown; 1: none", least=0, most=1
+    )
     checkpoint_every: int = _option(25, "iterations between checkpoints", least=1)
     checkpoints_kept: int = _option(3, "how many of the newest checkpoints are kept", least=1)
 
@@ -166,7 +170,7 @@ class Configuration:
         return [name for name in _hints() if one.get(name, _DEFAULT) != another.get(name, _DEFAULT)]
 
     def fingerprint(self) -> dict[str, Any]:
-        """What is computed: the fields that decide it and are not as by default, as they are saved.
+        """The fields that decide what is computed and are not as by default, as they are saved.
 
         Neither how far a run goes nor how it is kept is in it, and no field that later versions add as it was before.
 

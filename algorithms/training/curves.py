@@ -55,7 +55,7 @@ def _plot(axes: Any, records: list[dict[str, Any]], k: int, label: str, **style:
 
 
 def _is_evaluation(record: dict[str, Any]) -> bool:
-    """Whether a line has what an evaluation has, a number of returns and as many errors."""
+    """True for a line that has what an evaluation has, a number of returns and as many errors."""
     returns, errors = record.get("returns"), record.get("errors")
     return isinstance(returns, list) and isinstance(errors, list) and 0 < len(returns) == len(errors)
 

@@ -1,4 +1,4 @@
-"""Where a run's tensors live: the parameters, and with them tasks, trajectories and gradients.
+"""The device of a run's tensors: of the parameters, and with them of tasks, trajectories and gradients.
 
 Ranks on one machine share out its GPUs: "cuda" is a different one for each, as far as there are enough.
 

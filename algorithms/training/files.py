@@ -109,7 +109,7 @@ def set_aside(path: Path, why: str) -> Path:
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file, a folder or a link of this name; an error where that cannot be told.
+    """True if there is a file, a folder or a link of this name; an error where that cannot be told.
 
     `Path.exists` takes what cannot be looked at, and links to a disk that is away, for nothing.
     """
@@ -121,7 +121,7 @@ def is_there(path: Path) -> bool:
 
 
 def content(path: Path) -> bytes:
-    """What is in a file, nothing if there is none; an error where that cannot be told. Devices hold nothing."""
+    """The content of a file, nothing if there is none; an error where that cannot be told. Devices hold nothing."""
     try:
         return path.read_bytes() if stat.S_ISREG(os.stat(path).st_mode) else b""
     except FileNotFoundError:
@@ -210,7 +210,7 @@ def _record(path: Path) -> list[str]:
 
 
 def _runs(process: int) -> bool:
-    """Whether there is a process of this number on this machine; where that cannot be asked, there is."""
+    """True if there is a process of this number on this machine; where that cannot be asked, there is."""
     if os.name == "nt":
         return True
     try:
@@ -235,7 +235,7 @@ class Folder:
         self._descriptor = None if os.name == "nt" else os.open(path, getattr(os, "O_PATH", os.O_RDONLY))
 
     def is_there(self) -> bool:
-        """Whether it is still the one of its name; an error where that cannot be told."""
+        """True if it is still the one of its name; an error where that cannot be told."""
         return self._descriptor is None or _is_file(self._descriptor, self.path)
 
     def close(self) -> None:
@@ -245,7 +245,7 @@ class Folder:
 
 
 def _is_file(descriptor: int, path: Path) -> bool:
-    """Whether an open file, or folder, is the one of this name."""
+    """True if an open file, or folder, is the one of this name."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except (FileNotFoundError, NotADirectoryError):
@@ -273,7 +273,7 @@ class Lines:
         self._descriptor = self._opened()
 
     def is_there(self) -> bool:
-        """Whether the file is still the one of its name."""
+        """True if the file is still the one of its name."""
         return _is_file(self._descriptor, self.path)
 
     def reopen(self) -> None:
@@ -285,7 +285,7 @@ class Lines:
             os.write(self._descriptor, b"\n")
 
     def content(self) -> bytes:
-        """What has been written, also where the file has no name any more."""
+        """All that has been written, also where the file has no name any more."""
         return os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
 
     def append(self, record: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""What moves the parameters of a run, given the draws of a meta-batch."""
+"""Learners: they move the parameters of a run, given the draws of a meta-batch."""
 
 import copy
 from typing import Any, NamedTuple, Protocol
@@ -16,13 +16,13 @@ from .checkpoints import fits
 
 
 class Learner(Protocol):
-    """What moves the parameters: `Ascent`, `TrustRegion`, or anything with these methods."""
+    """The interface of learners, which move the parameters: `Ascent`, `TrustRegion`, or anything with these methods."""
 
     def step(self, theta: Parameters, batch: Batch) -> dict[str, float]:
         """Change the parameters in place; figures to show, such as "gradient_norm", or "kl"."""
 
     def state_dict(self) -> dict[str, Any]:
-        """What it remembers, of tensors and plain values."""
+        """All that it remembers, of tensors and plain values."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Remember that, or raise a `ValueError` if it is not what `state_dict` returns."""
@@ -107,7 +107,7 @@ class Ascent:
         self.optimizer.load_state_dict({**fresh, "state": found})
 
     def _memory(self) -> Any:
-        """What the optimiser remembers after a step, of a copy that takes one."""
+        """The optimiser's memory after a step, of a copy that takes one."""
         other = copy.deepcopy(self.optimizer)
         for leaf in (leaf for group in other.param_groups for leaf in group["params"]):
             leaf.grad = torch.zeros_like(leaf)
@@ -116,7 +116,7 @@ class Ascent:
 
 
 class Measures(NamedTuple):
-    """What a trust region is measured with, compiled.
+    """The measures of a trust region, compiled.
 
     Attributes:
         adapted: the graph of `adapted_divergence`.
@@ -207,7 +207,7 @@ class TrustRegion:
 
 
 def _same_form(found: Any, expected: Any) -> bool:
-    """Whether two trees have tensors of the same shapes in the same places; numbers may stand for scalars."""
+    """True if two trees have tensors of the same shapes in the same places; numbers may stand for scalars."""
     if isinstance(expected, dict):
         same = isinstance(found, dict) and found.keys() == expected.keys()
         return same and all(_same_form(found[key], expected[key]) for key in expected)

@@ -1,4 +1,4 @@
-"""How much memory a run needs at least, and how much there is: compared before anything is drawn.
+"""The memory that a run needs at least, and what there is: compared before anything is drawn.
 
 What is counted must be there at the same time whatever the run does: the parameters, adapted ones for every task of a
 shard, all trajectories of a meta-batch, and what a policy that is a network keeps for the derivatives of a chunk. The
@@ -10,20 +10,15 @@ import os
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from ..policies.families import Policy
 from .configuration import ConfigurationError
-from .ranks import Ranks
 
-if TYPE_CHECKING:
-    from .problem import Problem
-
-_COPIES = 4  # of all parameters: before and after a step, its gradient, and what the optimiser makes of it
-_ADAPTED = 2  # adapted parameters, and the gradient that makes them
+COPIES = 4  # of all parameters: before and after a step, its gradient, and what the optimiser makes of it
 
 
 class Need(NamedTuple):
@@ -56,7 +51,7 @@ class Need(NamedTuple):
         )
 
     def remedy(self) -> str:
-        """What would make the largest part smaller."""
+        """The options that would make the largest part smaller."""
         remedies = {
             "parameters": "smaller hidden layers, or fewer tasks in more shards",
             "draws": "fewer tasks, inner or outer trajectories, or a shorter horizon; or ranks on more machines",
@@ -85,7 +80,7 @@ def check_memory(need: Need, there: Memory | None) -> None:
 
 
 def need_of_parameters(policy: Policy, dtype: torch.dtype) -> Need:
-    """What the parameters of a policy need, without making them; nothing where that cannot be told.
+    """The memory for the parameters of a policy, without making them; nothing where that cannot be told.
 
     Example:
         >>> import torch
@@ -94,28 +89,11 @@ def need_of_parameters(policy: Policy, dtype: torch.dtype) -> Need:
         >>> print(need_of_parameters(GaussianMLP(2, 2, hidden=(10**6, 10**6)), torch.float32))
         16000.1 GB (16000.1 for parameters, 0.0 for trajectories, 0.0 for derivatives)
     """
-    return Need(_COPIES * _bytes(policy, dtype), 0, 0)
+    return Need(COPIES * bytes_of_parameters(policy, dtype), 0, 0)
 
 
-def need_of(problem: "Problem", ranks: Ranks) -> Need:
-    """What the iterations and the evaluations of a run need on this rank."""
-    run, rollouts, dtype = problem.configuration, problem.rollouts, getattr(torch, problem.configuration.precision)
-    per_task = run.steps * run.inner + run.outer
-    shards = problem.shards()
-    held = sum(size for _, size in ranks.own(list(enumerate(shards))))
-    steps = run.steps if run.evaluation_steps is None else run.evaluation_steps
-    trajectories = max(held * per_task, problem.held_out_at_once() * (steps * run.inner + run.outer))
-    together = min(problem.chunk or run.tasks, max(shards))
-    hidden = sum(getattr(rollouts.policy, "sizes", ())[1:-1])
-    copies = _COPIES + (_ADAPTED * max(shards) if run.steps else 0)
-    return Need(
-        parameters=copies * _bytes(rollouts.policy, dtype),
-        draws=trajectories * rollouts.horizon * _bytes_of_a_step(problem),
-        derivatives=together * per_task * rollouts.horizon * hidden * dtype.itemsize,
-    )
-
-
-def _bytes(policy: Policy, dtype: torch.dtype) -> int:
+def bytes_of_parameters(policy: Policy, dtype: torch.dtype) -> int:
+    """The bytes of one copy of the parameters, without making them; 0 where that cannot be told."""
     try:
         with FakeTensorMode(allow_non_fake_inputs=True):
             return sum(leaf.numel() * leaf.itemsize for leaf in policy.initial(None, dtype=dtype).values())
@@ -123,15 +101,8 @@ def _bytes(policy: Policy, dtype: torch.dtype) -> int:
         return 0
 
 
-def _bytes_of_a_step(problem: "Problem") -> int:
-    """Observation, action, reward, mask, and the log-probability as it was drawn and as it is scored."""
-    environment, size = problem.rollouts.environment, getattr(torch, problem.configuration.precision).itemsize
-    action = torch.int64.itemsize if environment.discrete else environment.action_size * size
-    return (environment.observation_size + 4) * size + action
-
-
 def memory_of(device: torch.device) -> Memory | None:
-    """What this process can have on a device, as far as that can be told."""
+    """The memory that this process can have on a device, as far as that can be told."""
     if device.type == "cuda":
         with suppress(AssertionError, RuntimeError):  # the driver has no answer
             free, most = torch.cuda.mem_get_info(device)
@@ -189,7 +160,7 @@ def _process_limits() -> Iterator[int]:
 
 
 def _own() -> tuple[int, int]:
-    """What this process holds in memory, and what it has addresses for."""
+    """The memory that this process holds, and what it has addresses for."""
     try:
         addressed, held = Path("/proc/self/statm").read_text().split()[:2]
     except (OSError, ValueError):

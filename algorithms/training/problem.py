@@ -28,7 +28,7 @@ _HELD_OUT = 20  # tasks in a shard of held-out tasks
 
 
 class Problem:
-    """What a configuration asks for: a graph, its estimators, parameters to start from. Made before anything runs.
+    """A configuration made real: a graph, its estimators, parameters to start from. Made before anything runs.
 
     Raises:
         ConfigurationError: the configuration names what there is not, or what does not fit together.
@@ -69,7 +69,7 @@ class Problem:
         return self.rollouts.policy.initial(generator, dtype=dtype, device=str(self.device))
 
     def learner(self, theta: Parameters) -> Learner:
-        """What moves these parameters."""
+        """The learner that moves these parameters."""
         run = self.configuration
         if run.optimizer == "TRPO":
             return trust_region_of(run, self.template, self.measures)
@@ -79,12 +79,12 @@ class Problem:
 
     @cached_property
     def objective(self) -> sg.Compiled | None:
-        """What is climbed in place of the surrogate, where the algorithm has an objective of its own."""
+        """The objective that is climbed in place of the surrogate, where the algorithm has one of its own."""
         return None if self.template.replayed is None else self.template.replayed.compile({})
 
     @cached_property
     def divergence(self) -> sg.Compiled:
-        """How far the adapted policies are from those of an anchor, on recorded trajectories."""
+        """The divergence of the adapted policies from those of an anchor, on recorded trajectories."""
         asked = self.asked
         return adapted_divergence(
             asked.tasks,
@@ -96,7 +96,7 @@ class Problem:
 
     @cached_property
     def measures(self) -> Measures:
-        """What a trust region is measured with, on recorded trajectories."""
+        """The measures of a trust region, on recorded trajectories."""
         asked = self.asked
         gain = adapted_gain(
             asked.tasks,
@@ -140,17 +140,21 @@ class Problem:
         tasks = tasks or self.configuration.evaluation_tasks
         sizes = [min(_HELD_OUT, tasks - start) for start in range(0, tasks, _HELD_OUT)]
         found = [
-            task_returns(self._draw(self._evaluated, theta, size, f"held-out shard {i}", ("held-out", i)))
+            self.returns(self._draw(self._evaluated, theta, size, f"held-out shard {i}", ("held-out", i)))
             for i, size in ranks.own(list(enumerate(sizes)))
         ]
         return torch.cat(ranks.gathered(found))
 
+    def returns(self, trace: sg.Trace) -> Tensor:
+        """The returns of a meta-batch before, between and after the inner steps, as they are shown."""
+        return task_returns(trace, self.configuration.evaluation_discount)
+
     def shards(self) -> list[int]:
-        """How many tasks of a meta-batch each shard has."""
+        """The numbers of tasks that the shards of a meta-batch have."""
         return split(self.configuration.tasks, self.configuration.shards)
 
     def held_out_at_once(self) -> int:
-        """How many held-out tasks are drawn at once."""
+        """The number of held-out tasks that are drawn at once."""
         return min(_HELD_OUT, self.configuration.evaluation_tasks)
 
     @cached_property
@@ -161,7 +165,7 @@ class Problem:
         return template_of(self.configuration, asked).graph.compile(sg.SF())
 
     def _check(self) -> None:
-        """What would be refused at the first meta-batch, or at the first evaluation."""
+        """Refuse now what would be refused at the first meta-batch, or at the first evaluation."""
         run = self.configuration
         check_draws(run, self.template, min(self.shards()))
         self.learner(self.initial())
@@ -180,10 +184,12 @@ class Problem:
             raise EnvironmentFailure(f"{error} ({part}, of {tasks} tasks)") from error
 
 
-def task_returns(trace: sg.Trace) -> Tensor:
-    """The mean return of each task before, between and after the inner steps, undiscounted: `(tasks, 1 + steps)`."""
+def task_returns(trace: sg.Trace, discount: float = 1.0) -> Tensor:
+    """The mean return of each task before, between and after the inner steps: `(tasks, 1 + steps)`."""
     names = sorted((name for name in trace.draws if name.startswith("D")), key=lambda name: int(name[1:]))
-    return torch.stack([trace.draws[name].reward.sum(-1).mean(-1) for name in (*names, "tau")], dim=1)
+    rewards = [trace.draws[name].reward for name in (*names, "tau")]
+    weight = discount ** torch.arange(rewards[-1].shape[-1], dtype=rewards[-1].dtype, device=rewards[-1].device)
+    return torch.stack([(reward * weight).sum(-1).mean(-1) for reward in rewards], dim=1)
 
 
 def standard_errors(returns: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ class Ranks:
 
     @property
     def first(self) -> bool:
-        """Whether this is the one that reads and writes files, and speaks."""
+        """True for the one that reads and writes files, and speaks."""
         return self.rank == 0
 
     def own(self, items: Sequence[Any]) -> Sequence[Any]:
@@ -115,7 +115,7 @@ class Ranks:
         return f"{lost} of {self.count}: {what} ({why})"
 
     def any(self, flag: bool) -> bool:
-        """Whether the flag is up on any rank."""
+        """True if the flag is up on any rank."""
         return bool(self.sum([torch.tensor(float(flag))], self.count) > 0)
 
     def from_first(self, value: Any) -> Any:
@@ -129,7 +129,7 @@ class Ranks:
         return _unpacked(message)
 
     def gathered(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """What `own` has shared out, together again in its order."""
+        """The items that `own` has shared out, together again in their order."""
         if self.count == 1:
             return list(values)
         message = _packed([value.cpu() for value in values])

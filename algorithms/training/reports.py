@@ -1,4 +1,4 @@
-"""Who is told how a run goes: a progress bar, TensorBoard, or anything with the same methods.
+"""Reporters, who are told how a run goes: a progress bar, TensorBoard, or anything with the same methods.
 
 What only shows progress ends no run: terminals are closed, pipes are cut, disks are full.
 """

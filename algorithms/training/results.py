@@ -1,4 +1,4 @@
-"""What a run has learned so far, read from its folder without touching it."""
+"""The result of a run so far, read from its folder without touching it."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Who is missing among the ranks that share a run.
+"""The ranks that are missing among those that share a run.
 
 They take turns to send messages, all together, and one that is missing holds up all of them. So they tell in a store by
 which they meet how many messages they have come to: who waits for long can say for whom.
@@ -27,7 +27,7 @@ class RankFailure(RuntimeError):
 
 
 class Roll:
-    """Which ranks have come to a message, told in the store by which they met.
+    """The ranks that have come to a message, told in the store by which they met.
 
     Args:
         rank: this one.
@@ -145,7 +145,7 @@ def called(timeout: float) -> Roll:
 
 
 def _address() -> tuple[str, int]:
-    """Where the store is."""
+    """The address of the store."""
     address, port = os.environ.get("MASTER_ADDR", ""), _number("MASTER_PORT")
     if not address or not 0 <= port < 2**16:
         raise ValueError(f"MASTER_ADDR={address!r} and MASTER_PORT={port} are no address")
@@ -161,7 +161,7 @@ def _number(name: str) -> int:
 
 
 def _store(timeout: timedelta) -> tuple[Any, int, int]:
-    """Where ranks meet, a place of its own each time; the number of this one, and how many there are.
+    """The store where ranks meet, a place of its own each time; the number of this one, and how many there are.
 
     torchrun keeps one store for all restarts, in which gloo would find the addresses of processes that are gone
     (pytorch issue 135712). On one machine the numbers of restarts agree, and tell the restarts apart: on several, start

@@ -57,17 +57,17 @@ class RunFolder:
 
     @property
     def configuration_path(self) -> Path:
-        """Where the configuration is."""
+        """The path of the configuration."""
         return self.path / "run.json"
 
     @property
     def metrics_path(self) -> Path:
-        """Where the metrics are, one JSON object a line."""
+        """The path of the metrics, one JSON object a line."""
         return self.path / "metrics.jsonl"
 
     @property
     def curve_path(self) -> Path:
-        """Where the learning curve is."""
+        """The path of the learning curve."""
         return self.path / "learning_curve.png"
 
     def check(self, configuration: Configuration) -> None:
@@ -163,7 +163,7 @@ class RunFolder:
         synchronise_names(self.path)
 
     def is_own(self) -> bool:
-        """Whether this is still the folder that was opened. If only the metrics are new, they go on in the new file."""
+        """True while this is the folder that was opened. If only the metrics are new, they go on in the new file."""
         if self._folder is None or not self._folder.is_there():
             return False
         if not self._writing.is_there():
@@ -257,7 +257,7 @@ class RunFolder:
 
 
 def _is_record(value: Any) -> bool:
-    """Whether this is a line of metrics as a run writes it."""
+    """True for a line of metrics as a run writes it."""
     if not isinstance(value, dict) or type(value.get("iteration")) is not int:
         return False
     return isinstance(value.get("kind"), str) and value["iteration"] >= 0

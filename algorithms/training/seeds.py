@@ -8,11 +8,12 @@ from typing import overload
 from stochgraph.errors.checks import shortened, shown
 
 from .configuration import Configuration, ConfigurationError
+from .errors import TrainingError
 from .files import is_there
 from .ranks import ALONE, Ranks
 from .reports import Reporter, default_reporters
 from .run_folder import RunFolder
-from .trainer import Outcome, Trainer, TrainingError
+from .trainer import Outcome, Trainer
 
 
 @overload

@@ -1,9 +1,10 @@
-"""What the names in a configuration stand for: environments, policies, algorithms, estimators, optimisers.
+"""The names in a configuration, and what they stand for: environments, policies, algorithms, estimators, optimisers.
 
-A new environment is a new row of `ENVIRONMENTS`, anything that makes an `Environment` of options. A new policy is a new
-row of `POLICIES`, which says what makes it for an environment: of the sizes of observations and actions, of the hidden
-layers if it takes them, and of options. A new algorithm is a new row of `ALGORITHMS`, a function of a `MetaProblem`
-that returns a `Template`; its keyword arguments are its options.
+A new environment is a new row of `ENVIRONMENTS`, anything that makes an `Environment` of options; or it stays in a
+module of its own, and is named by that: `package.module:Name`. A new policy is a new row of `POLICIES`, which says what
+makes it for an environment: of the sizes of observations and actions, of the hidden layers if it takes them, and of
+options. A new algorithm is a new row of `META_ALGORITHMS`, or of `PLAIN_ALGORITHMS` if it takes no inner step: a
+function of a `MetaProblem` that returns a `Template`; its keyword arguments are its options.
 """
 
 import inspect
@@ -19,6 +20,7 @@ import stochgraph as sg
 from stochgraph.errors.checks import shortened, shown
 
 from .. import environments
+from ..a2c import a2c
 from ..bomrl import bomrl, fixed_sample_bomrl, practical_bomrl, tabular_bomrl
 from ..emaml import emaml, emaml_published
 from ..environments import Environment, Navigation
@@ -29,15 +31,26 @@ from ..maml import first_order_maml, maml
 from ..meta_sgd import LearnedRates, meta_sgd
 from ..objectives.meta_policy_gradient import MetaProblem
 from ..objectives.template import Template
+from ..policies.actor_critic import ActorCritic
 from ..policies.families import CategoricalMLP, GaussianMLP, HeteroscedasticMLP, Policy, TabularSoftmax
+from ..policies.recurrent import CategoricalGRU, GaussianGRU
+from ..ppo import ppo
 from ..promp import promp
+from ..reinforce import reinforce
 from ..rollouts.trajectories import Rollouts
 from ..sgmrl import sgmrl, sgmrl_first_order, sgmrl_published
 from ..tmaml import tmaml
 from .configuration import Configuration, ConfigurationError, allowed_types, type_words, unknown
 from .devices import device_named
+from .imported import imported, is_place
 from .learners import Measures, TrustRegion
 from .memory import check_memory, memory_of, need_of_parameters
+
+
+def _bandit(arms: int = 5, pulls: int = 10) -> Environment:
+    """One that shows what was pulled before, and what it paid."""
+    return environments.Trials(environments.Bandit(arms, pulls))
+
 
 ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
     "navigation": environments.Navigation,
@@ -49,13 +62,16 @@ ENVIRONMENTS: dict[str, Callable[..., Environment]] = {
     "ant": environments.ant,
     "walker2d": environments.walker2d,
     "swimmer": environments.swimmer,
+    "bandit": _bandit,
+    "gymnasium": environments.registered_environment,
 }
 POLICIES: dict[str, Callable[[Environment], Callable[..., Policy]]] = {
     "network": lambda environment: CategoricalMLP if environment.discrete else GaussianMLP,
     "network-with-variances": lambda _: HeteroscedasticMLP,
     "table": lambda _: TabularSoftmax,
+    "recurrent": lambda environment: CategoricalGRU if environment.discrete else GaussianGRU,
 }
-ALGORITHMS: dict[str, Callable[..., Template]] = {
+META_ALGORITHMS: dict[str, Callable[..., Template]] = {
     "maml": maml,
     "first-order-maml": first_order_maml,
     "emaml": emaml,
@@ -74,8 +90,20 @@ ALGORITHMS: dict[str, Callable[..., Template]] = {
     "bomrl-fixed-sample": fixed_sample_bomrl,
     "bomrl-tabular": tabular_bomrl,
 }
-# Algorithms that learn more than the policy's parameters: what puts that in, from the policy and the inner rate.
-WRAPPERS: Mapping[str, Callable[[Policy, float], Policy]] = {"meta-sgd": LearnedRates}
+PLAIN_ALGORITHMS: dict[str, Callable[..., Template]] = {"reinforce": reinforce, "a2c": a2c, "ppo": ppo}
+ALGORITHMS = {**META_ALGORITHMS, **PLAIN_ALGORITHMS}
+
+
+def _with_critic(policy: Policy, configuration: Configuration, environment: Environment) -> Policy:
+    return ActorCritic(policy, environment.observation_size, configuration.hidden)
+
+
+# Algorithms that learn more than the policy's parameters: what puts that in.
+WRAPPERS: Mapping[str, Callable[[Policy, Configuration, Environment], Policy]] = {
+    "meta-sgd": lambda policy, configuration, _: LearnedRates(policy, configuration.inner_rate),
+    "a2c": _with_critic,
+    "ppo": _with_critic,
+}
 ESTIMATORS: Mapping[str, Callable[..., Any]] = {
     "SF": sg.SF,
     "LOO": sg.LOO,
@@ -104,16 +132,30 @@ _UNFIT = (
 
 def rollouts_of(configuration: Configuration) -> Rollouts:
     """The environment and the policy that a configuration names, together."""
-    make = _named("environment", configuration.environment, ENVIRONMENTS)
-    environment: Environment = _called("environment_options", make, configuration.environment_options)
+    environment = _environment_of(configuration)
     policy = _policy_of(configuration, environment)
     if configuration.algorithm in WRAPPERS:
-        policy = WRAPPERS[configuration.algorithm](policy, configuration.inner_rate)
+        policy = WRAPPERS[configuration.algorithm](policy, configuration, environment)
+    if configuration.bootstrap and not isinstance(policy, ActorCritic):
+        raise ConfigurationError(f"bootstrap: {configuration.algorithm!r} has no critic; choose 'a2c' or 'ppo'")
     _check_size(configuration, policy)
     try:
-        return Rollouts(environment, policy, configuration.horizon)
+        return Rollouts(environment, policy, configuration.horizon, bootstrap=configuration.bootstrap)
     except ValueError as error:
         raise ConfigurationError(f"policy={configuration.policy!r}: {error}") from error
+
+
+def _environment_of(configuration: Configuration) -> Environment:
+    """A known environment, or one that is imported."""
+    name = configuration.environment
+    make = imported("environment", name) if is_place(name) else _named("environment", name, ENVIRONMENTS)
+    environment = _called("environment_options", make, configuration.environment_options)
+    if not isinstance(environment, Environment):
+        raise ConfigurationError(
+            f"environment={shown(name)}: it makes an object of {type(environment).__name__}; expected one of "
+            "stochgraph.algorithms.environments.Environment"
+        )
+    return environment
 
 
 def _policy_of(configuration: Configuration, environment: Environment) -> Policy:
@@ -142,7 +184,7 @@ def reference_of(configuration: Configuration, environment: Environment) -> Call
 
 
 def problem_of(configuration: Configuration, trajectories: sg.Sampler, rollouts: Rollouts) -> MetaProblem:
-    """What the run asks of its algorithm."""
+    """The problem that the run sets its algorithm."""
     run = configuration
     if run.inner_baseline not in (None, "linear"):
         raise ConfigurationError(f"inner_baseline={shown(run.inner_baseline)}: choose 'linear' or none")
@@ -265,7 +307,7 @@ def _try(
 
 
 def _ascends(kind: Any) -> bool:
-    """Whether this is an optimiser that can climb along gradients as they are, which are dense."""
+    """True for an optimiser that can climb along gradients as they are, which are dense."""
     if not inspect.isclass(kind) or not issubclass(kind, torch.optim.Optimizer) or kind is torch.optim.SparseAdam:
         return False
     return "maximize" in inspect.signature(kind).parameters

@@ -7,10 +7,9 @@ It is saved whatever ends a run, a signal or an error.
 """
 
 import os
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,26 +22,26 @@ from stochgraph.errors.checks import shortened
 
 from ..environments.threads import torch_threads
 from ..policies.families import Parameters
-from .checkpoints import CheckpointError, State, check_parameters, foreign, not_finite
+from .audience import Audience
+from .checkpoints import CheckpointError, not_finite
 from .configuration import Configuration, ConfigurationError
 from .curves import save_learning_curve
+from .errors import TrainingError
 from .interrupts import BrokenOff, Interrupts
-from .memory import check_memory, gigabytes, memory_of, need_of
-from .problem import Problem, standard_errors, task_returns
+from .memory import check_memory, gigabytes, memory_of
+from .problem import Problem, standard_errors
+from .progress import Progress
 from .randomness import default_generator_for
 from .ranks import ALONE, Ranks
 from .reports import Reporter, default_reporters
 from .roll import RankFailure
 from .run_folder import RunFolder
-
-
-class TrainingError(RuntimeError):
-    """A run could not go on. The message says where it was, what happened, and what is left."""
+from .run_memory import need_of
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended.
+    """The end of a run.
 
     Attributes:
         theta: the parameters.
@@ -72,23 +71,39 @@ class Trainer:
         self.ranks = ranks
         self.folder = RunFolder(configuration.output, configuration.checkpoints_kept)
         self.problem = Problem(configuration)
-        self.reporters = self._audience(reporters)
-        self.theta = self.problem.initial()
-        self.learner = self.problem.learner(self.theta)
-        self.iteration = self._saved = 0
+        self._audience = Audience(self._told(reporters))
+        self._say, self._tell = self._audience.say, self._audience.tell
+        self.progress = Progress(self.problem, self.folder, ranks, self._say)
         self._check()
+
+    @property
+    def iteration(self) -> int:
+        """The number of iterations that are done."""
+        return self.progress.iteration
 
     def run(self) -> Outcome:
         """Everything that is left to do."""
         # Alone, one signal breaks off a draw. Several ranks end together: the others may not have heard of it.
         enough = 1 if self.ranks.count == 1 else 2
         with self._explained(), self._prepared(), Interrupts(self._say, enough) as interrupts:
-            self._restore()
+            self._continue()
             self._tell(lambda reporter: reporter.begin(self.iteration, self.configuration.iterations))
             finished = self._to_the_end(interrupts)
             self._draw()
-            self._keep_folder()
-        return Outcome(self.theta, self.iteration, finished, self.folder.path)
+            self.progress.keep_folder()
+        return Outcome(self.progress.theta, self.iteration, finished, self.folder.path)
+
+    def _continue(self) -> None:
+        """From the newest checkpoint. Metrics have one from their start on."""
+        state = self.progress.restore()
+        if not self.ranks.first:
+            return
+        self.folder.begin(self.configuration, state, self._say)
+        self._say_memory()
+        if state is None:
+            self.progress.save()
+        else:
+            self._say(f"continuing after {self.iteration} iterations")
 
     def _to_the_end(self, interrupts: Interrupts) -> bool:
         """All iterations, unless something ends them before: whole ones are saved."""
@@ -96,20 +111,20 @@ class Trainer:
             self._loop(interrupts)
         except BrokenOff:
             interrupts.over()
-            self._save_what_is_new()
+            self.progress.save_what_is_new()
             done = f", and saved after {self.iteration} iterations" if self.iteration else " before the first iteration"
             self._say(f"interrupted{done}; {self._command} continues it")
             return False
         except BaseException:
             interrupts.over()
-            self._rescue()
+            self.progress.rescue()
             raise
         return True
 
     def _loop(self, interrupts: Interrupts) -> None:
         run = self.configuration
         while self.iteration < run.iterations:
-            self._keep_folder()
+            self.progress.keep_folder()
             if self.iteration % run.evaluate_every == 0:
                 self._evaluate(interrupts)
             self._step(interrupts)
@@ -117,26 +132,29 @@ class Trainer:
             if stopped:
                 raise BrokenOff
             if self.iteration % run.checkpoint_every == 0 or self.iteration == run.iterations:
-                self._save()
-        self._keep_folder()
+                self.progress.save()
+        self.progress.keep_folder()
         self._evaluate(interrupts)
 
     def _step(self, interrupts: Interrupts) -> None:
         start = time.perf_counter()
         with interrupts.breaking_off():
-            batch = self.problem.draw(self.theta, self.iteration, self.ranks)
-            means = batch.average(lambda trace: (trace.value, task_returns(trace).mean(0)))
+            batch = self.problem.draw(self.progress.theta, self.iteration, self.ranks)
+            means = batch.average(lambda trace: (trace.value, self.problem.returns(trace).mean(0)))
         with self._whole_or_not(interrupts):
-            with interrupts.breaking_off(), default_generator_for(self.configuration.seed, "learner", self.iteration):
-                found = self.learner.step(self.theta, batch)
+            with (
+                interrupts.breaking_off(),
+                default_generator_for(self.configuration.seed, "learner", self.iteration),
+            ):
+                found = self.progress.learner.step(self.progress.theta, batch)
             self._check_finite()
             figures = {"value": float(means[0]), "returns": means[1].tolist(), **found}
             self._log("iteration", **figures, seconds=time.perf_counter() - start)
-            self.iteration += 1
+            self.progress.iteration += 1
 
     def _check_finite(self) -> None:
-        """What is not finite never becomes so again: it is neither written down nor saved."""
-        if broken := not_finite(self.state_dict()):
+        """Refuse what is not finite: it never becomes so again, and is neither written down nor saved."""
+        if broken := not_finite(self.progress.state_dict()):
             raise TrainingError(
                 f"iteration {self.iteration}: {broken} is not finite after this step; a smaller learning_rate or "
                 f"gradient_clip may help. {self._left()}"
@@ -145,17 +163,17 @@ class Trainer:
     @contextmanager
     def _whole_or_not(self, interrupts: Interrupts) -> Iterator[None]:
         """Take a step back that an error or a signal has ended: between two epochs, or before it was written down."""
-        before = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach().clone(), self.state_dict())
+        before = pytree.tree_map_only(Tensor, lambda leaf: leaf.detach().clone(), self.progress.state_dict())
         try:
             yield
         except BaseException:
             interrupts.over()
-            self.load_state_dict(before)
+            self.progress.load_state_dict(before)
             raise
 
     def _evaluate(self, interrupts: Interrupts) -> None:
         with interrupts.breaking_off():
-            returns = self.problem.evaluate(self.theta, self.ranks)
+            returns = self.problem.evaluate(self.progress.theta, self.ranks)
         self._log("evaluation", returns=returns.mean(0).tolist(), errors=standard_errors(returns).tolist())
 
     def _log(self, kind: str, **figures: Any) -> None:
@@ -167,83 +185,8 @@ class Trainer:
         else:
             self._tell(lambda reporter: reporter.evaluated(record))
 
-    def _keep_folder(self) -> None:
-        """Nothing is written to a folder that is not the run's own any more; what the run holds is saved elsewhere."""
-        if not self.ranks.first or self.folder.is_own():
-            return
-        lost = f"iteration {self.iteration}: {self.folder.path} is not the folder of this run any more, but removed"
-        lost += ", renamed or replaced"
-        try:
-            place = self.folder.rescue(self.configuration, self.iteration, self.state_dict())
-        except OSError as error:
-            raise TrainingError(f"{lost}, and nothing could be saved: {error}") from error
-        raise TrainingError(f"{lost}: what the run still holds is saved to {place}, a run that can be continued there")
-
-    def _save(self) -> None:
-        self._keep_folder()
-        if self.ranks.first:
-            self.folder.save(self.configuration, self.iteration, self.state_dict())
-        self._saved = self.iteration
-
-    def _save_what_is_new(self) -> None:
-        if self.iteration > self._saved:
-            self._save()
-
-    def _rescue(self) -> None:
-        """Save what can be saved: another error is under way, which says more than that of a second one."""
-        try:
-            self._save_what_is_new()
-        except TrainingError as error:  # the folder is gone, and this says where everything is
-            self._say(str(error))
-        except Exception as error:
-            self._say(f"what was learned in iterations {self._saved} to {self.iteration} could not be saved: {error}")
-
-    def state_dict(self) -> State:
-        """All that the next iteration depends on."""
-        return {"iteration": self.iteration, "parameters": self.theta, "learner": self.learner.state_dict()}
-
-    def load_state_dict(self, state: State) -> None:
-        """Continue from there.
-
-        Raises:
-            ValueError: the state is not one of these parameters, or of this optimiser.
-        """
-        check_parameters(state.get("parameters"), self.theta)
-        self.learner.load_state_dict(state.get("learner", {}))
-        for name, leaf in self.theta.items():
-            leaf.copy_(state["parameters"][name])
-        self.iteration = state["iteration"]
-
-    def _restore(self) -> None:
-        """The first rank reads; the folder need not be there for the others."""
-        state = self.ranks.from_first(self.folder.restored(self.configuration, self._say) if self.ranks.first else None)
-        if state is not None:
-            self._load(state)
-            self._saved = self.iteration
-        if self.iteration > self.configuration.iterations:
-            raise ConfigurationError(
-                f"iterations={self.configuration.iterations}: {self.folder.path} has seen {self.iteration} already"
-            )
-        if self.ranks.first:
-            self._begin(state)
-
-    def _begin(self, state: State | None) -> None:
-        """The first that is written, once nothing is left to refuse; metrics have a checkpoint from their start on."""
-        self.folder.begin(self.configuration, state, self._say)
-        self._say_memory()
-        if state is None:
-            self._save()
-        else:
-            self._say(f"continuing after {self.iteration} iterations")
-
-    def _load(self, state: State) -> None:
-        try:
-            self.load_state_dict(state)
-        except ValueError as error:
-            raise foreign(self.folder.checkpoints.path(state["iteration"]), str(error)) from error
-
     def _say_memory(self) -> None:
-        """What a large run needs, and what there is: others may need it too."""
+        """Say what memory a large run needs, and what there is: others may need it too."""
         need, there = need_of(self.problem, self.ranks), memory_of(self.problem.device)
         if there is not None and need.total > there.free / 4:
             self._say(f"needs {need} of memory at least; {gigabytes(there.free)} GB are free")
@@ -257,7 +200,7 @@ class Trainer:
             self._say(f"no figure of the learning curve ({type(error).__name__}: {error})")
 
     def _check(self) -> None:
-        """What would fail later."""
+        """Refuse now what would fail later."""
         run = self.configuration
         if self.ranks.count > run.shards:
             raise ConfigurationError(
@@ -266,33 +209,11 @@ class Trainer:
             )
         check_memory(need_of(self.problem, self.ranks), memory_of(self.problem.device))
 
-    def _audience(self, reporters: Sequence[Reporter] | None) -> list[Reporter]:
+    def _told(self, reporters: Sequence[Reporter] | None) -> Sequence[Reporter]:
+        """The reporters of this rank: only the first one speaks."""
         if not self.ranks.first:
             return []
-        return default_reporters(self.folder.path) if reporters is None else list(reporters)
-
-    def _tell(self, call: Callable[[Reporter], None]) -> None:
-        for reporter in list(self.reporters):
-            try:
-                call(reporter)
-            except TrainingError:  # what a reporter raises to end the run
-                raise
-            except Exception as error:
-                self._leave_out(reporter, error)
-
-    def _leave_out(self, reporter: Reporter, error: Exception) -> None:
-        """A reporter that has failed is told nothing any more. One that speaks says so, or it stands in the errors."""
-        self.reporters.remove(reporter)
-        with suppress(Exception):
-            reporter.end()
-        text = f"{type(reporter).__name__} is left out from here on ({type(error).__name__}: {error}); training goes on"
-        if not any(type(other).say is not Reporter.say for other in self.reporters):
-            with suppress(OSError, ValueError):
-                print(text, file=sys.stderr)
-        self._say(text)
-
-    def _say(self, text: str) -> None:
-        self._tell(lambda reporter: reporter.say(text))
+        return default_reporters(self.folder.path) if reporters is None else reporters
 
     @contextmanager
     def _prepared(self) -> Iterator[None]:
@@ -327,10 +248,10 @@ class Trainer:
 
     @property
     def _command(self) -> str:
-        """What continues this run, in words."""
+        """The command that continues this run, in words."""
         return "the same command without --restart" if self.restart else "the same command"
 
 
 def started_again() -> bool:
-    """Whether torchrun repeats the command, with all that was asked in it, because a process has died."""
+    """True if torchrun repeats the command, with all that was asked in it, because a process has died."""
     return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"

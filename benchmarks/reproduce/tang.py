@@ -18,7 +18,11 @@ import torch
 from torch import Tensor
 from torch.distributions import Normal
 
+# Behind an installed package, which is what is run.
+sys.path.append(str(Path(__file__).resolve().parents[2]))
+
 import stochgraph as sg
+from benchmarks.reproduce.claims import verdict, write_result
 
 STARTS = (0.0, 2.0)
 SIZES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
@@ -135,13 +139,9 @@ def claims_on_updates(points: dict[str, dict[str, float]]) -> dict[str, bool]:
     }
 
 
-def verdict(claims: dict[str, bool]) -> str:
-    """The claims in a sentence."""
-    holds = [words for words, true in claims.items() if true]
-    fails = [words for words, true in claims.items() if not true]
-    return "; ".join(
-        ([f"Holds: {', '.join(holds)}"] if holds else []) + ([f"does not: {', '.join(fails)}"] if fails else [])
-    )
+def claims_of(result: dict[str, Any]) -> dict[str, bool]:
+    """What the paper says of a figure, and whether it is so in a result."""
+    return (claims_on_gradients if result["kind"] == "gradients" else claims_on_updates)(result["points"])
 
 
 def in_words(result: dict[str, Any]) -> str:
@@ -182,17 +182,10 @@ def main(kind: str, folder: Path) -> None:
         if name not in points:
             torch.manual_seed(i)
             points[name] = KINDS[kind](estimator, start, size)
-            _write(path, {"kind": kind, "points": points})
-    claims = (claims_on_gradients if kind == "gradients" else claims_on_updates)(points)
+            write_result(path, {"kind": kind, "points": points})
+    claims = claims_of({"kind": kind, "points": points})
     shown = {"repeats": REPEATS, "claims": claims, "verdict": verdict(claims)}
-    _write(path, {"kind": kind, **shown, "points": points})
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".new-{path.name}")
-    temporary.write_text(json.dumps(value, indent=1) + "\n")
-    temporary.replace(path)
+    write_result(path, {"kind": kind, **shown, "points": points})
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from ..surrogate.terms import Weight
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, Axis, union
 from ..tensors.trees import map_tensors, tensors
-from .rules import Site
+from .estimator import Site
 
 
 class ControlVariate(nd.Node):
@@ -88,16 +88,13 @@ class ControlVariate(nd.Node):
 def control_variate(
     site: Site,
     baseline: nd.Node,
-    aligned: Iterable[Axis],
+    kept: Iterable[Axis],
     stepwise: Axis | None = None,
     left_out: tuple[Axis, Axis] | None = None,
 ) -> ControlVariate:
-    """The control variate of a box; the scores are kept along the axes `aligned`."""
-    derivation = site.derivation
-    above = derivation.ancestors(site)
-    total = derivation.total(above) if above else None
-    weight = derivation.weight(site.name, aligned, site.kind)
-    return ControlVariate(site.place, baseline, weight, above, total, stepwise, left_out)
+    """The control variate of a box; the scores are kept along some axes."""
+    above, total = site.ancestors()
+    return ControlVariate(site.place, baseline, site.ratio(kept), above, total, stepwise, left_out)
 
 
 class Uncovered(nd.Node):
@@ -132,7 +129,7 @@ class Uncovered(nd.Node):
 
 def uncovered(site: Site, cost: nd.Node) -> Uncovered:
     """What the box of a site leaves aside of the derived cost there."""
-    return Uncovered(cost, site.term, site.derivation.weight(site.name, site.aligned, site.kind))
+    return Uncovered(cost, site.term, site.ratio())
 
 
 def _increase(value: Tensor, dim: int) -> Tensor:

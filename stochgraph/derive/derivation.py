@@ -14,7 +14,6 @@ The four rules, as they stand in the code:
    through the update down to those terms.
 """
 
-import copy
 import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from functools import cached_property
@@ -22,23 +21,27 @@ from typing import Any
 
 from ..errors.exceptions import CompileError
 from ..ir import nodes as nd
-from ..ir.paths import averaging_plate, descends_from, first_mixing, moves_with, samples_in
-from ..ir.programs import schedule
-from ..surrogate.expansions import ExpandedBox, Expansion, OtherScores
+from ..ir.paths import descends_from, first_mixing, moves_with, samples_in
+from ..ir.programs import schedule, up_to
+from ..surrogate.expansions import ExpandedBox, Expansion
+from ..surrogate.limited import Limited
 from ..surrogate.solutions import CompiledArgmax
 from ..surrogate.steps import CompiledStep, Placeholder
 from ..surrogate.terms import Box, Controlled, Score, ScoreTerm, Total, Weight
 from ..tensors.axes import Axes, Axis, describe, union
+from .boxes import NOTHING, Key, Kind, Pending, routing, settled
 from .controls import uncovered
+from .estimator import SCORED, Crossing, GradientEstimator, Where
 from .parts import part_of
 from .reach import Reach, linear_operands
-from .rules import COST, NOTHING, Key, Kind, Pending, Rule, Site, routing, settled, value_rules
+from .sites import DerivedSite
+from .substitutions import replaces_terms
 
 
 class Derivation:
     """Derives the surrogate of a graph, or of one update's inner objective.
 
-    `rules` has one entry per scored sample; the directions of updates in `constant` are not differentiated. For an
+    `estimators` has one entry per scored sample; the directions of updates in `constant` are not differentiated. For an
     inner objective, `update` is the update, `outer` the derivation around it, and `psi` stands for what the objective
     is a function of. `drawing` is the derivation whose draws and scores are used: for replays that of the surrogate.
     """
@@ -46,7 +49,7 @@ class Derivation:
     def __init__(
         self,
         order: list[nd.Node],
-        rules: Mapping[str, Rule],
+        estimators: Mapping[str, GradientEstimator],
         constant: Set[nd.Update] = frozenset(),
         outer: "Derivation | None" = None,
         update: nd.Update | None = None,
@@ -56,32 +59,32 @@ class Derivation:
         drawing: "Derivation | None" = None,
     ) -> None:
         self.controls_terms = controls_terms
-        self.order, self.rules, self.constant = order, rules, constant
+        self.order, self.estimators, self.constant = order, estimators, constant
         self.outer, self.update, self.psi = outer, update, psi
         self.root: Derivation = outer.root if outer else self
         self.drawing: Derivation = drawing or self
-        self.pathwise = {name for name, rule in rules.items() if rule.pathwise}
-        scored = rules.keys() - self.pathwise
-        self.samples = {name: node for name, node in samples_in(order).items() if name in scored}
+        self.pathwise = {name for name, estimator in estimators.items() if not estimator.scored}
+        scored = estimators.keys() - self.pathwise
+        local = order if update is None else up_to(update.objective, update.variable)
+        self.samples = {name: node for name, node in samples_in(local).items() if name in scored}
         self.memo: dict[Key, nd.Node] = {}
         self.alignments: dict[Key, dict[str, frozenset[Axis] | None]] = {}
-        self.moving: dict[nd.Node, bool] = {psi: isinstance(psi, Placeholder)} if psi else {}
         if update is None:
-            self.reach = {Kind.WEIGHT: Reach(order, self.samples, rules)}
+            self.reach = {Kind.WEIGHT: Reach(order, self.samples, estimators)}
             self.shared: dict[Any, nd.Node] = {} if shared is None else shared
         else:
-            self._scope(update)
+            self._scope(update, local)
 
-    def _scope(self, update: nd.Update) -> None:
+    def _scope(self, update: nd.Update, order: list[nd.Node]) -> None:
         """Which samples the inner surrogate scores, and which it only weights."""
-        moving = moves_with(self.order, [update.variable], self.pathwise)
+        moving = moves_with(order, [update.variable], self.pathwise)
         inner = {s: node for s, node in self.samples.items() if any(p in moving for p in node.inputs)}
         data = {s: node for s, node in self.samples.items() if s not in inner}
         self.moved = moving
-        self.region = descends_from(self.order, update.variable)
+        self.region = descends_from(order, update.variable)
         self.reach = {
-            Kind.SCORE: Reach(self.order, inner, dict.fromkeys(inner, COST), cut=update.variable),
-            Kind.WEIGHT: Reach(self.order, data, self.rules, cut=update.variable),
+            Kind.SCORE: Reach(order, inner, dict.fromkeys(inner, SCORED), cut=update.variable),
+            Kind.WEIGHT: Reach(order, data, self.estimators, cut=update.variable),
         }
 
     @cached_property
@@ -89,9 +92,20 @@ class Derivation:
         """What `reach` would be if every route were boxed at its end."""
         if self.update is not None:
             return self.reach[Kind.SCORE]
-        if all(rule.boxes_costs for rule in self.rules.values() if rule.control):
-            return self.reach[Kind.WEIGHT]
-        return Reach(self.order, self.samples, dict.fromkeys(self.samples, COST))
+        return Reach(self.order, self.samples, dict.fromkeys(self.samples, SCORED))
+
+    @cached_property
+    def exact(self) -> "Derivation":
+        """Boxes costs with every sample that is scored or descends from one, whatever their estimators.
+
+        A draw that is replaced, or left out, moves the distributions of what is drawn after it.
+        """
+        moving, drawn = descends_from(self.order, *self.samples.values()), samples_in(self.order)
+        names = [s for s, node in drawn.items() if s in self.estimators or node in moving]
+        exact = {s: self.estimators[s].exact() if s in self.estimators else SCORED for s in names}
+        if exact == self.estimators:
+            return self
+        return Derivation(self.order, exact, shared=self.shared, drawing=self)
 
     def surrogate(self, objective: nd.Node) -> nd.Node:
         """The objective with every pending box in its place."""
@@ -99,7 +113,7 @@ class Derivation:
 
     def weighted(self, names: Collection[str]) -> Pending:
         """Pending weights; with a control variate to come where the rule asks for one."""
-        controlled = {s for s in names if self.rules[s].control} if self.update is None else set()
+        controlled = {s for s in names if self.estimators[s].control} if self.update is None else set()
         return frozenset((s, Kind.CONTROLLED if s in controlled else Kind.WEIGHT) for s in names)
 
     def inner_surrogate(self) -> nd.Node:
@@ -107,7 +121,9 @@ class Derivation:
         assert self.update is not None
         objective = self.update.objective
         scored = frozenset((s, Kind.SCORE) for s in self.reach[Kind.SCORE][objective])
-        weighted = frozenset((s, Kind.WEIGHT) for s in self.reach[Kind.WEIGHT][objective] if self.rules[s].boxes_terms)
+        weighted = frozenset(
+            (s, Kind.WEIGHT) for s in self.reach[Kind.WEIGHT][objective] if self.estimators[s].inside.boxes
+        )
         return self.derive(objective, scored | weighted)
 
     def derive(self, node: nd.Node, pending: Pending = NOTHING) -> nd.Node:
@@ -214,8 +230,8 @@ class Derivation:
         if not isinstance(node, nd.Reduction):
             return NOTHING
         reaching = self.reach[Kind.WEIGHT][node.inputs[0]]
-        averaged = [s for s in reaching if averaging_plate(self.samples[s]) in node.over and self.rules[s].boxes_means]
-        return self.weighted([s for s in averaged if self.update is None or self.rules[s].boxes_terms])
+        below = [s for s in reaching if self.estimators[s].crosses(self.samples[s], node) is Crossing.BELOW]
+        return self.weighted([s for s in below if self.update is None or self.estimators[s].inside.boxes])
 
     def _build(self, node: nd.Node, pending: Pending, parts: list[nd.Node]) -> nd.Node:
         if self._elsewhere(node) and not pending:
@@ -232,47 +248,35 @@ class Derivation:
 
     def _with_controls(self, node: nd.Node, pending: Pending, term: nd.Node, names: list[str]) -> nd.Node:
         """The derived node, and what has zero mean and makes it vary less."""
-        wanted = [(control, s) for s in names if (control := self.rules[s].control)]
+        wanted = [(control, s) for s in names if (control := self.estimators[s].control)]
         below = settled(pending, names)
         found: list[nd.Node | None] = []
         for control, name in wanted:
             part = part_of(self, node, below, name)
-            site = Site(self, node, part, name, Kind.WEIGHT, self.derive(part, self._reaches(part, below)))
-            found += [control.make(site), uncovered(site, term) if control.whole and part is not node else None]
+            term_of_part = self.derive(part, self._reaches(part, below))
+            site = DerivedSite(self, node, part, self.samples[name], Kind.WEIGHT, term_of_part)
+            found += [control.node(site), uncovered(site, term) if control.whole and part is not node else None]
         return _controlled(term, found)
 
     def _own(self, node: nd.Node) -> nd.Node:
         if isinstance(node, nd.Sample) and node.name in self.pathwise:
-            return self.share(("pathwise", node), lambda: _pathwise(node))
+            return self.share(("pathwise", node), lambda: self.estimators[node.name].draw(node))
         return node
-
-    def _moves(self, node: nd.Node) -> bool:
-        """Whether a derived node depends on `psi`."""
-        stack = [node]
-        while stack:
-            top = stack[-1]
-            unknown = [parent for parent in top.inputs if parent not in self.moving]
-            if unknown and top not in self.moving:
-                stack.extend(unknown)
-                continue
-            stack.pop()
-            self.moving.setdefault(top, any(self.moving[parent] for parent in top.inputs))
-        return self.moving[node]
 
     def _update(self, node: nd.Update, parts: list[nd.Node]) -> nd.Node:
         # Inside another update's inner gradient, an update is the function of its parameters that it is: no boxes.
-        rules, detach = self.rules, node in self.constant
+        estimators, detach = self.estimators, node in self.constant
         if self.update is not None:
-            rules = value_rules(self.rules)
+            estimators = plain(self.estimators)
         axes = union(parts[0].axes, node.variable.axes, node.objective.axes)
-        psi, inner, surrogates = self._inner(node, rules, axes)
+        psi, inner, surrogates = self._inner(node, estimators, axes)
         if isinstance(node, nd.Argmax):
             return CompiledArgmax(node, parts[0], parts[1:], psi, surrogates, detach)
         shared = self._shared_scores(node, inner)
         return CompiledStep(node, parts[0], parts[1:], psi, surrogates, detach, shared)
 
     def _inner(
-        self, node: nd.Update, rules: Mapping[str, Rule], axes: Axes
+        self, node: nd.Update, estimators: Mapping[str, GradientEstimator], axes: Axes
     ) -> tuple[Placeholder, "Derivation", list[nd.Node]]:
         """The update's placeholder, derivation and surrogate; behind it the plain one if it has control variates.
 
@@ -280,14 +284,14 @@ class Derivation:
         one placeholder for each.
         """
         psi = Placeholder(node, axes)
-        inner = Derivation(self.order, rules, outer=self, update=node, psi=psi)
+        inner = Derivation(self.order, estimators, outer=self, update=node, psi=psi)
         surrogates = [inner.inner_surrogate()]
-        if any(rules[s].term_control for s in inner.reach[Kind.SCORE][node.objective]):
-            controlled = Derivation(self.order, rules, outer=self, update=node, psi=psi, controls_terms=True)
+        if any(estimators[s].inside.control for s in inner.reach[Kind.SCORE][node.objective]):
+            controlled = Derivation(self.order, estimators, outer=self, update=node, psi=psi, controls_terms=True)
             surrogates.insert(0, controlled.inner_surrogate())
         wider = union(axes, *(surrogate.axes for surrogate in surrogates))
         if wider != axes:
-            return self._inner(node, rules, wider)
+            return self._inner(node, estimators, wider)
         for surrogate in surrogates:
             _refuse_mixed_copies(node, psi, surrogate)
         return psi, inner, surrogates
@@ -305,7 +309,7 @@ class Derivation:
 
     def _box(self, node: nd.Node, base: nd.Node, pending: Pending, inside: Pending) -> nd.Node:
         """Box a term: importance weights and linearised scores as factors, the update's own scores as a score term."""
-        factors = frozenset((s, k) for s, k in pending if k is Kind.WEIGHT or self.rules[s].boxes_terms)
+        factors = frozenset((s, k) for s, k in pending if k is Kind.WEIGHT or self.estimators[s].inside.boxes)
         scored = pending - factors
         term = self._boxed(node, base, factors)
         if not scored:
@@ -314,9 +318,25 @@ class Derivation:
         fixed = still._boxed(node, still.derive(node, inside), factors)
         weights = self._weights(node, scored)
         score_term = ScoreTerm(fixed, self.total(weights), weights)
-        return Total(term, score_term) if self._moves(term) else score_term
+        return Total(term, score_term) if self.psi in term.free else score_term
 
     def _boxed(self, node: nd.Node, base: nd.Node, factors: Pending) -> nd.Node:
+        """The term with its boxes; outside of updates an estimator may put something else in its place."""
+        taken = {s for s, _ in factors if self.update is None and replaces_terms(self.estimators[s])}
+        term = self._in_boxes(node, base, frozenset((s, kind) for s, kind in factors if s not in taken))
+        for name in sorted(taken, key=lambda s: self.samples[s].index, reverse=True):  # the later drawn is innermost
+            term = self._replaced(node, name, term)
+        return term
+
+    def _replaced(self, node: nd.Node, name: str, term: nd.Node) -> nd.Node:
+        estimator, sample = self.estimators[name], self.samples[name]
+        site = self._site(node, name, Kind.WEIGHT, term)
+        found = estimator.term(site)
+        if found is None:
+            return self._in_boxes(node, term, frozenset([(name, Kind.WEIGHT)]))
+        return Limited(site, found) if estimator.orders(sample) == 1 else found
+
+    def _in_boxes(self, node: nd.Node, base: nd.Node, factors: Pending) -> nd.Node:
         weights = self._weights(node, factors)
         plain = tuple(weight for weight in weights if not isinstance(weight, Expansion))
         term = Box(base, self.total(plain), plain) if plain else base
@@ -326,24 +346,22 @@ class Derivation:
         return term if self.update is None else self._compared(node, term, factors)
 
     def _compared(self, node: nd.Node, term: nd.Node, factors: Pending) -> nd.Node:
-        """The terms of an inner objective with the control variates of their boxes."""
-        names = sorted(s for s, kind in factors if kind is Kind.SCORE)
+        """The terms of an inner objective with the factors and control variates that their estimators give them."""
         for s, kind in sorted(factors, key=lambda item: item[0]):
-            plate, aligned = averaging_plate(self.samples[s]), self.reach[kind][node][s]
-            if self.rules[s].compares_terms and plate in aligned:
-                weight = self.weight(s, aligned)
-                term = ExpandedBox(
-                    term, self.share(("others", weight), lambda w=weight, p=plate: OtherScores(w, p)), ()
-                )
+            term = self.estimators[s].inside.factor(self._site(node, s, kind, term))
         if not self.controls_terms:
             return term
-        wanted = [(control, s) for s in names if (control := self.rules[s].term_control)]
-        return _controlled(term, [control.make(Site(self, node, node, s, Kind.SCORE, term)) for control, s in wanted])
+        names = sorted(s for s, kind in factors if kind is Kind.SCORE)
+        wanted = [(control, s) for s in names if (control := self.estimators[s].inside.control)]
+        return _controlled(term, [control.node(self._site(node, s, Kind.SCORE, term)) for control, s in wanted])
+
+    def _site(self, node: nd.Node, name: str, kind: Kind, term: nd.Node) -> DerivedSite:
+        return DerivedSite(self, node, node, self.samples[name], kind, term)
 
     def _still(self) -> "Derivation":
         """The same inner objective at the parameters themselves instead of at `psi`."""
         if not hasattr(self, "_at_parameters"):
-            self._at_parameters = Derivation(self.order, self.rules, outer=self.outer, update=self.update)
+            self._at_parameters = Derivation(self.order, self.estimators, outer=self.outer, update=self.update)
         return self._at_parameters
 
     def _weights(self, node: nd.Node, pending: Pending) -> tuple[Weight, ...]:
@@ -358,19 +376,19 @@ class Derivation:
         sample = self.samples[name]
         kept = tuple(axis for axis in sample.axes if axis in aligned)
         score = self.score(sample) if kind is Kind.SCORE or self.outer is None else self.outer.score(sample)
-        rule = self.rules[name]
-        curvature = rule.curvature if self.update is not None or rule.boxes_means else None
-        if curvature and sample.time:
-            directs = kind is Kind.SCORE
-            return self.share((score, kept, curvature), lambda: Expansion(score, kept, curvature, directs))
-        average = rule.averages and kind is Kind.WEIGHT
-        return self.share((score, kept, average), lambda: Weight(score, kept, average))
+        ratio = self.estimators[name].ratio(score, kept, self._where(kind))
+        return self.share(ratio.key, lambda: ratio)
 
-    def ancestors(self, site: Site) -> tuple[Weight, ...]:
-        """The weights of the sample's strict ancestors, as they box the node."""
-        above = samples_in(schedule(site.sample.inputs))
-        reaching = self.reach[site.kind][site.node]
-        return self._weights(site.node, frozenset((s, site.kind) for s in reaching if s in above))
+    def _where(self, kind: Kind) -> Where:
+        if self.update is None:
+            return Where.OUTSIDE
+        return Where.OWN if kind is Kind.SCORE else Where.DATA
+
+    def ancestors(self, node: nd.Node, sample: nd.Sample, kind: Kind) -> tuple[Weight, ...]:
+        """The weights of a sample's strict ancestors, as they box the node."""
+        above = samples_in(schedule(sample.inputs))
+        reaching = self.reach[kind][node]
+        return self._weights(node, frozenset((s, kind) for s in reaching if s in above))
 
     def score(self, sample: nd.Sample) -> Score:
         """The log-probability of the sample's draws, its parents as this derivation has them."""
@@ -410,7 +428,6 @@ def _controlled(term: nd.Node, controls: Iterable[nd.Node | None]) -> nd.Node:
     return Controlled(term, made) if made else term
 
 
-def _pathwise(node: nd.Sample) -> nd.Sample:
-    moved = copy.copy(node)
-    moved.pathwise = True
-    return moved
+def plain(estimators: Mapping[str, GradientEstimator]) -> dict[str, GradientEstimator]:
+    """The estimators where nothing is boxed: every node has the value that the declaration gives it."""
+    return {name: SCORED if estimator.scored else estimator for name, estimator in estimators.items()}

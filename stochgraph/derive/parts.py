@@ -8,18 +8,15 @@ other: it is derived by the same rules, with the other boxes, control variates a
 
 import operator
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ..ir import nodes as nd
-from .rules import Key, Kind, Pending
-
-if TYPE_CHECKING:
-    from .derivation import Derivation
+from .boxes import Key, Kind, Pending
+from .deriving import Deriving
 
 _SUMS = (operator.add, operator.sub)
 
 
-def part_of(derivation: "Derivation", node: nd.Node, pending: Pending, name: str) -> nd.Node:
+def part_of(derivation: Deriving, node: nd.Node, pending: Pending, name: str) -> nd.Node:
     """The node without the summands that the box of a sample, one of the pending boxes, does not move to."""
     found: dict[Key, nd.Node] = {}
     stack = [(node, pending)]
@@ -35,7 +32,7 @@ def part_of(derivation: "Derivation", node: nd.Node, pending: Pending, name: str
     return found[node, pending]
 
 
-def _covered(derivation: "Derivation", key: Key, name: str) -> dict[int, Key | None]:
+def _covered(derivation: Deriving, key: Key, name: str) -> dict[int, Key | None]:
     """The summands of a node: where the box moves on to, or `None` where it does not. Empty if it stays."""
     node, pending = key
     if any(s == name for s, _ in derivation.stuck(node, pending)):
@@ -45,7 +42,7 @@ def _covered(derivation: "Derivation", key: Key, name: str) -> dict[int, Key | N
     return {i: received[i] if any(s == name for s, _ in received[i][1]) else None for i in summands}
 
 
-def _rebuilt(derivation: "Derivation", node: nd.Node, parts: Mapping[int, nd.Node | None]) -> nd.Node:
+def _rebuilt(derivation: Deriving, node: nd.Node, parts: Mapping[int, nd.Node | None]) -> nd.Node:
     """A node on the parts of its summands; of those that are left aside nothing stays."""
     if not parts:
         return node
@@ -59,7 +56,7 @@ def _leaves_aside(node: nd.Apply, parts: Mapping[int, nd.Node | None]) -> bool:
     return None in parts.values() or len(node.inputs) < len(node.arguments.leaves)
 
 
-def _sum(derivation: "Derivation", node: nd.Apply, parts: Mapping[int, nd.Node | None]) -> nd.Node:
+def _sum(derivation: Deriving, node: nd.Apply, parts: Mapping[int, nd.Node | None]) -> nd.Node:
     """The one summand that the box moves to, with the sign that it has in the sum."""
     (place, kept), *others = [(i, part) for i, part in parts.items() if part is not None]
     assert not others
@@ -71,15 +68,15 @@ def _sum(derivation: "Derivation", node: nd.Apply, parts: Mapping[int, nd.Node |
     return _negated(derivation, node, kept) if subtracted else kept
 
 
-def _negated(derivation: "Derivation", node: nd.Apply, part: nd.Node) -> nd.Node:
+def _negated(derivation: Deriving, node: nd.Apply, part: nd.Node) -> nd.Node:
     arguments = nd.Arguments((part,), {})
     return derivation.share(("-", part), lambda: nd.Apply(node.name, node.index, operator.neg, arguments))
 
 
-def _shared_zero(derivation: "Derivation", node: nd.Node) -> nd.Node:
+def _shared_zero(derivation: Deriving, node: nd.Node) -> nd.Node:
     return derivation.share(("0", node), lambda: nd.Zero(node))
 
 
-def _shared(derivation: "Derivation", node: nd.Node, inputs: list[nd.Node]) -> nd.Node:
+def _shared(derivation: Deriving, node: nd.Node, inputs: list[nd.Node]) -> nd.Node:
     """One node for every node and its inputs: equal parts have one replay."""
     return derivation.share(("part", node, *inputs), lambda: node.with_inputs(inputs))

@@ -22,42 +22,19 @@ from ..surrogate.steps import CompiledUpdate, all_axes
 from ..surrogate.terms import Score, Weight
 from ..tensors.axes import Axes, Axis, at_least_two, describe
 from ..tensors.trees import map_tensors
-from .controls import control_variate
-from .derivation import Derivation
-from .rules import COST, Control, Kind, Pending, Rule, Site, settled
+from .boxes import Kind, Pending, settled
+from .deriving import Deriving
+from .estimator import Site
 
 _CELLS = 16384  # how many numbers a node may have in one chunk of replays
 
 
-def _compared_with_replays(site: Site) -> nd.Node | None:
-    """The control variate of a sample for a term that sums its scores over its plate; `None` for any other term."""
-    plate = _summed_plate(site)
-    if plate is None:
-        return None
-    if site.sample.plate is plate and site.sample.n == 1:
-        raise CompileError(_plate_of_one(site.name, site.sample.axes, plate))
-    left_out = (plate, _left_out(plate))
-    return control_variate(site, _replay(site, plate), site.aligned | {plate}, left_out=left_out)
-
-
-LEAVE_ONE_OUT = Control(_compared_with_replays, later_only=True)
-
-
-def _summed_plate(site: Site) -> Axis | None:
-    plate = averaging_plate(site.sample)
-    return None if plate in site.aligned else plate
-
-
-def _left_out(plate: Axis) -> Axis:
+def left_out_axis(plate: Axis) -> Axis:
     """The axis of the replays."""
     return Axis(-1 - plate.position, f"{plate.name} left out")
 
 
-def _replay(site: Site, plate: Axis) -> "Replay":
-    return site.derivation.share(("replay", site.node, site.name), lambda: _make_replay(site, plate))
-
-
-def _make_replay(site: Site, plate: Axis) -> "Replay":
+def replay(derivation: Deriving, site: Site, plate: Axis) -> "Replay":
     """The node's replays: with everything that was drawn on the way boxed, whatever the estimators of those draws.
 
     NOTE [later plates]
@@ -68,40 +45,27 @@ def _make_replay(site: Site, plate: Axis) -> "Replay":
     Where a later sample has a baseline, the ratios of its draws are compared with it as their scores are. Without one
     a replay adds the noise of those ratios times the mean cost, however small the effect of the draw left out.
     """
-    exact = site.derivation.share("replays", lambda: _weighting_everything(site.derivation))
+    exact = derivation.exact
     root = exact.derive(site.node, _ratios(exact, site))
     return Replay(site.node, site.name, plate, root, exact.drawing)
 
 
-def _ratios(exact: Derivation, site: Site) -> Pending:
+def _ratios(exact: Deriving, site: Site) -> Pending:
     """What is weighted in the replays of a site, and how: the draws' own plate plainly, others with their controls."""
-    after = descends_from(exact.order, site.sample)
-    plain = {site.name}
+    pending = exact.weighted(exact.reach[Kind.WEIGHT][site.node])
+    return settled(pending, {site.name} | uncontrolled(exact, site))
+
+
+def uncontrolled(exact: Deriving, site: Site) -> set[str]:
+    """The samples whose control variate is for replays of earlier draws on another plate only, which these are not."""
+    after, plate = descends_from(exact.order, site.sample), averaging_plate(site.sample)
+    found = set()
     for name, sample in exact.samples.items():
-        control = exact.rules[name].control
-        later = sample in after and averaging_plate(sample) != averaging_plate(site.sample)
+        control = exact.estimators[name].control
+        later = sample in after and averaging_plate(sample) != plate
         if control and control.later_only and not later:
-            plain.add(name)
-    return settled(exact.weighted(exact.reach[Kind.WEIGHT][site.node]), plain)
-
-
-def _weighting_everything(derivation: Derivation) -> Derivation:
-    """Boxes costs with every sample that is scored or descends from one: leaving a draw out moves its distribution."""
-    moving, drawn = descends_from(derivation.order, *derivation.samples.values()), samples_in(derivation.order)
-    names = [s for s, node in drawn.items() if s in derivation.rules or node in moving]
-    if len(names) == len(derivation.rules) and all(_boxes_all(rule) for rule in derivation.rules.values()):
-        return derivation
-    rules = {s: Rule(pathwise=True) if s in derivation.pathwise else _boxed(derivation.rules.get(s)) for s in names}
-    return Derivation(derivation.order, rules, shared=derivation.shared, drawing=derivation)
-
-
-def _boxed(rule: Rule | None) -> Rule:
-    """The rule that boxes costs, with the control variates that the sample has."""
-    return COST if rule is None or not rule.boxes_costs else Rule(control=rule.control)
-
-
-def _boxes_all(rule: Rule) -> bool:
-    return rule.pathwise or (rule.boxes_costs and not rule.averages and not rule.boxes_terms)
+            found.add(name)
+    return found
 
 
 @dataclass(frozen=True)
@@ -140,17 +104,17 @@ class Replay(nd.Node):
 
     kind = "replay"
 
-    def __init__(self, node: nd.Node, name: str, plate: Axis, root: nd.Node, derivation: Derivation) -> None:
-        self.sample, self.plate, self.left_out, self.root = derivation.samples[name], plate, _left_out(plate), root
+    def __init__(self, node: nd.Node, name: str, plate: Axis, root: nd.Node, derivation: Deriving) -> None:
+        self.sample, self.plate, self.left_out, self.root = derivation.samples[name], plate, left_out_axis(plate), root
         self.node = node
         self.term_axes = node.axes
         self.program, self.captured = _split(root, plate, name)
-        self.names = _weighted_in(self.program)
-        _refuse_moving_supports(self.program)
+        self.names = weighted_in(self.program)
+        refuse_moving_supports(self.program)
         declared = samples_in(derivation.order)
         drawn = [n.name for n in self.program if isinstance(n, nd.Sample)]
         inputs: list[nd.Node] = [derivation.score(declared[s]) for s in self.names]
-        inputs += [_as_drawn(n, declared, derivation) for n in self.captured]
+        inputs += [as_drawn(n, declared, derivation) for n in self.captured]
         inputs += [derivation.derive(declared[s]) for s in drawn]  # drawn before they are replayed
         super().__init__(f"replay({node.name})", node.index, inputs)
 
@@ -164,7 +128,7 @@ class Replay(nd.Node):
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         count = run.sizes[self.plate]
         if count < 2:
-            raise SamplingError(_plate_of_one(self.sample.name, self.sample.axes, self.plate))
+            raise SamplingError(plate_of_one(self.sample.name, self.sample.axes, self.plate))
         constants = map_tensors(Tensor.detach, values)
         scores, captured = constants[: len(self.names)], constants[len(self.names) :]
         recorded = {**dict(zip(self.names, scores, strict=True)), **run.log_probs}
@@ -225,7 +189,8 @@ def _refuse_other_reductions(program: Iterable[nd.Node], plate: Axis, name: str)
             )
 
 
-def _refuse_moving_supports(program: Iterable[nd.Node]) -> None:
+def refuse_moving_supports(program: Iterable[nd.Node]) -> None:
+    """Refuse draws that no importance ratio reuses."""
     for node in [scored.sample for scored in program if isinstance(scored, Score)]:
         if node.law.has_moving_support:
             raise CompileError(
@@ -234,18 +199,19 @@ def _refuse_moving_supports(program: Iterable[nd.Node]) -> None:
             )
 
 
-def _weighted_in(program: Sequence[nd.Node]) -> list[str]:
+def weighted_in(program: Sequence[nd.Node]) -> list[str]:
     """The samples whose log-probabilities a program compares with the recorded ones."""
     names = [node.sample.name for node in program if isinstance(node, (Score, Weight))]
     return list(dict.fromkeys(names))
 
 
-def _as_drawn(node: nd.Node, declared: Mapping[str, nd.Sample], derivation: Derivation) -> nd.Node:
+def as_drawn(node: nd.Node, declared: Mapping[str, nd.Sample], derivation: Deriving) -> nd.Node:
     """A draw is the surrogate's own, whoever its parents are in the replay."""
     return derivation.derive(declared[node.name]) if isinstance(node, nd.Sample) else node
 
 
-def _plate_of_one(name: str, axes: Axes, plate: Axis) -> str:
+def plate_of_one(name: str, axes: Axes, plate: Axis) -> str:
+    """Why a draw that is alone on its plate cannot be left out."""
     return (
         f"sample {name!r} (axes: {describe(axes)}): leave-one-out on a plate of one: without its only draw the plate "
         f"{plate.name!r} has no mean. Give it {at_least_two((plate,))}, or use SF for this node"

@@ -1,4 +1,4 @@
-"""What torch distributions are made of: tensors, transforms, supports; and copies around other ones."""
+"""The parts of torch distributions: tensors, transforms, supports; and copies around other ones."""
 
 import copy
 import functools
@@ -80,7 +80,7 @@ def rebuild(thing: Any, leaves: Iterator[tuple[Tensor, bool]], sizes: torch.Size
 
 
 def _least_rank(dist: Distribution, name: str) -> int:
-    """How many dimensions a parameter of one draw's distribution has once it has all batch dimensions."""
+    """The number of dimensions that a parameter of one draw's distribution has once it has all batch dimensions."""
     return len(dist._batch_shape) + _UNBROADCAST[name] if name in _UNBROADCAST else 0
 
 
@@ -91,7 +91,7 @@ def _pad(value: Tensor, lead: int, rank: int) -> Tensor:
 
 
 def inverts(dist: Distribution) -> bool:
-    """Whether scoring a draw inverts transforms."""
+    """True if scoring a draw inverts transforms."""
     return any(isinstance(part, TransformedDistribution) for part in parts_of(dist))
 
 
@@ -167,7 +167,7 @@ def named_families(factory: Any) -> list[type[Distribution]]:
 
 
 def is_straight_through(dist: Distribution | type[Distribution]) -> bool:
-    """Whether draws are discrete and have a derivative all the same: that of something else."""
+    """True if draws are discrete and have a derivative all the same: that of something else."""
     parts = parts_of(dist) if isinstance(dist, Distribution) else [dist]
     return any(part.has_rsample is True and _is_discrete(part) for part in parts)
 
@@ -232,7 +232,7 @@ def finite_support(dist: Distribution, trials: int) -> tuple[Tensor, int]:
 
 
 def moving_support(dist: Distribution) -> bool:
-    """Whether the support of a built distribution moves with what is being differentiated. Autograd alone can tell."""
+    """True if the support of a built distribution moves with what is being differentiated. Autograd alone can tell."""
     if not isinstance(type(dist).support, property):  # the same for all parameters
         return False
     if isinstance(dist, Independent):
@@ -243,7 +243,7 @@ def moving_support(dist: Distribution) -> bool:
 
 
 def _moves_a_bound(dist: TransformedDistribution) -> bool:
-    """Whether a transform with differentiated parameters acts on a set that has bounds."""
+    """True if a transform with differentiated parameters acts on a set that has bounds."""
     domain: Any = dist.base_dist.support
     for transform in dist.transforms:
         while isinstance(domain, constraints.independent):

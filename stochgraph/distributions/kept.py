@@ -1,4 +1,4 @@
-"""What a draw leaves for its score: the distribution that drew it, and what its transforms mapped."""
+"""Draws as their scores need them: the distribution that drew, and what its transforms mapped."""
 
 from typing import Any, NamedTuple
 

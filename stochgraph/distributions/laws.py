@@ -1,4 +1,4 @@
-"""How a sample node is drawn, scored and enumerated: torch distributions as they are, and samplers.
+"""Laws of sample nodes, to draw, score and enumerate by: torch distributions as they are, and samplers.
 
 A distribution of one draw becomes a distribution of a whole plate in one of two ways. A class from
 `torch.distributions` takes batched parameters, once each is viewed with its batch dimensions where the others have
@@ -45,7 +45,7 @@ _LOOKS_ANYWAY = (ContinuousBernoulli,)  # torch's looks at its probabilities whe
 
 
 class Law(Protocol):
-    """What a sample node needs of its distribution."""
+    """The interface of distributions: all that a sample node needs."""
 
     time: bool
     fixed_support: bool  # known before anything is built
@@ -62,7 +62,7 @@ class Law(Protocol):
         """The log-probability of each draw, shape `(*axes of node and inputs)`; `inputs` are the parents' nodes."""
 
     def margins(self, node: Any, values: Sequence[Any], run: Any) -> list[Tensor]:
-        """How far probabilities are from the edge: 0 where an outcome is impossible."""
+        """The distance of probabilities from the edge: 0 where an outcome is impossible."""
 
     def trials(self, node: Any, values: Sequence[Any], run: Any) -> Tensor:
         """The number of trials of a draw, where that of its outcomes follows from it: the most of all draws."""
@@ -84,7 +84,7 @@ class DistributionLaw:
 
     @property
     def has_moving_support(self) -> bool:
-        """Whether the support is known to move with the parameters before anything is drawn."""
+        """True if the support is known to move with the parameters before anything is drawn."""
         return self.is_class and issubclass(self.factory, MOVING_SUPPORT)  # type: ignore[arg-type]
 
     @property
@@ -93,7 +93,7 @@ class DistributionLaw:
 
     @property
     def is_torchs_own(self) -> bool:
-        """Whether all is known of how it draws before it does."""
+        """True if all is known of how it draws before it does."""
         return self.is_class and self.factory.__module__.startswith("torch.distributions.")
 
     def event_dims(self, arguments: Any) -> list[int] | None:
@@ -101,7 +101,7 @@ class DistributionLaw:
         declared = getattr(self.factory, "arg_constraints", None) if self.is_class and arguments.flat else None
         if not isinstance(declared, dict):
             return None
-        names = self._parameters(arguments)
+        names = self.parameters(arguments)
         if not set(names) <= declared.keys():
             return None
         dims = [declared[name].event_dim for name in names]
@@ -110,7 +110,7 @@ class DistributionLaw:
         # The batch dimensions of a constant would be taken for plates: such a distribution is mapped instead.
         return None if constants else [dims[i] for i in arguments.places]
 
-    def _parameters(self, arguments: Any) -> list[str]:
+    def parameters(self, arguments: Any) -> list[str]:
         """The names of the distribution's parameters, in the order of the arguments."""
         return [*list(inspect.signature(self.factory).parameters)[: arguments.positional], *arguments.keywords]
 
@@ -120,7 +120,7 @@ class DistributionLaw:
         known = names and not set(names).isdisjoint(inspect.signature(self.factory).parameters)
         if not (known and arguments.flat):
             return list(arguments.nodes) if names else []
-        parameters = self._parameters(arguments)
+        parameters = self.parameters(arguments)
         return [arguments.leaves[i] for i in arguments.places if parameters[i] in names]
 
     def straight_through(self) -> str | None:
@@ -144,7 +144,7 @@ class DistributionLaw:
         """A reparameterised draw, from fresh noise or from recorded noise, the noise, and what `score` can reuse."""
         built = moving(self.build(node, node.inputs, values, node.parent_axes, run, validate=noise is None))
         if not built.has_rsample:
-            raise SamplingError(_no_path(node, type(built).__name__))
+            raise SamplingError(no_path(node, type(built).__name__))
         if is_straight_through(built):
             raise SamplingError(straight_through_message(node, type(built).__name__))
         _refuse_temperatures(node, built)
@@ -378,7 +378,8 @@ def moving_support_message(node: Any) -> str:
     )
 
 
-def _no_path(node: Any, dist: str) -> str:
+def no_path(node: Any, dist: str) -> str:
+    """Why a draw without a reparameterisation is not differentiated."""
     return (
         f"PW on sample {node.name!r} ({dist}): the draw has no differentiable path to its parameters, because {dist} "
         "is discrete or has no reparameterisation; use SF or LSF for this node"
@@ -397,7 +398,7 @@ def _refuse_temperatures(node: Any, built: Distribution) -> None:
 
 @contextmanager
 def _in_words(node: Any, what: str, fn: Any, values: Sequence[Any], dims: int = 0) -> Iterator[None]:
-    """What a user's function raises, with the sample node, the user's line and what to write instead."""
+    """Errors of a user's function, with the sample node, the user's line and what to write instead."""
     try:
         yield
     except Exception as error:

@@ -1,4 +1,4 @@
-"""What torch's distributions need to be scored and moved: copies with members of their own.
+"""Copies of torch's distributions with members of their own, so that they can be scored and moved.
 
 NOTE [what is mended]
 Discrete distributions that are given probabilities clamp them to an epsilon before they take logarithms, while their
@@ -36,7 +36,7 @@ from .families import copied, parts_of
 
 
 def is_plain(dist: Distribution) -> bool:
-    """Whether the distribution is fine as it is, and none is in it that may not be."""
+    """True if the distribution is fine as it is, and none is in it that may not be."""
     return not isinstance(dist, _FAMILIES) and not any(isinstance(part, Distribution) for part in vars(dist).values())
 
 
@@ -51,7 +51,7 @@ def mended(dist: Distribution, checks: bool = True) -> Distribution:
 
 
 def margins(dist: Distribution) -> list[Tensor]:
-    """How far the probabilities that parts were given are from the edge: 0 where an outcome is impossible.
+    """The distance from the edge of the probabilities that parts were given: 0 where an outcome is impossible.
 
     Relaxed and continuous families draw with the probability that they have clamped: for them the edge is there.
     """

@@ -69,7 +69,7 @@ class NoiseTape(TorchFunctionMode):
         return fn in self._fresh or fn in NOISE_IN_PLACE
 
     def _combines_held(self, name: str, args: Sequence[Any]) -> bool:
-        """Whether a value whose derivative was cut off becomes part of the draw. torch's Gamma only clamps one."""
+        """True if a value whose derivative was cut off becomes part of the draw. torch's Gamma only clamps one."""
         return name.strip("_") in self._arithmetic and any(one is other for one in args for other in self.held)
 
     def _implicit(self, fn: Any, parameters: Tensor) -> Tensor:

@@ -22,6 +22,9 @@ class Sampler(ABC):
     of torch operations that reduce the last dimensions alone is batched as it stands. `log_prob_stacked` is what maps
     it over such a plate, and may be replaced by one batched product of matrices.
 
+    With `traceable = True`, `draw` is a function of torch operations on its arguments alone, with noise of torch's
+    default generators: it may be recorded with the rest of the graph, see `Compiled.lower`. Others are always called.
+
     Example:
         >>> import torch
         >>> import stochgraph as sg
@@ -42,6 +45,7 @@ class Sampler(ABC):
 
     time: bool = False
     batched: bool = False
+    traceable: bool = False
 
     @abstractmethod
     def draw(self, batch_shape: torch.Size, *parents: Any) -> Any:

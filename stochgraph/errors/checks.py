@@ -31,7 +31,7 @@ def shortened(text: str, most: int = 80) -> str:
 
 
 def number(value: Any) -> bool:
-    """Whether this is one number; true and false are none."""
+    """True for one number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
@@ -51,7 +51,7 @@ def between(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
 
 
 def plate_size(value: Any) -> bool:
-    """Whether this is a number of draws: a whole one, numpy's too, of at least one."""
+    """True for a number of draws: a whole one, numpy's too, of at least one."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
 

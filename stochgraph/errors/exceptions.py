@@ -14,7 +14,7 @@ class CompileError(StochgraphError):
 
 
 class InputError(StochgraphError, TypeError):
-    """What was passed are not the inputs that the graph takes."""
+    """The inputs are not those that the graph takes."""
 
 
 class SamplingError(StochgraphError):
@@ -34,3 +34,7 @@ class SolverError(StochgraphError):
 
 class VerificationError(StochgraphError):
     """The graph cannot be enumerated exactly."""
+
+
+class LoweringError(StochgraphError):
+    """What was asked for has no flat program; the message says what stands in the way."""

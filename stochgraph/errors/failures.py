@@ -1,4 +1,4 @@
-"""What goes wrong in a function that a user gave, in words: the node, the user's line, and what to write instead.
+"""Failures in functions that a user gave, in words: the node, the user's line, and what to write instead.
 
 NOTE [whose error it is]
 A function of one draw runs under `torch.vmap`, far below the user's call, and what torch raises there names neither. It
@@ -103,7 +103,7 @@ class short_tracebacks(ContextDecorator):
 
 
 def _is_known(error: Exception) -> bool:
-    """Whether the user knows the error: stochgraph's own, one with a type of its own, or one raised by the function."""
+    """True for errors that users know: stochgraph's own, those of their own types, those that the function raised."""
     if isinstance(error, StochgraphError) or type(error).__module__ != "builtins":
         return True
     *_, last = _steps(error)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
-from ..derive.replays import LEAVE_ONE_OUT, Replay
+from ..derive.replays import Replay
 from ..ir import nodes as nd
 from ..ir.paths import averaging_plate
 from .formula import latex
@@ -111,7 +111,7 @@ class Explanation:
 
 def explain(compiled: Any) -> Explanation:
     """The explanation of a `Compiled`."""
-    order, names = compiled.graph.order, list(compiled.rules)
+    order, names = compiled.graph.order, list(compiled.estimators)
     rows = tuple(read_ledger(compiled._root, order, names, compiled.wrt))
     bias = max((bias_of(row) for row in rows), key=["0", "O(1/sqrt(N))", "O(1)"].index, default="0")
     alone = any(isinstance(n, nd.Sample) and averaging_plate(n) is None for n in order)
@@ -140,7 +140,8 @@ def explain(compiled: Any) -> Explanation:
 def _uncompared(compiled: Any) -> tuple[str, ...]:
     """The samples for which leave-one-out is the score function: nothing nonlinear follows the mean of their plate."""
     compared = {node.sample.name for node in compiled._program if isinstance(node, Replay)}
-    names = [s for s, rule in compiled.rules.items() if rule.control is LEAVE_ONE_OUT and s not in compared]
+    controls = {name: estimator.control for name, estimator in compiled.estimators.items()}
+    names = [s for s, control in controls.items() if control and control.later_only and s not in compared]
     plates = {n.name for n in compiled.graph.order if isinstance(n, nd.Sample) and averaging_plate(n) is not None}
     return tuple(name for name in names if name in plates)
 

@@ -10,7 +10,7 @@ from ..ir import nodes as nd
 from ..ir.exponentials import Exponential, Logarithm
 from ..surrogate.expansions import Expansion, OtherScores
 from ..surrogate.steps import CompiledStep, CompiledUpdate, Placeholder
-from ..surrogate.terms import Box, Controlled, ScoreTerm, Total, Weight
+from ..surrogate.terms import Box, Controlled, ScoreTerm, Term, Total, Weight
 from ..tensors.axes import Axis
 
 _GREEK = frozenset(
@@ -73,6 +73,8 @@ class _Printer:
         if depth > 12:
             return r"\cdots"
         parts = [self._text(parent, depth + 1) for parent in self._shown(node)]
+        if isinstance(node, Term):
+            return node.formula(parts[0], self._indexed(node.weights[0].sample) if node.weights else "")
         if isinstance(node, Box):
             return rf"{self._factor(node)} \, {self._bracket(node.inputs[0], parts[0])}"
         if isinstance(node, ScoreTerm):

@@ -208,7 +208,8 @@ def _count(weight: Weight, box: Box, state: _State) -> _Count:
     how: Counted = "linearized" if sample.name in state.nonlinear else "scaled" if scaled else "once"
     number = "1/" + " ".join(f"N({axis.name})" for axis in summed) if scaled else "1"
     averaged = [a.name for a in sample.plates if a in box.inputs[0].axes and a not in state.outside and not a.time]
-    grows = averaging_plate(sample) in summed and not weight.average and sample.name not in state.left_out
+    compared = box.compares or sample.name in state.left_out
+    grows = averaging_plate(sample) in summed and not weight.average and not compared
     across = weight.curvature.across_time if isinstance(weight, Expansion) and weight.directs else "1"
     aligned = frozenset(weight.aligned)
     return _Count(sample.name, _times(state.share, how), number, tuple(averaged), aligned, grows, across)

@@ -99,6 +99,7 @@ class Node:
     late = False  # whether it is evaluated as late as its users allow, and not in the order of the declaration
     carries = True  # whether its value depends on its inputs in a way that any result depends on
     named = False  # whether the user gave it its name, with name=
+    free: frozenset["Node"]  # the placeholders of updates that the value depends on
 
     def __init__(self, name: str, index: int, inputs: Sequence["Node"]) -> None:
         self.name = name
@@ -110,6 +111,7 @@ class Node:
         """Work out all that can be known from the inputs' axes, once, so that no evaluation needs to."""
         self.axes: Axes = self.infer_axes()
         self.input_axes = [node.axes for node in self.inputs]
+        self.free = frozenset[Node]().union(*(node.free for node in self.inputs))
         in_line = len(self.inputs) == 2 and all(axes in ((), self.axes) for axes in self.input_axes)
         self._lead = len(self.input_axes[0]) - len(self.input_axes[1]) if in_line else None
 

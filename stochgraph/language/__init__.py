@@ -1,1 +1,1 @@
-"""What users type: symbols and the words of declarations."""
+"""The words of declarations, which users type, and the symbols that stand for values."""

@@ -161,7 +161,7 @@ def _refuse_drawn(variable: nd.Unknown, goal: nd.Node) -> None:
 
 
 def _start(variable: nd.Unknown, goal: nd.Node, init: Any, solver: Solver) -> nd.Stop:
-    """Where the solver starts, as a constant."""
+    """The start of the solver, as a constant."""
     declaration = current("argmax")
     given = Symbol(variable.like, declaration) if init is None else init
     if isinstance(solver, ClosedForm):

@@ -31,7 +31,7 @@ def held(thing: Any) -> Any:
 
 
 def captured(thing: Any) -> Iterator[tuple[str, Any]]:
-    """What a function reaches through variables, defaults and bound arguments, with the name that it has there."""
+    """The values that a function reaches through variables, defaults and bound arguments, with their names there."""
     return _walk(thing, _parts)
 
 
@@ -151,7 +151,7 @@ def called_module(fn: Any) -> Module:
 
 
 def variable_of(tensor: Tensor) -> str:
-    """What the functions that are running call a tensor, or the module that has it; empty if none of them does."""
+    """The name that the running functions have for a tensor, or the module that has it; empty if none of them does."""
     frame: FrameType | None = sys._getframe(1)
     while frame is not None:
         scopes = [] if frame.f_globals.get("__name__", "").startswith(_OURS) else [frame.f_locals, frame.f_globals]
@@ -234,7 +234,7 @@ class _Copies:
 
 
 def _is_copied(fn: FunctionType) -> bool:
-    """Whether the function has variables, or a default that has."""
+    """True if the function has variables, or a default that has."""
     return any(isinstance(part, FunctionType) and part.__closure__ for _, part in captured(fn))
 
 

@@ -27,7 +27,7 @@ _Meetings = dict[tuple[nd.Sample, Axis], nd.Node]  # a draw, a plate that it is 
 
 
 def owners_in(nodes: Iterable[nd.Node]) -> _Owners:
-    """What adds each plate, in the order of declaration."""
+    """The nodes that add each plate, in the order of declaration."""
     return {node.plate: node for node in nodes if isinstance(node, nd.Sample | nd.Data) and node.plate is not None}
 
 
@@ -67,12 +67,12 @@ def _plates(node: nd.Node) -> Axes:
 
 
 def _unsaid(node: nd.Sample) -> bool:
-    """Whether a draw has no parents, and does not say which plates it lies in."""
+    """True if a draw has no parents, and does not say which plates it lies in."""
     return not node.inputs and node.within is None
 
 
 def _meetings(order: Sequence[nd.Node]) -> _Meetings:
-    """Where such draws, or values made of them, are combined with plates that the draws do not have."""
+    """The nodes at which such draws, or values made of them, are combined with plates that the draws do not have."""
     carried: dict[nd.Node, set[nd.Sample]] = {}
     found: _Meetings = {}
     for node in order:
@@ -91,12 +91,12 @@ def _meetings(order: Sequence[nd.Node]) -> _Meetings:
 
 
 def _lies_inside(owner: nd.Node, draw: nd.Sample) -> bool:
-    """Whether a plate lies inside all plates of a draw, which has some."""
+    """True if a plate lies inside all plates of a draw, which has some."""
     return bool(_plates(draw)) and set(_plates(draw)) <= set(owner.axes)
 
 
 def _crossed(owner: nd.Node, draw: nd.Sample, meetings: _Meetings) -> bool:
-    """Whether the plate's own draw says where it lies, or is warned of the draw's plate as the later of the two."""
+    """True if the plate's own draw says where it lies, or is warned of the draw's plate as the later of the two."""
     if draw.plate is None or not isinstance(owner, nd.Sample):
         return False
     return owner.within is not None or (owner.index > draw.index and (owner, draw.plate) in meetings)

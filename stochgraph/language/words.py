@@ -441,7 +441,7 @@ def _refuse_mixed_copies(word: str, start: nd.Node, goal: nd.Node) -> None:
 
 
 def _depends(node: nd.Node, source: nd.Node) -> bool:
-    """Whether `source` is among the ancestors of `node`."""
+    """True if `source` is among the ancestors of `node`."""
     seen, stack = set(), [node]
     while stack:
         top = stack.pop()

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..derive.derivation import Derivation
-from ..derive.rules import VALUE
+from ..derive.estimator import SCORED
 from ..distributions.mends import at_edge, edge_message
 from ..errors.exceptions import VerificationError
 from ..errors.failures import short_tracebacks
@@ -74,7 +74,7 @@ class Verification:
 
     @property
     def scale(self) -> float:
-        """The factor of the truth in `expectation`, by projection: 1 if unbiased; NaN where the truth is 0."""
+        """The factor of the truth in `expectation`, by projection: 1 if there is no bias; NaN if the truth is 0."""
         expectation, truth = _vector(self.expectation), _vector(self.truth)
         return float(expectation @ truth / (truth @ truth))
 
@@ -190,11 +190,11 @@ class _Outcomes:
     def __init__(self, compiled: Compiled, inputs: Any, sizes: Mapping[str, int], limit: int) -> None:
         self.names, self.inputs, self.limit = compiled.graph.inputs, inputs, limit
         run = compiled._run(inputs, sizes)  # refuses wrong inputs and sizes
-        self.watched, self.differentiated = list(watched(run.inputs, compiled.wrt).values()), set(compiled.rules)
+        self.watched, self.differentiated = list(watched(run.inputs, compiled.wrt).values()), set(compiled.estimators)
         self.wanted = {**sizes, **data_sizes(compiled.graph.data, run.inputs)}
         order = compiled.graph.order
         self.samples = [node for node in order if isinstance(node, nd.Sample)]
-        value = Derivation(order, {node.name: VALUE for node in self.samples})
+        value = Derivation(order, {node.name: SCORED for node in self.samples})
         self.objective = value.derive(compiled.graph.objective)
         self.scores = {node.name: value.score(node) for node in self.samples}
         self.program = schedule([self.objective, *self.scores.values()])

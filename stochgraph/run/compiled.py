@@ -1,6 +1,5 @@
 """Compiled graphs: sampling, surrogates and gradients."""
 
-import math
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import pairwise
@@ -11,25 +10,20 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..derive.baselines import COMPARE_WITH_OTHERS, baseline_control
-from ..derive.derivation import Derivation
+from ..derive.derivation import Derivation, plain
+from ..derive.estimator import SCORED, GradientEstimator
 from ..derive.reach import data_of
-from ..derive.replays import LEAVE_ONE_OUT
-from ..derive.rules import Control, Rule, value_rules
-from ..distributions.laws import DistributionLaw, _no_path, moving_support_message
-from ..distributions.noise import straight_through_message
+from ..derive.routes import Routes
 from ..errors.checks import plate_size
 from ..errors.exceptions import CompileError, InputError, SamplingError
 from ..errors.failures import short_tracebacks
-from ..estimators import SF, Estimator, Pathwise
 from ..explain.explanation import explain
 from ..ir import nodes as nd
 from ..ir.declaration import Declaration
-from ..ir.paths import descends_from, moves_with, open_unknowns, plates_in, samples_in, scored_samples
+from ..ir.paths import open_unknowns, plates_in, samples_in, scored_samples
 from ..ir.programs import schedule
 from ..ir.traces import Trace
 from ..language.data import data_sizes
-from ..surrogate.expansions import curvature_of
 from ..surrogate.steps import OF_A_BATCH
 from ..tensors.axes import Axis, describe
 from ..tensors.indexing import in_transform
@@ -38,6 +32,7 @@ from .cuts import Cuts, Part
 from .first_pass import Watch, check_captured, check_pathwise
 from .gradient import Point
 from .loss import hand_over, leaves_that_require_gradients
+from .lowered import Lowered, drawn, held_still, lowering_of
 from .passes import Run, recorded, seeded
 
 _OF_A_MODULE = (
@@ -45,8 +40,6 @@ _OF_A_MODULE = (
     "function, torch.func.functional_call(module, parameters, (x,))"
 )
 _NUMBERS = (float, np.floating, np.ndarray)  # Python's own float stands for torch's default dtype
-# Elementwise functions with a zero derivative wherever they have one.
-_FLAT = frozenset("lt le gt ge eq ne floor ceil round sign trunc argmax argmin and_ or_ xor invert".split())
 
 
 class Compiled:
@@ -72,22 +65,27 @@ class Compiled:
         torch.Size([])
     """
 
-    def __init__(self, graph: Declaration, estimators: Any, wrt: str | tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        graph: Declaration,
+        estimators: Any,
+        wrt: str | tuple[str, ...] | None = None,
+        lowering: str = "never",
+    ) -> None:
         self.graph = graph
         self.wrt = _choose_inputs(graph, wrt)
         given = _given(graph, estimators)
         self.estimators = _assign(graph, given, self.wrt)
         _check(graph, self.estimators, self.wrt)
-        self.rules = {name: rule_of(estimator) for name, estimator in self.estimators.items()}
         order, objective = graph.order, graph.objective
-        self._derivation = Derivation(order, self.rules, _constant_updates(graph, estimators, given))
+        self._derivation = Derivation(order, self.estimators, _constant_updates(graph, estimators, given))
         self._root = self._derivation.surrogate(objective)
         # A pathwise draw that is used inside an update alone is still drawn outside of it.
         drawn = [
             self._derivation.derive(node) for s, node in samples_in(order).items() if s in self._derivation.pathwise
         ]
         self._program = schedule([self._root, *drawn, *graph.data])  # rows are counted, whoever reads them
-        value = Derivation(order, value_rules(self.rules))
+        value = Derivation(order, plain(self.estimators))
         self._value_root = value.derive(objective)
         self._scores = {name: value.score(node) for name, node in value.samples.items()}
         self._draws = {name: value.derive(node) for name, node in samples_in(order).items()}
@@ -98,6 +96,7 @@ class Compiled:
         self._unseen = {False, True}  # whether a pass outside of transforms, and one inside, is still the first
         self._support_program = schedule(s for s in self._scores.values() if not s.sample.law.fixed_support)
         self._cuts = Cuts(graph, self._program, self._scores, self._named_nodes)
+        self._lowering = lowering_of(self, lowering)
 
     @short_tracebacks()
     def sample(
@@ -267,11 +266,9 @@ class Compiled:
         with seeded(generator, point.named):
             run = Run(point.named, sizes)
             if not self._is_large(run, point):
-                return self._pass(point, run)
-            run = run.continued()
-            with torch.no_grad():
-                run.execute(self._draw_program)
-        return self._replayed(point, Trace(draws=run.draws, noise=run.noise))
+                return self._pass(point, run) if self._lowering is None else self._lowering.fresh(point, run)
+            trace = drawn(self, run)
+        return self._replayed(point, trace)
 
     def _is_large(self, run: Run, point: Point) -> bool:
         """Whether to cut a pass. Sizes of plates are known before it, lengths of trajectories once they are drawn."""
@@ -319,7 +316,10 @@ class Compiled:
         """The weighted sum of the values and of the gradients of some chunks."""
         total: list[Tensor] = []
         for weight, trace, piece in parts:
-            value, gradient = self._pass(point, Run(point.named, {}, trace, piece))
+            if self._lowering is None or (piece is not None and piece.plate.data):  # rows are cut out of the inputs
+                value, gradient = self._pass(point, Run(point.named, {}, trace, piece))
+            else:
+                value, gradient = self._lowering.at(point, trace)
             scaled = [leaf * weight for leaf in (value, *gradient)]
             total = list(map(torch.add, total, scaled)) if total else scaled
         return total[0], total[1:]
@@ -328,6 +328,44 @@ class Compiled:
         with torch.enable_grad():
             loss = self._surrogate(run)
         return loss.detach(), point.gradient(loss)
+
+    @short_tracebacks()
+    def lower(self, *inputs: Any, trace: Trace | None = None, sizes: Mapping[str, int] | None = None) -> Lowered:
+        """The gradient as a flat program of tensor operations, for inputs like these: the same bits, without Python.
+
+        What is recorded is one call: its operations, below autograd and `torch.vmap`. A call whose shapes, dtypes or
+        sizes are others, or whose functions name other things, is refused; one in which Python would decide otherwise
+        is interpreted. Draws of samplers that do not say `traceable = True` are made apart.
+
+        Args:
+            *inputs: the inputs of the graph, tensors on the CPU and numbers.
+            trace: draws of which the program is a function; default: it draws.
+            sizes: for fresh draws, sizes of plates by name, in place of the declared ones.
+
+        Returns:
+            A `Lowered`, for `value_and_grad(*inputs)`, or with a trace for `grad` and `surrogate(*inputs, trace)`.
+
+        Raises:
+            LoweringError: a function names what may change without a trace, looks at values where no record can tell,
+                or does not give the same bits twice.
+
+        Example:
+            >>> import torch, stochgraph as sg
+            >>> from torch.distributions import Bernoulli
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     x = sg.sample("x", lambda t: Bernoulli(logits=t), theta, n=10)
+            ...     return sg.mean(sg.apply(lambda x, t: (x - t) ** 2, x, theta))
+            >>> compiled, theta = objective.compile(sg.SF()), torch.tensor(0.3)
+            >>> lowered = compiled.lower(theta)
+            >>> one = compiled.value_and_grad(theta, generator=torch.Generator().manual_seed(0))
+            >>> other = lowered.value_and_grad(theta, generator=torch.Generator().manual_seed(0))
+            >>> one == other
+            True
+        """
+        with recorded():
+            point = self._point("lower", inputs)
+            return Lowered(self, point, _check_sizes(self.graph, sizes or {}), trace and held_still(trace))
 
     def explain(self) -> Any:
         """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula."""
@@ -373,7 +411,7 @@ class Compiled:
                 check_pathwise(self._program, self._root, run.values, self.graph.objective)
             self._unseen.discard(in_transform())
         run.check_edges()
-        if not in_transform() and not math.isfinite(loss.item()):
+        if not in_transform() and not bool(loss.isfinite()):
             self._diagnose(run)
         return loss
 
@@ -430,33 +468,6 @@ class Compiled:
         return f"<Compiled {self.graph.name} wrt {', '.join(self.wrt)}; {chosen}>"
 
 
-def rule_of(estimator: Estimator | Pathwise) -> Rule:
-    """What the two words of an estimator ask of the compiler."""
-    if isinstance(estimator, Pathwise):
-        return Rule(pathwise=True)
-    return Rule(
-        boxes_costs=estimator.influence in ("cost", "scaled", "leave-one-out"),
-        boxes_means=estimator.influence == "mean",
-        averages=estimator.influence == "scaled",
-        boxes_terms=estimator.curvature not in ("log", "stop"),
-        curvature=curvature_of(estimator.curvature, estimator.decay),
-        control=_control_of(estimator),
-        term_control=_baseline_of(estimator) if estimator.curvature == "loaded" else None,
-        compares_terms=estimator.control_variate,
-    )
-
-
-def _control_of(estimator: Estimator) -> Control | None:
-    """What makes the control variates of an estimator's boxes behind the plate's mean, or at it."""
-    if estimator.influence == "leave-one-out":
-        return LEAVE_ONE_OUT
-    return COMPARE_WITH_OTHERS if estimator.control_variate else _baseline_of(estimator)
-
-
-def _baseline_of(estimator: Estimator) -> Control | None:
-    return None if estimator.baseline is None else baseline_control(estimator.baseline)
-
-
 def _floats(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
@@ -503,7 +514,7 @@ def _given(graph: Declaration, estimators: Any) -> dict[str, Any]:
 
 
 def _check_kind(where: str, estimator: Any) -> None:
-    if not isinstance(estimator, (Estimator, Pathwise)):
+    if not isinstance(estimator, GradientEstimator):
         raise CompileError(f"{where}: {estimator!r} is not an estimator; use sg.SF(), sg.LSF(), sg.PW() ...")
 
 
@@ -513,11 +524,11 @@ def _constant_updates(graph: Declaration, estimators: Any, given: Mapping[str, A
     stopping = {name for name, estimator in given.items() if _stops(estimator)}
     if not isinstance(estimators, Mapping):
         return updates if _stops(estimators) else set()
-    return {node for node in updates if not stopping.isdisjoint(data_of(node, graph.order))}
+    return {node for node in updates if not stopping.isdisjoint(data_of(node))}
 
 
-def _stops(estimator: Any) -> bool:
-    return getattr(estimator, "curvature", None) == "stop"
+def _stops(estimator: GradientEstimator) -> bool:
+    return estimator.inside.stopped
 
 
 def _assign(graph: Declaration, given: Mapping[str, Any], wrt: tuple[str, ...]) -> dict[str, Any]:
@@ -527,7 +538,7 @@ def _assign(graph: Declaration, given: Mapping[str, Any], wrt: tuple[str, ...]) 
     that a surrogate at other inputs is importance weighted. Nodes drawn from the parameters of an update are scored
     because the update's direction is made of their scores.
     """
-    pathwise = [name for name, estimator in given.items() if isinstance(estimator, Pathwise)]
+    pathwise = [name for name, estimator in given.items() if not estimator.scored]
     needed = scored_samples(graph.order, [node for node in graph.sources if node.name in wrt], pathwise)
     for name, node in needed.items():
         if name not in given:
@@ -536,83 +547,25 @@ def _assign(graph: Declaration, given: Mapping[str, Any], wrt: tuple[str, ...]) 
                 "differentiated input: give it one, sg.SF() for instance"
             )
     others = scored_samples(graph.order, graph.sources, [name for name in pathwise if name in needed])
-    weighted = {s: SF() for s, node in others.items() if not node.law.has_moving_support}
+    weighted = {s: SCORED for s, node in others.items() if not node.law.has_moving_support}
     starts = [node.params for node in graph.order if isinstance(node, nd.Step)]
-    inner = {s: given.get(s, SF()) for s in scored_samples(graph.order, starts, pathwise)}
+    inner = {s: given.get(s, SCORED) for s in scored_samples(graph.order, starts, pathwise)}
     found = {**weighted, **inner, **{name: given[name] for name in needed}}
     return {name: found[name] for name in samples_in(graph.order) if name in found}
 
 
-def _check(graph: Declaration, estimators: Mapping[str, Any], wrt: tuple[str, ...]) -> None:
+def _check(graph: Declaration, estimators: Mapping[str, GradientEstimator], wrt: tuple[str, ...]) -> None:
     samples = samples_in(graph.order)
+    routes = Routes(graph, [name for name, estimator in estimators.items() if not estimator.scored])
     for name, estimator in estimators.items():
-        node = samples[name]
-        if isinstance(estimator, Pathwise):
-            _check_pathwise(graph, node, estimators)
-        elif isinstance(node.law, DistributionLaw) and node.law.has_moving_support:
-            raise CompileError(moving_support_message(node))
+        estimator.check(samples[name], routes)
     inputs = {node.name: node for node in graph.sources}
     for name in wrt:
-        if graph.objective not in _routes(graph, inputs[name], estimators):
+        if not routes.arrive(inputs[name]):
             raise CompileError(
                 f"the objective {graph.objective.name!r} does not depend on the input {name!r}, neither through "
                 "values nor through a distribution: leave it out of wrt, or use it in the graph"
             )
-
-
-def _check_pathwise(graph: Declaration, node: nd.Sample, estimators: Mapping[str, Any]) -> None:
-    if not isinstance(node.law, DistributionLaw):
-        raise CompileError(
-            f"PW on sample {node.name!r}: {node.law.name} is a Sampler, whose draws have no differentiable path to "
-            "their parameters; use SF or LSF for this node"
-        )
-    if node.law.is_class and not node.law.factory.has_rsample:  # type: ignore[attr-defined]
-        raise CompileError(_no_path(node, node.law.name))
-    straight_through = node.law.straight_through()
-    if straight_through:
-        raise CompileError(straight_through_message(node, straight_through))
-    _refuse_second_order(graph, node, estimators)
-    if graph.objective not in _routes(graph, node, estimators):
-        raise CompileError(
-            f"PW on sample {node.name!r} (axes: {describe(node.axes)}): the draw has no differentiable path to the "
-            f"objective {graph.objective.name!r}; it only meets operations without a derivative, or a stop. "
-            "Use SF for this node"
-        )
-
-
-def _refuse_second_order(graph: Declaration, node: nd.Sample, estimators: Mapping[str, Any]) -> None:
-    """Refuse an update that takes the first derivative of a draw that has no other."""
-    noise = node.law.noise_parents(node.arguments)
-    pathwise = [name for name, estimator in estimators.items() if isinstance(estimator, Pathwise)]
-    for update in graph.order if noise else ():
-        if not isinstance(update, nd.Update) or node not in schedule([update.objective]):
-            continue
-        moved = moves_with(graph.order, [update.variable], pathwise)
-        if any(parent in moved for parent in noise):
-            raise CompileError(
-                f"PW on sample {node.name!r} ({node.law.name}; axes: {describe(node.axes)}): its noise depends on its "
-                f"parameters, so that its draws have a first derivative and no second one. The update {update.name!r} "
-                "takes the first, and its own derivative would be the second. Use SF for this node"
-            )
-
-
-def _routes(graph: Declaration, source: nd.Node, estimators: Mapping[str, Any]) -> set[nd.Node]:
-    """The nodes that a derivative with respect to `source` can reach, through values and through distributions."""
-    found = {source}
-    for node in graph.order:
-        flat = isinstance(node, nd.Apply) and getattr(node.fn, "__name__", "") in _FLAT
-        cut = flat or isinstance(node, nd.Stop)
-        if not cut and any(parent in found for parent in node.inputs):
-            found.add(node)
-    # A draw carries the distribution path through anything that comes later, a stop included.
-    through = [
-        node
-        for node in found
-        if isinstance(node, nd.Sample) and node is not source and not isinstance(estimators.get(node.name), Pathwise)
-    ]
-    for node in through:
-        found |= descends_from(graph.order, node)
-    return found
 
 
 def _check_sizes(graph: Declaration, sizes: Mapping[str, int]) -> Mapping[str, int]:

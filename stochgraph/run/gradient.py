@@ -17,6 +17,7 @@ class Point:
 
     Attributes:
         named: copies of the inputs by name, detached from whatever they came from.
+        wanted: for every leaf of the differentiated inputs, whether it is watched.
         watched: the leaves among them that the gradient is taken with respect to, in order.
 
     Args:
@@ -27,9 +28,9 @@ class Point:
 
     def __init__(self, given: Mapping[str, Any], wrt: Sequence[str], is_wanted: Callable[[Any], bool]) -> None:
         leaves, self._spec = pytree.tree_flatten([given[name] for name in wrt])
-        self._wanted = [is_wanted(leaf) for leaf in leaves]
+        self.wanted = [is_wanted(leaf) for leaf in leaves]
         leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        self.watched = [leaf.requires_grad_() for leaf, wanted in zip(leaves, self._wanted, strict=True) if wanted]
+        self.watched = [leaf.requires_grad_() for leaf, wanted in zip(leaves, self.wanted, strict=True) if wanted]
         self.named = {name: map_tensors(Tensor.detach, value) for name, value in given.items() if name not in wrt}
         self.named.update(zip(wrt, pytree.tree_unflatten(leaves, self._spec), strict=True))
 
@@ -47,6 +48,6 @@ class Point:
     def shaped(self, gradient: Iterable[Tensor]) -> Any:
         """A gradient as a pytree like the differentiated input, or a tuple of them; other leaves are `None`."""
         found = iter(gradient)
-        leaves = [next(found) if wanted else None for wanted in self._wanted]
+        leaves = [next(found) if wanted else None for wanted in self.wanted]
         result = pytree.tree_unflatten(leaves, self._spec)
         return result[0] if len(result) == 1 else tuple(result)

@@ -1,5 +1,6 @@
 """One pass through a compiled program: where draws come from, and what is recorded of them."""
 
+import bisect
 import copy
 import os
 import threading
@@ -34,6 +35,27 @@ class Piece(NamedTuple):
     length: int
 
 
+class Place:
+    """What a pass is computing: the names of the declared nodes, also behind the operations of a backward pass."""
+
+    def __init__(self) -> None:
+        self.node = ""
+        self._starts: list[tuple[int, str]] = []  # where a node's steps begin in autograd's count
+
+    def enter(self, node: nd.Node) -> None:
+        """From here on a node is computed."""
+        self.node = node.name
+        self._starts.append((torch._C._autograd._get_sequence_nr(), node.name))
+
+    def name(self) -> str:
+        """The node that is computed, or differentiated, at this moment."""
+        step = torch._C._current_autograd_node()
+        if step is None:
+            return self.node
+        place = bisect.bisect_right(self._starts, step._sequence_nr(), key=lambda start: start[0]) - 1
+        return f"d {self._starts[place][1]}" if place >= 0 else "d"
+
+
 class Run:
     """The state of one pass. With a trace every draw is replayed; without one it is made, in declaration order.
 
@@ -56,6 +78,7 @@ class Run:
         self.edges: dict[nd.Sample, bool] = {}  # where probabilities are 0 or 1: whether they are differentiated
         self.left_out: Any = None
         self.watch: Any = None  # see `_first_pass.Watch`
+        self.place: Place | None = None  # where a pass is recorded
 
     @cached_property
     def like(self) -> Tensor | None:
@@ -92,9 +115,14 @@ class Run:
 
     def leaving_out(self, left_out: Any, log_probs: Mapping[str, Tensor]) -> "Run":
         """This pass with one draw left out of the means over its plate. See `_leave_one_out.LeftOut`."""
+        other = self.replaying(log_probs)
+        other.left_out = left_out
+        return other
+
+    def replaying(self, log_probs: Mapping[str, Tensor]) -> "Run":
+        """This pass where draws have other values or parents than those that they were drawn with."""
         other = copy.copy(self)
-        other.left_out, other.log_probs, other.kept = left_out, log_probs, {}
-        other.found = {}
+        other.log_probs, other.kept, other.found = log_probs, {}, {}
         return other
 
     def within(self, plate: Axis, size: int) -> "Run":

@@ -1,4 +1,4 @@
-"""What an implicit update is solved with, and how the inverse of its Hessian is applied: one family a file.
+"""Solvers of implicit updates, and of the linear systems with their Hessians: one family a file.
 
 A `Solver` maximises, a `LinearSolver` solves for the derivative; both work on all copies of the unknown at once, as a
 matrix. To write one, subclass either.

@@ -1,4 +1,4 @@
-"""What solvers are given and what they must return."""
+"""The interface of solvers: what they are given and must return."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable

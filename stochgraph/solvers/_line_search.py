@@ -1,4 +1,4 @@
-"""How far to go along a direction, for every copy by itself."""
+"""Line searches along a direction, for every copy by itself."""
 
 import torch
 from torch import Tensor

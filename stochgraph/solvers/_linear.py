@@ -31,7 +31,7 @@ _REMEDY = (
 
 
 class Conjugate(NamedTuple):
-    """Where conjugate gradients ended. Shapes `(*copies, P)` for vectors, `(*copies,)` for numbers."""
+    """The end of conjugate gradients. Shapes `(*copies, P)` for vectors, `(*copies,)` for numbers."""
 
     solution: Tensor
     residual: Tensor  # its norm, relative to that of the right-hand side

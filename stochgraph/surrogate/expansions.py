@@ -58,13 +58,6 @@ class Curvature:
         return rf"\lambda={self.decay:g}" if self.name == "loaded" else rf"\mathrm{{{self.name}}}"
 
 
-def curvature_of(name: str, decay: float) -> Curvature | None:
-    """The expansion that a curvature's name stands for; `None` if it takes the likelihood ratio as it is."""
-    if name == "lvc":
-        return Curvature(name, 0.0)
-    return Curvature(name, decay) if name in ("loaded", "taylor") else None
-
-
 class Expansion(Weight):
     """In place of a summed log-ratio, an expanded likelihood ratio less 1."""
 
@@ -74,6 +67,10 @@ class Expansion(Weight):
         self.curvature = curvature
         self.directs = directs  # the scores make the direction of an update
         super().__init__(score, aligned, False)
+
+    @property
+    def key(self) -> Any:
+        return (self.inputs[0], self.aligned, self.curvature)
 
     def prepare(self) -> None:
         super().prepare()

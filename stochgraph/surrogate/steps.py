@@ -24,7 +24,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors.exceptions import SamplingError
 from ..ir import nodes as nd
-from ..ir.programs import execute, split
+from ..ir.programs import dependent, execute
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, describe, union, without
 from ..tensors.indexing import in_transform
@@ -47,6 +47,10 @@ class Placeholder(nd.Node):
     def __init__(self, update: nd.Update, axes: Axes) -> None:
         self.wanted = axes
         super().__init__(update.variable.name, update.index, [])
+
+    def prepare(self) -> None:
+        super().prepare()
+        self.free = frozenset([self])
 
     def infer_axes(self) -> Axes:
         return self.wanted
@@ -77,7 +81,7 @@ class CompiledUpdate(nd.Node):
         self.detach = detach
         self.shared = shared  # scores at psi, and the same at the parameters
         self.rate_count = len(rates)
-        parts = [split(surrogate, lambda _, touched: touched, [psi]) for surrogate in surrogates]
+        parts = [dependent(surrogate, psi) for surrogate in surrogates]
         self.programs = [program for program, _ in parts]
         captured = dict.fromkeys(node for _, needed in parts for node in needed)
         super().__init__(update.name, update.index, [params, *rates, *captured])

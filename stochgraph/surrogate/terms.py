@@ -54,6 +54,11 @@ class Weight(nd.Node):
         return without(self.inputs[0].axes, self.summed)
 
     @property
+    def key(self) -> Any:
+        """What makes it what it is: equal ratios are one node."""
+        return (self.inputs[0], self.aligned, self.average)
+
+    @property
     def summed(self) -> Axes:
         """The sample's own axes that are reduced; axes that only the parents have stay."""
         return without(self.sample.axes, self.aligned)
@@ -97,6 +102,7 @@ class Box(nd.Node):
     """`base * exp(exponent)`."""
 
     kind = "box"
+    compares = False  # the draws' costs are compared with what they are for other draws: no sum of scores
 
     def __init__(self, base: nd.Node, exponent: nd.Node, weights: tuple[Weight, ...]) -> None:
         self.weights = weights
@@ -112,6 +118,37 @@ class Box(nd.Node):
     def factor(self, weight: Tensor) -> Tensor:
         """What the base is multiplied with: the likelihood ratio."""
         return weight.exp()
+
+
+class Term(Box):
+    r"""What an estimator puts in the place of a boxed term.
+
+    Inputs are the derived term, first, and whatever else it reads. It has the term's axes, at the parameters that drew
+    the term's value, and the derivatives that the estimator gives it. Subclasses have `evaluate`.
+
+    Args:
+        site: where it stands; the ratio of its sample says which distribution the term accounts for.
+        inputs: the nodes that it reads, besides the term.
+    """
+
+    kind = "term"
+    compares = True
+
+    def __init__(self, site: Any, inputs: Sequence[nd.Node]) -> None:
+        self.weights, self.own_axes = (site.ratio(),), site.term.axes
+        nd.Node.__init__(self, f"{self.kind}({site.node.name}, {site.name})", site.term.index, [site.term, *inputs])
+
+    def infer_axes(self) -> Axes:
+        return self.own_axes
+
+    @property
+    def mixes(self) -> Axes:
+        """The plates of the sample along which it reads the draws of others."""
+        return self.weights[0].summed
+
+    def formula(self, term: str, sample: str) -> str:
+        """The node as LaTeX, from the formulas of the term and of the sample."""
+        return rf"\mathrm{{{self.kind}}}_{{{sample}}}ig({term}ig)"
 
 
 class ScoreTerm(nd.Node):

@@ -24,7 +24,7 @@ class Axis:
 
     @property
     def data(self) -> bool:
-        """Whether it is a plate whose entries are the rows of an input."""
+        """True for a plate whose entries are the rows of an input."""
         return self.n is None and not self.time
 
     def __repr__(self) -> str:
@@ -46,7 +46,7 @@ def without(axes: Axes, removed: Iterable[Axis]) -> Axes:
 
 
 def at_least_two(plates: Axes) -> str:
-    """What a plate of one needs where entries are compared with the others."""
+    """The remedy for a plate of one where entries are compared with the others."""
     if any(plate.data for plate in plates):
         return "at least two rows (a loader leaves out a last batch of one with drop_last=True)"
     return "at least two draws"

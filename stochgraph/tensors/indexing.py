@@ -1,4 +1,4 @@
-"""What a graph needs under `torch.func` transforms: indexing with a drawn integer, and noise that is drawn in place.
+"""Indexing with a drawn integer, and noise that is drawn in place, under `torch.func` transforms.
 
 NOTE [scalar indices]
 `table[action]` is how a tabular policy or reward is written for one draw. Inside `torch.func.grad` or `hessian` under
@@ -26,7 +26,7 @@ NOISE_IN_PLACE = frozenset(
 
 
 def in_transform() -> bool:
-    """Whether a `torch.func` transform is active: values may then be wrapped, and cannot be looked at."""
+    """True inside a `torch.func` transform: values may then be wrapped, and cannot be looked at."""
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
@@ -38,7 +38,7 @@ def transform_rules() -> AbstractContextManager[Any]:
 class _TransformRules(TorchFunctionMode):
     def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if fn is Tensor.__getitem__:
-            return _getitem(*args)
+            return getitem(*args)
         if fn in NOISE_IN_PLACE:
             return _noise(fn, *args, **(kwargs or {}))
         return fn(*args, **(kwargs or {}))
@@ -53,7 +53,8 @@ def _noise(fn: Any, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return noise
 
 
-def _getitem(value: Tensor, key: Any) -> Tensor:
+def getitem(value: Tensor, key: Any) -> Tensor:
+    """`value[key]`, scalar tensors in the key not being looked at. See the first note above."""
     keys = key if isinstance(key, tuple) else (key,)
     scalar = [_is_scalar_index(k) for k in keys]
     others = [k for k, is_scalar in zip(keys, scalar, strict=True) if not is_scalar]

@@ -1,4 +1,4 @@
-"""What needs no derivative, evaluated in pieces of a plate: the memory of one piece, the result of the whole.
+"""Values without derivatives, evaluated in pieces of a plate: the memory of one piece, the result of the whole.
 
 Drawing a graph takes the gradients inside its updates and scores what was drawn. Both need many times the memory of
 their results, and entries of a plate do not know of each other. So where nothing is differentiated outside, a plate
@@ -29,7 +29,7 @@ def draws_at_once(device: torch.device) -> int:
 
 
 class Cut(NamedTuple):
-    """Where values are cut: the plate, its size, and that of a piece."""
+    """A cut of values: the plate, its size, and that of a piece."""
 
     plate: Axis
     size: int
@@ -56,7 +56,7 @@ class Cut(NamedTuple):
 
 
 def find_cut(values: Sequence[Any], axes: Sequence[Axes], plates: Iterable[Axis]) -> Cut | None:
-    """Where to cut values `(*axes, ...)`, if they hold more draws than a piece: the first of the plates that varies."""
+    """The cut of values `(*axes, ...)` that hold more draws than a piece: at the first of the plates that varies."""
     if in_transform():
         return None
     sizes: dict[Axis, int] = {}

@@ -1,0 +1,118 @@
+"""The two parts that most estimators are made of.
+
+A sample node's distribution carries the gradient along every route from the draw to the objective. An estimator says
+how those routes are counted: `curvature` within the updates that the draws feed, `influence` on everything that comes
+later. A baseline or a control variate changes how much an estimate varies, and not how a route is counted.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from ..derive.estimator import Control, Crossing, GradientEstimator, Inside, Where
+from ..ir import nodes as nd
+from ..surrogate.terms import Score, Weight
+from ..tensors.axes import Axes
+from .baselines import Baseline, baseline_control, check_baseline
+
+
+@dataclass(frozen=True)
+class Influence(GradientEstimator):
+    """How the draws count behind the updates that they feed.
+
+    Attributes:
+        word: its name in `Estimator`.
+        expands: the curvature's expansion takes the place of its ratio outside of updates as well.
+        baseline: what the costs of a draw are compared with.
+    """
+
+    word: ClassVar[str]
+    expands: ClassVar[bool] = False
+
+    baseline: Baseline | None = None
+
+    def __post_init__(self) -> None:
+        check_baseline(self.baseline)
+
+    @property
+    def control(self) -> Control | None:
+        return baseline_control(self.baseline)
+
+    def options(self) -> Mapping[str, Any]:
+        """What it was made with, other than defaults."""
+        return {} if self.baseline is None else {"baseline": self.baseline}
+
+
+@dataclass(frozen=True)
+class Curvature(Inside):
+    """How the direction of an update that the draws feed is differentiated."""
+
+    word: str
+
+    def options(self) -> Mapping[str, Any]:
+        """What it was made with, other than defaults."""
+        return {}
+
+
+@dataclass(frozen=True)
+class Stopped(Curvature):
+    """The direction of an update is a constant."""
+
+    word: str = "stop"
+    stopped: ClassVar[bool] = True
+
+
+LOG = Curvature("log")
+
+
+@dataclass(frozen=True, repr=False)
+class TwoParts(GradientEstimator):
+    """An influence with a curvature."""
+
+    curvature_part: Curvature
+    influence_part: Influence
+
+    @property
+    def curvature(self) -> str:
+        """The word for what happens in updates."""
+        return self.curvature_part.word
+
+    @property
+    def influence(self) -> str:
+        """The word for what is boxed behind them."""
+        return self.influence_part.word
+
+    @property
+    def options(self) -> Mapping[str, Any]:
+        """What it was made with besides the two words, other than defaults."""
+        return {**self.curvature_part.options(), **self.influence_part.options()}
+
+    @property
+    def baseline(self) -> Baseline | None:
+        """What costs are compared with."""
+        return self.options.get("baseline")
+
+    @property
+    def control(self) -> Control | None:
+        return self.influence_part.control
+
+    @property
+    def inside(self) -> Inside:
+        return self.curvature_part
+
+    def crosses(self, sample: nd.Sample, node: nd.Node) -> Crossing:
+        return self.influence_part.crosses(sample, node)
+
+    def ratio(self, score: Score, kept: Axes, where: Where) -> Weight:
+        inside = where is not Where.OUTSIDE or self.influence_part.expands
+        expanded = self.curvature_part.ratio(score, kept, where) if inside else None
+        return expanded or self.influence_part.ratio(score, kept, where)
+
+    def exact(self) -> GradientEstimator:
+        exact = self.influence_part.exact()
+        return self if exact is self.influence_part and not self.curvature_part.boxes else exact
+
+    def __repr__(self) -> str:
+        words = {"curvature": self.curvature, "influence": self.influence}
+        shown = {**words, **dict(sorted(self.options.items()))}
+        return f"Estimator({', '.join(f'{name}={value!r}' for name, value in shown.items())})"

@@ -1,0 +1,39 @@
+"""Where derivatives can go in a declared graph, before anything is known of what the user's functions do."""
+
+from collections.abc import Iterable
+
+from ..ir import nodes as nd
+from ..ir.declaration import Declaration
+from ..ir.paths import descends_from
+
+# Elementwise functions with a zero derivative wherever they have one.
+_FLAT = frozenset("lt le gt ge eq ne floor ceil round sign trunc argmax argmin and_ or_ xor invert".split())
+
+
+class Routes:
+    """The routes of derivatives through a graph.
+
+    Attributes:
+        order: the declared nodes.
+        objective: the declared objective.
+        pathwise: the names of the samples whose draw is differentiated.
+    """
+
+    def __init__(self, graph: Declaration, pathwise: Iterable[str]) -> None:
+        self.order, self.objective, self.pathwise = graph.order, graph.objective, frozenset(pathwise)
+
+    def arrive(self, source: nd.Node) -> bool:
+        """Whether a derivative with respect to a node can reach the objective."""
+        return self.objective in self.from_(source)
+
+    def from_(self, source: nd.Node) -> set[nd.Node]:
+        """The nodes that a derivative with respect to a node can reach, through values and through distributions."""
+        found = {source}
+        for node in self.order:
+            flat = isinstance(node, nd.Apply) and getattr(node.fn, "__name__", "") in _FLAT
+            cut = flat or isinstance(node, nd.Stop)
+            if not cut and any(parent in found for parent in node.inputs):
+                found.add(node)
+        # A draw carries the distribution path through anything that comes later, a stop included.
+        through = [node for node in found if isinstance(node, nd.Sample) and node is not source]
+        return found | descends_from(self.order, *(node for node in through if node.name not in self.pathwise))

@@ -1,0 +1,195 @@
+"""Other values in the place of draws: a term evaluated again with each of them, everything that follows recomputed.
+
+Along the axes on which the term meets one draw only, all draws are replaced at once; along the other plates one at a
+time, as in leave-one-out.
+
+NOTE [what is drawn later]
+The other draws stay. What the replaced draw feeds has another distribution then, and is reused with its likelihood
+ratio, differentiable like any box. A ratio stands for fresh draws only if nothing is possible under the new value that
+was impossible under the old one, and it is of use only if the two are not far apart. So direct children must be
+discrete, with the same outcomes whatever the draw; others are refused, those with outcomes of probability 0 when that
+is seen. Behind an update the parameters move a little, and any distribution is reused, as in leave-one-out.
+"""
+
+from collections.abc import Mapping
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Binomial
+
+from ..distributions.laws import DistributionLaw
+from ..errors.exceptions import CompileError, SamplingError
+from ..ir import nodes as nd
+from ..ir.paths import moves_with, samples_in
+from ..ir.programs import execute, schedule, split
+from ..surrogate.steps import all_axes
+from ..tensors.axes import Axes, Axis, describe, union, without
+from ..tensors.trees import map_tensors, tensors
+from .boxes import Kind, Pending, settled
+from .deriving import Deriving
+from .estimator import GradientEstimator, Site
+from .replays import Replay, as_drawn, refuse_moving_supports, uncontrolled, weighted_in
+
+_CELLS = 16384  # how many numbers a node may have in one chunk of replays
+_FIRST, _BEFORE_PLATES = -(10**9), -(10**6)  # in front of all axes come alternatives, then those of replays
+
+
+def alternatives(sample: nd.Sample) -> Axis:
+    """The axis of the values that are put in the place of a sample's draws."""
+    return Axis(_FIRST - sample.index, f"{sample.name} alternative")
+
+
+def replaced(plate: Axis) -> Axis:
+    """The axis of the replays in which one draw of a plate after the other is replaced."""
+    return Axis(_BEFORE_PLATES + plate.position, f"{plate.name} replaced")
+
+
+def one_at_a_time(site: Site) -> Axes:
+    """The plates of a site's sample along which the node meets several draws."""
+    return without(site.sample.plates, site.independent)
+
+
+def substitute(derivation: Deriving, site: Site, values: nd.Node, differentiable: bool) -> "Substituted":
+    """The node of a site with other values for the sample's draws."""
+    exact = derivation.exact
+    root = exact.derive(site.node, _boxes(derivation, exact, site))
+    refuse_children(site, exact.order)
+    return Substituted(site, values, root, exact.drawing, differentiable)
+
+
+def _boxes(derivation: Deriving, exact: Deriving, site: Site) -> Pending:
+    """The boxes in the replays of a draw: of all others but those whose own estimator will replace this term in turn.
+
+    Of several that do, the later drawn is innermost: its replays are in those of the earlier ones, not the reverse.
+    """
+    reaching = exact.reach[Kind.WEIGHT][site.node]
+    boxed = [s for s in reaching if s != site.name and not _replaces(derivation, s, site)]
+    # What a replay is multiplied with depends on the ancestors of the draw: their control variates have no zero mean.
+    above = samples_in(schedule(site.sample.inputs))
+    return settled(exact.weighted(boxed), above.keys() | uncontrolled(exact, site))
+
+
+def _replaces(derivation: Deriving, name: str, site: Site) -> bool:
+    earlier = name in derivation.samples and derivation.samples[name].index < site.sample.index
+    return earlier and replaces_terms(derivation.estimators[name])
+
+
+def replaces_terms(estimator: GradientEstimator) -> bool:
+    """Whether an estimator has something to put in the place of boxed terms."""
+    return type(estimator).term is not GradientEstimator.term
+
+
+def refuse_children(site: Site, order: list[nd.Node]) -> None:
+    """Refuse draws that the replaced one feeds directly, and whose ratio does not stand for fresh ones."""
+    held = [node for node in order if isinstance(node, nd.Update)]
+    fed = moves_with([node for node in order if node not in held], [site.sample])
+    for child in samples_in(order).values():
+        if any(parent in fed for parent in child.inputs) and child is not site.sample and not _reusable(child):
+            raise CompileError(
+                f"sample {site.name!r} (axes: {describe(site.sample.axes)}) feeds sample {child.name!r} "
+                f"({child.law.name}) directly: with another value of {site.name!r} what was drawn for {child.name!r} "
+                "is reused with its likelihood ratio, which needs finitely many outcomes, the same for every value; "
+                f"use SF for {site.name!r}, or PW for {child.name!r}"
+            )
+
+
+def _reusable(child: nd.Sample) -> bool:
+    law = child.law
+    if not isinstance(law, DistributionLaw) or not law.is_class:
+        return True  # nothing is known before it is built; outcomes of probability 0 are refused when they are seen
+    return bool(law.factory.has_enumerate_support) and law.factory is not Binomial  # type: ignore[attr-defined]
+
+
+class Substituted(nd.Node):
+    """A term with other values in the place of draws; axes: alternatives, plates one at a time, then its own."""
+
+    kind = "replay"
+
+    def __init__(self, site: Site, values: nd.Node, root: nd.Node, derivation: Deriving, differentiable: bool) -> None:
+        self.sample, self.root, self.differentiable = site.sample, root, differentiable
+        self.alternatives, self.plates = alternatives(site.sample), one_at_a_time(site)
+        # Under the parents of the replays a draw is another node, with the value that was drawn.
+        self.put_for = [n for n in schedule([root]) if isinstance(n, nd.Sample) and n.name == site.name]
+        self.program, self.captured = split(root, _recomputed, self.put_for)
+        refuse_moving_supports(self.program)
+        self.names = weighted_in(self.program)
+        declared = samples_in(derivation.order)
+        pathwise = [derivation.derive(declared[n.name]) for n in self.program if isinstance(n, nd.Sample)]
+        scores = [derivation.score(declared[name]) for name in self.names]
+        super().__init__(
+            f"{site.node.name} with another {site.name}",
+            site.node.index,
+            [values, site.drawn, *scores, *(as_drawn(n, declared, derivation) for n in self.captured), *pathwise],
+        )
+
+    def infer_axes(self) -> Axes:
+        return union([self.alternatives], map(replaced, self.plates), self.root.axes)
+
+    @property
+    def mixes(self) -> Axes:
+        return union(self.plates, *(node.mixes for node in self.program))
+
+    def evaluate(self, run: Any, values: list[Any]) -> Any:
+        self._refuse_impossible(run)
+        if not self.differentiable:
+            with torch.no_grad():
+                return self._all(run, values)
+        return self._all(run, values)
+
+    def _all(self, run: Any, values: list[Any]) -> Any:
+        candidates, drawn, *rest = values
+        scores, captured = rest[: len(self.names)], rest[len(self.names) :]
+        recorded = {name: score.detach() for name, score in zip(self.names, scores, strict=True)} | dict(run.log_probs)
+        known = dict(zip(self.captured, captured, strict=False))
+        sizes = [run.sizes[axis] for axis in self.plates]
+        count, places = tensors(candidates)[0].shape[0], prod(sizes)
+
+        def one(index: Tensor) -> Any:
+            put = self._put(candidates, drawn, index // places, index % places, sizes)
+            return self._one(run, put, recorded, known)
+
+        chunk = self._chunk(run)
+        found = torch.vmap(one, chunk_size=None if chunk >= count * places else chunk)(
+            torch.arange(count * places, device=tensors(drawn)[0].device)
+        )
+        return map_tensors(lambda leaf: leaf.reshape(count, *sizes, *leaf.shape[1:]), found)
+
+    def _put(self, candidates: Any, drawn: Any, choice: Tensor, place: Tensor, sizes: list[int]) -> Any:
+        """The draws, those at one place along the plates (all, where there is none) replaced by one of the values."""
+        mine = torch.arange(prod(sizes), device=place.device) == place
+        shape = dict(zip(self.plates, sizes, strict=True))
+        mask = mine.reshape([shape.get(axis, 1) for axis in self.sample.plates])
+        chosen = iter([leaf.index_select(0, choice.reshape(1)).squeeze(0) for leaf in tensors(candidates)])
+
+        def put(leaf: Tensor) -> Tensor:
+            return torch.where(mask.reshape([*mask.shape, *[1] * (leaf.dim() - mask.dim())]), next(chosen), leaf)
+
+        return map_tensors(put, drawn)
+
+    def _one(self, run: Any, put: Any, recorded: Mapping[str, Tensor], known: Mapping[nd.Node, Any]) -> Any:
+        values = {**known, **dict.fromkeys(self.put_for, put)}
+        execute(self.program, run.replaying(recorded), values)
+        return values[self.root]
+
+    def _chunk(self, run: Any) -> int:
+        cells = max((prod(run.sizes.get(axis, 1) for axis in axes) for axes in all_axes(self.program)), default=1)
+        return max(1, _CELLS // cells)
+
+    def _refuse_impossible(self, run: Any) -> None:
+        """Refuse to reuse draws of which some outcome has probability 0: it may be possible under another value."""
+        names = set(self.names)
+        for node in run.edges:
+            if node.name in names:
+                raise SamplingError(
+                    f"sample {self.sample.name!r} is replaced in {self.root.name!r}, and {node.name!r} (axes: "
+                    f"{describe(node.axes)}), which it feeds, has outcomes of probability 0: its draws cannot be "
+                    f"reused for other values of {self.sample.name!r}; use SF for {self.sample.name!r}"
+                )
+
+
+def _recomputed(node: nd.Node, touched: bool) -> bool:
+    """Whether a node has another value with another draw. Draws themselves stay, pathwise ones aside."""
+    held = isinstance(node, Replay) or (isinstance(node, nd.Sample) and not node.pathwise)
+    return touched and not held

@@ -1,0 +1,359 @@
+"""Flat programs of a compiled graph: recorded for a signature, compared with the interpreter, guarded at every call.
+
+The interpreter is the reference, and what is called wherever a program may not be used: other shapes, dtypes or sizes,
+another function behind a name, a transform or a mode of torch, a check that fails. So a call is slower there, and never
+another result. Draws are made in the order of the declaration by the same operations: a generator gives the same draws.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor
+
+from ..distributions.laws import SamplerLaw
+from ..errors.exceptions import CompileError, LoweringError
+from ..ir import nodes as nd
+from ..ir.traces import Trace
+from ..lower.held import Held
+from ..lower.recording import Flat, record
+from ..lower.signatures import Arguments, in_mode
+from ..tensors.trees import map_tensors
+from .gradient import Point
+from .passes import Place, Run, recorded, seeded
+
+_PROGRAMS = 8  # signatures that a graph keeps; the oldest goes
+_AFTER = 20  # calls of a signature before it is recorded of itself
+_TRIALS = 2  # calls that are made both ways before a program is trusted
+_MISSES = 10  # calls in which a check failed, beyond those that succeeded, before a program is given up
+
+_WORDS = {"never": None, "auto": (_AFTER, False), "flat": (0, True)}
+Found = tuple[Tensor, list[Tensor]]
+
+
+class Program:
+    """A gradient as a flat program, of fresh draws or at a trace, for one signature.
+
+    Attributes:
+        flat: the program.
+        signature: what it was recorded for.
+    """
+
+    def __init__(self, compiled: Any, point: Point, arguments: Arguments, run: Run) -> None:
+        self.signature = arguments.signature
+        self.held = Held(_named_by(compiled, run), ["log_prob", "log_prob_stacked", *([] if run.draws else ["draw"])])
+        run.place = Place()
+
+        def gradient() -> Sequence[Tensor]:
+            value, found = compiled._pass(point, run)
+            return [value, *found]
+
+        self.flat: Flat = record(gradient, arguments.tensors, run.place.name).flat
+        changed = self.held.changed()
+        if changed is not None:
+            raise LoweringError(f"{changed!r} changes while the graph is computed: a function has effects")
+
+    def __call__(self, arguments: Arguments) -> Found | None:
+        """The value and gradient; `None` where a check failed, or an operation: the interpreter says what is wrong."""
+        try:
+            results = self.flat(arguments.tensors)
+        except (RuntimeError, IndexError, ValueError):
+            return None
+        return None if results is None else (results[0], results[1:])
+
+
+class Lowered:
+    """A gradient of a compiled graph as a flat program, for inputs of one signature. Made by `Compiled.lower`.
+
+    A check that fails, and a transform or a mode of torch, is the interpreter's: it gives the same draws and results,
+    or says in words what is wrong.
+
+    Attributes:
+        module: the program, a `torch.fx.GraphModule` of operations below autograd. It returns its results, the value
+            first, and what Python has looked at.
+        code: the program as text, with the name of the declared node that every operation belongs to; `d x` is the
+            derivative of `x`.
+        notes: what is not in the program, and why.
+    """
+
+    def __init__(self, compiled: Any, point: Point, sizes: Mapping[str, int], trace: Trace | None) -> None:
+        self._compiled, self._sizes, self._at_trace = compiled, dict(sizes), trace is not None
+        cut = [] if trace is not None else cut_samplers(compiled)
+        self._apart = bool(cut)
+        self.notes = tuple(cut)
+        with torch.random.fork_rng(devices=[]):
+            self._pass(point, self._drawn(point, trace))  # a first pass looks where derivatives lead
+            seen = self._drawn(point, trace)
+            self._program = Program(compiled, point, self._arguments(point, seen), self._run(point, seen))
+            for _ in range(_TRIALS):
+                self._compare(point, self._drawn(point, trace))
+        self.module, self.code = self._program.flat.module, self._program.flat.code
+
+    def value_and_grad(self, *inputs: Any, generator: torch.Generator | None = None) -> tuple[Tensor, Any]:
+        """One estimate, as `Compiled.value_and_grad` makes it.
+
+        Args:
+            *inputs: the inputs of the graph, of the shapes and dtypes that it was lowered for.
+            generator: source of randomness; default: torch's default generators.
+
+        Raises:
+            LoweringError: the signature is another one, a function of the graph names other things now, or the program
+                is one at a trace.
+        """
+        if self._at_trace:
+            self._refuse("it was lowered at a trace, which .grad and .surrogate are functions of")
+        with recorded():
+            point = self._compiled._point("value_and_grad", inputs)
+            with seeded(generator, point.named):
+                value, gradient = self._found(point, self._drawn(point, None))
+            return value, point.shaped(gradient)
+
+    def grad(self, *inputs_and_trace: Any) -> Any:
+        """The gradient of `Compiled.surrogate` at a trace: `grad(*inputs, trace)`.
+
+        Raises:
+            LoweringError: as for `value_and_grad`; the program is not one at a trace.
+        """
+        with recorded():
+            point, trace = self._given("grad", inputs_and_trace)
+            return point.shaped(self._found(point, trace)[1])
+
+    def surrogate(self, *inputs_and_trace: Any) -> Tensor:
+        """The value of `Compiled.surrogate` at a trace, a constant: `surrogate(*inputs, trace)`. See `grad`."""
+        with recorded():
+            return self._found(*self._given("surrogate", inputs_and_trace))[0]
+
+    def _given(self, word: str, inputs_and_trace: Any) -> tuple[Point, Trace]:
+        *inputs, trace = inputs_and_trace
+        if not self._at_trace:
+            self._refuse("it was lowered for fresh draws, value_and_grad; hand a trace to lower(*inputs, trace=trace)")
+        return self._compiled._point(word, inputs), held_still(trace)
+
+    def _drawn(self, point: Point, trace: Trace | None) -> Trace | None:
+        """What the program is given beside the inputs: the trace, or draws that are made apart."""
+        apart = trace is None and self._apart
+        return drawn(self._compiled, Run(point.named, self._sizes)) if apart else trace
+
+    def _found(self, point: Point, trace: Trace | None) -> Found:
+        if in_mode():
+            return self._pass(point, trace)
+        arguments = self._arguments(point, trace)
+        if arguments.signature != self._program.signature:
+            self._refuse("shapes, dtypes, numbers or the structure of the inputs are others: lower it for these")
+        changed = self._program.held.changed()
+        if changed is not None:
+            self._refuse(f"{changed!r} is another thing now: lower it again")
+        before = torch.default_generator.get_state()
+        found = self._program(arguments)
+        if found is None:
+            torch.default_generator.set_state(before)
+            return self._pass(point, trace)
+        return found
+
+    def _compare(self, point: Point, trace: Trace | None) -> None:
+        before = torch.default_generator.get_state()
+        found = self._program(self._arguments(point, trace))
+        after = torch.default_generator.get_state()
+        torch.default_generator.set_state(before)
+        expected = self._pass(point, trace)
+        if found is not None and not (
+            same_bits(found, expected) and torch.equal(after, torch.default_generator.get_state())
+        ):
+            self._refuse("its results are not those of the interpreter")
+
+    def _arguments(self, point: Point, trace: Trace | None) -> Arguments:
+        if trace is None:
+            return fresh_arguments(point, self._sizes)
+        return trace_arguments(self._compiled.graph.samples, point, trace)
+
+    def _run(self, point: Point, trace: Trace | None) -> Run:
+        return Run(point.named, self._sizes if trace is None else {}, trace)
+
+    def _pass(self, point: Point, trace: Trace | None) -> Found:
+        return self._compiled._pass(point, self._run(point, trace))
+
+    def _refuse(self, why: str) -> NoReturn:
+        raise LoweringError(f"the flat program of {self._compiled.graph.name}: {why}")
+
+
+@dataclass
+class _Entry:
+    """What is known of one signature."""
+
+    calls: int = 0
+    program: Program | None = None
+    agreed: int = 0
+    missed: int = 0
+    hit: int = 0
+    refusal: str | None = None
+
+
+class Lowering:
+    """Which calls of a compiled graph run as flat programs: those of a signature that has been called often.
+
+    Args:
+        compiled: the compiled graph.
+        after: how many calls of a signature are interpreted before.
+        strict: whether to raise where there is no program.
+    """
+
+    def __init__(self, compiled: Any, after: int = _AFTER, strict: bool = False) -> None:
+        self.compiled, self.after, self.strict = compiled, after, strict
+        self._entries: OrderedDict[Any, _Entry] = OrderedDict()
+        self._draws_apart = bool(cut_samplers(compiled))
+
+    def fresh(self, point: Point, run: Run) -> Found:
+        """The value and gradient for fresh draws; the lock of draws is held."""
+        if self._draws_apart:
+            trace = drawn(self.compiled, run)
+            return self.at(point, trace)
+        return self._choose(point, lambda: Run(point.named, run.wanted), lambda: fresh_arguments(point, run.wanted))
+
+    def at(self, point: Point, trace: Trace) -> Found:
+        """The value and gradient at a trace."""
+        trace = held_still(trace)
+        names = self.compiled.graph.samples
+        return self._choose(point, lambda: Run(point.named, {}, trace), lambda: trace_arguments(names, point, trace))
+
+    def _choose(self, point: Point, run: Callable[[], Run], arguments: Callable[[], Arguments]) -> Found:
+        interpreted: Callable[[], Found] = lambda: self.compiled._pass(point, run())  # noqa: E731
+        if in_mode():
+            return interpreted()
+        try:
+            given = arguments()
+            entry = self._entry(given.signature)
+            self._prepare(entry, point, given, run)
+        except LoweringError:
+            if self.strict:
+                raise
+            return interpreted()
+        if entry.program is None:
+            return interpreted()
+        return self._run(entry, given, interpreted)
+
+    def _entry(self, signature: Any) -> _Entry:
+        entry = self._entries.pop(signature, None) or _Entry()
+        self._entries[signature] = entry  # the last one used
+        while len(self._entries) > _PROGRAMS:
+            self._entries.popitem(last=False)
+        return entry
+
+    def _prepare(self, entry: _Entry, point: Point, given: Arguments, run: Callable[[], Run]) -> None:
+        """Record a program where it is time for one; let go of one whose functions name other things now."""
+        entry.calls += 1
+        if entry.refusal is not None:
+            if self.strict:
+                raise LoweringError(entry.refusal)
+            return
+        if entry.program is not None and entry.program.held.changed() is not None:
+            entry.program, entry.agreed = None, 0
+        if entry.program is None and entry.calls > self.after and not self.compiled._is_first(run()):
+            try:
+                with torch.random.fork_rng(devices=[]):
+                    entry.program = Program(self.compiled, point, given, run())
+            except LoweringError as error:
+                entry.refusal = f"{self.compiled.graph.name} has no flat program: {error}"
+                raise LoweringError(entry.refusal) from error
+
+    def _run(self, entry: _Entry, given: Arguments, interpreted: Callable[[], Found]) -> Found:
+        assert entry.program is not None
+        before = torch.default_generator.get_state()
+        found = entry.program(given)
+        if found is not None and entry.agreed >= _TRIALS:
+            entry.hit += 1
+            return found
+        after = torch.default_generator.get_state()
+        torch.default_generator.set_state(before)
+        expected = interpreted()
+        if found is None:
+            entry.missed += 1
+            if entry.missed > entry.hit + _MISSES:
+                self._give_up(entry, "what Python looks at is another value in most calls")
+        elif torch.equal(after, torch.default_generator.get_state()) and same_bits(found, expected):
+            entry.agreed += 1
+        else:
+            self._give_up(entry, "its results were not those of the interpreter")
+        return expected
+
+    def _give_up(self, entry: _Entry, why: str) -> None:
+        entry.program = None
+        entry.refusal = f"{self.compiled.graph.name} has no flat program: {why}"
+
+
+def lowering_of(compiled: Any, word: str) -> Lowering | None:
+    """What `compile(lowering=...)` stands for.
+
+    Raises:
+        CompileError: another word.
+    """
+    if word not in _WORDS:
+        raise CompileError(f"lowering={word!r} of {compiled.graph.name}: one of {', '.join(map(repr, _WORDS))}")
+    chosen = _WORDS[word]
+    return None if chosen is None else Lowering(compiled, *chosen)
+
+
+def same_bits(found: Found, expected: Found) -> bool:
+    """Whether two values and gradients are the same, to the last bit; what is not a number is the same as itself."""
+    pairs = zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True)
+    return all(_same(left, right) for left, right in pairs)
+
+
+def _same(left: Tensor, right: Tensor) -> bool:
+    if (left.dtype, left.shape, left.stride()) != (right.dtype, right.shape, right.stride()):
+        return False
+    return left.detach().numpy().tobytes() == right.detach().numpy().tobytes()
+
+
+def cut_samplers(compiled: Any) -> list[str]:
+    """The samplers that may not be recorded: their draws are made apart, and the gradient is recorded at the trace."""
+    samples = [node for node in compiled.graph.order if isinstance(node, nd.Sample)]
+    return [
+        f"sample {node.name!r} is drawn apart: {node.law.name} does not say traceable = True"
+        for node in samples
+        if isinstance(node.law, SamplerLaw) and not node.law.sampler.traceable
+    ]
+
+
+def drawn(compiled: Any, run: Run) -> Trace:
+    """The draws of a pass, those that it has made already included."""
+    run = run.continued()
+    with torch.no_grad():
+        run.execute(compiled._draw_program)
+    return Trace(draws=run.draws, noise=run.noise)
+
+
+def fresh_arguments(point: Point, sizes: Mapping[str, int]) -> Arguments:
+    """What a program of fresh draws is a function of."""
+    return Arguments(list(point.named.values()), ["fresh", *sorted(sizes.items()), *point.wanted])
+
+
+def held_still(trace: Trace) -> Trace:
+    """What a surrogate reads of a trace, as constants."""
+    draws, log_probs, noise = map_tensors(_constant, (dict(trace.draws), dict(trace.log_probs), dict(trace.noise)))
+    return Trace(draws=draws, log_probs=log_probs, noise=noise)
+
+
+def _constant(tensor: Tensor) -> Tensor:
+    return tensor.detach() if tensor.requires_grad else tensor
+
+
+def trace_arguments(names: Sequence[str], point: Point, trace: Trace) -> Arguments:
+    """What a program at a trace is a function of."""
+    recorded = [[found.get(name) for name in names] for found in (trace.draws, trace.log_probs, trace.noise)]
+    return Arguments([list(point.named.values()), recorded], ["at a trace", *point.wanted])
+
+
+def _named_by(compiled: Any, run: Run) -> Iterator[tuple[str, Any]]:
+    """Whatever a user has given to the graph, in words."""
+    for node in compiled.graph.order:
+        law = getattr(node, "law", None)
+        arguments = getattr(node, "arguments", None) or getattr(node, "lr", None)
+        given = [getattr(node, "fn", None), getattr(law, "factory", None), getattr(law, "sampler", None)]
+        given += [getattr(node, name, None) for name in ("solver", "linear_solver", "discount")]
+        given += [leaf for leaf in arguments.leaves if not isinstance(leaf, nd.Node)] if arguments else []
+        for thing in given:
+            yield f"what {node.name!r} is given", thing
+    for name, estimator in compiled.estimators.items():
+        yield f"the baseline of {name!r}", getattr(estimator, "baseline", None)
