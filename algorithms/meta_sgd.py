@@ -8,16 +8,15 @@ References:
     Li, Zhou, Chen and Li (2017), Meta-SGD: Learning to learn quickly for few-shot learning, eq. 1 and algorithm 2.
 """
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
 
 import stochgraph as sg
 
 from .objectives.meta_policy_gradient import MetaProblem
 from .objectives.template import Template
+from .policies.carrying import CarryingPolicy
 from .policies.families import Parameters, Policy
 
 _RATE = "rate."  # the name of a parameter's step size is this and the parameter's own
@@ -65,7 +64,7 @@ def _rates(parameters: Parameters) -> Parameters:
     return {name: parameters.get(_RATE + name, torch.zeros_like(leaf)) for name, leaf in parameters.items()}
 
 
-class LearnedRates:
+class LearnedRates(CarryingPolicy):
     """A policy whose parameters carry along a step size for each of them; they do not act.
 
     Args:
@@ -79,11 +78,11 @@ class LearnedRates:
         {'logits': tensor([[0., 0.]]), 'rate.logits': tensor([[0.5000, 0.5000]])}
     """
 
+    prefix = _RATE
+
     def __init__(self, policy: Policy, rate: float = 0.1) -> None:
-        self.policy: Any = policy  # which may be recurrent
+        super().__init__(policy)
         self.rate = rate
-        self.batched = getattr(policy, "batched", False)
-        self.recurrent = getattr(policy, "recurrent", False)
 
     def initial(
         self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
@@ -91,33 +90,3 @@ class LearnedRates:
         """The parameters of the policy, and the step sizes."""
         own = self.policy.initial(generator, dtype=dtype, device=device)
         return own | {_RATE + name: torch.full_like(leaf, self.rate) for name, leaf in own.items()}
-
-    def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """As the policy has it."""
-        return self.policy.noise(shape, like)
-
-    def sample(self, parameters: Parameters, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """As the policy has it."""
-        return self.policy.sample(_acting(parameters), observation, noise)
-
-    def start(self, parameters: Parameters, observation: Tensor) -> Tensor:
-        """As the policy has it, if it is recurrent."""
-        return self.policy.start(_acting(parameters), observation)
-
-    def act(
-        self, parameters: Parameters, state: Tensor, observation: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As the policy has it, if it is recurrent."""
-        return self.policy.act(_acting(parameters), state, observation, noise)
-
-    def log_prob(self, parameters: Parameters, observation: Tensor, action: Tensor) -> Tensor:
-        """As the policy has it."""
-        return self.policy.log_prob(_acting(parameters), observation, action)
-
-    def kl(self, old: Parameters, new: Parameters, observation: Tensor) -> Tensor:
-        """As the policy has it."""
-        return self.policy.kl(_acting(old), _acting(new), observation)
-
-
-def _acting(parameters: Parameters) -> Parameters:
-    return {name: leaf for name, leaf in parameters.items() if not name.startswith(_RATE)}

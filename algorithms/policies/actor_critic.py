@@ -1,18 +1,16 @@
 """A policy and a value network in one dictionary of parameters, so that one optimiser moves both."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from .carrying import CarryingPolicy
 from .families import Policy
 from .networks import Parameters, layer_sizes, tanh_network, tanh_parameters
 
-_VALUE = "value."
 
-
-class ActorCritic:
+class ActorCritic(CarryingPolicy):
     r"""A policy :math:`\pi_\theta`, whose parameters carry along a value network :math:`v_\theta`: actor and critic.
 
     The two share no layer. The value network is a tanh network like those of the policies here; it does not act.
@@ -36,11 +34,11 @@ class ActorCritic:
         torch.Size([5])
     """
 
+    prefix = "value."
+
     def __init__(self, policy: Policy, observation: int, hidden: Sequence[int] = (64, 64)) -> None:
-        self.policy: Any = policy  # whose entropy is asked for only where there is one
+        super().__init__(policy)
         self.sizes = layer_sizes(observation, hidden, 1)
-        self.batched = getattr(policy, "batched", False)
-        self.recurrent = getattr(policy, "recurrent", False)
 
     def initial(
         self, generator: torch.Generator | None = None, dtype: torch.dtype | None = None, device: str = "cpu"
@@ -48,43 +46,15 @@ class ActorCritic:
         """The parameters of the policy, and those of the value network."""
         own = self.policy.initial(generator, dtype=dtype, device=device)
         critic = tanh_parameters(self.sizes, generator, dtype, device)
-        return own | {_VALUE + name: leaf for name, leaf in critic.items()}
+        return own | {self.prefix + name: leaf for name, leaf in critic.items()}
 
     def value(self, parameters: Parameters, observation: Tensor) -> Tensor:
         """The value of observations `(..., observation)`, shape `(...)`."""
-        critic = {name.removeprefix(_VALUE): leaf for name, leaf in parameters.items() if name.startswith(_VALUE)}
+        critic = {
+            name.removeprefix(self.prefix): leaf for name, leaf in parameters.items() if name.startswith(self.prefix)
+        }
         return tanh_network(critic, observation).squeeze(-1)
-
-    def noise(self, shape: Sequence[int], like: Tensor) -> Tensor:
-        """As the policy has it."""
-        return self.policy.noise(shape, like)
-
-    def sample(self, parameters: Parameters, observation: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """As the policy has it."""
-        return self.policy.sample(_acting(parameters), observation, noise)
-
-    def start(self, parameters: Parameters, observation: Tensor) -> Tensor:
-        """As the policy has it, if it is recurrent."""
-        return self.policy.start(_acting(parameters), observation)
-
-    def act(
-        self, parameters: Parameters, state: Tensor, observation: Tensor, noise: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """As the policy has it, if it is recurrent."""
-        return self.policy.act(_acting(parameters), state, observation, noise)
-
-    def log_prob(self, parameters: Parameters, observation: Tensor, action: Tensor) -> Tensor:
-        """As the policy has it."""
-        return self.policy.log_prob(_acting(parameters), observation, action)
-
-    def kl(self, old: Parameters, new: Parameters, observation: Tensor) -> Tensor:
-        """As the policy has it."""
-        return self.policy.kl(_acting(old), _acting(new), observation)
 
     def entropy(self, parameters: Parameters, observation: Tensor) -> Tensor:
         """As the policy has it."""
-        return self.policy.entropy(_acting(parameters), observation)
-
-
-def _acting(parameters: Parameters) -> Parameters:
-    return {name: leaf for name, leaf in parameters.items() if not name.startswith(_VALUE)}
+        return self.policy.entropy(self._acting(parameters), observation)
