@@ -5,7 +5,7 @@ alone. What was drawn later under other parameters than the replay's is reused, 
 The replays are forward evaluations: their values are constants of the surrogate.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Any
@@ -137,10 +137,8 @@ class Replay(nd.Node):
         def one(index: Tensor) -> Any:
             return self._one(run, LeftOut(self.plate, index, count), recorded, known)
 
-        chunk = self._chunk(run)
         with torch.no_grad():
-            indices = torch.arange(count, device=run.device)
-            return torch.vmap(one, chunk_size=None if chunk >= count else chunk)(indices)
+            return in_chunks(one, torch.arange(count, device=run.device), self.program, run)
 
     def _one(self, run: Any, left_out: LeftOut, recorded: Mapping[str, Tensor], known: Mapping[nd.Node, Any]) -> Any:
         values = dict(known)
@@ -151,17 +149,24 @@ class Replay(nd.Node):
         # Leaving draw i out of the means does not take it out of its own entry, which is compared with nothing.
         return map_tensors(lambda leaf: left_out.replaced(leaf, self.term_axes, 0.0), value)
 
-    def _chunk(self, run: Any) -> int:
-        cells = max((prod(run.sizes.get(axis, 1) for axis in axes) for axes in all_axes(self.program)), default=1)
-        return max(1, _CELLS // cells)
+
+def in_chunks(one: Callable[[Tensor], Any], indices: Tensor, program: Iterable[nd.Node], run: Any) -> Any:
+    """A function that evaluates a program, mapped over indices: in chunks in which no node has too many numbers."""
+    cells = max((prod(run.sizes.get(axis, 1) for axis in axes) for axes in all_axes(program)), default=1)
+    chunk = max(1, _CELLS // cells)
+    return torch.vmap(one, chunk_size=None if chunk >= len(indices) else chunk)(indices)
+
+
+def stays(node: nd.Node) -> bool:
+    """True for what replays take as it was: other replays, and draws, but pathwise ones, which move."""
+    return isinstance(node, Replay) or (isinstance(node, nd.Sample) and not node.pathwise)
 
 
 def _split(root: nd.Node, plate: Axis, name: str) -> tuple[list[nd.Node], list[nd.Node]]:
     """The nodes whose value changes when a draw is left out of the plate's means, in order, and what else they read."""
 
     def moves(node: nd.Node, touched: bool) -> bool:
-        held = isinstance(node, Replay) or (isinstance(node, nd.Sample) and not node.pathwise)
-        return not held and (touched or _reduces(node, plate))
+        return not stays(node) and (touched or _reduces(node, plate))
 
     _refuse_other_reductions(schedule([root]), plate, name)
     return split(root, moves)

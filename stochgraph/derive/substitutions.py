@@ -24,15 +24,13 @@ from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
 from ..ir.paths import moves_with, samples_in
 from ..ir.programs import execute, schedule, split
-from ..surrogate.steps import all_axes
 from ..tensors.axes import Axes, Axis, describe, union, without
 from ..tensors.trees import map_tensors, tensors
 from .boxes import Kind, Pending, settled
 from .deriving import Deriving
 from .estimator import GradientEstimator, Site
-from .replays import Replay, as_drawn, refuse_moving_supports, uncontrolled, weighted_in
+from .replays import as_drawn, in_chunks, refuse_moving_supports, stays, uncontrolled, weighted_in
 
-_CELLS = 16384  # how many numbers a node may have in one chunk of replays
 _FIRST, _BEFORE_PLATES = -(10**9), -(10**6)  # in front of all axes come alternatives, then those of replays
 
 
@@ -150,10 +148,8 @@ class Substituted(nd.Node):
             put = self._put(candidates, drawn, index // places, index % places, sizes)
             return self._one(run, put, recorded, known)
 
-        chunk = self._chunk(run)
-        found = torch.vmap(one, chunk_size=None if chunk >= count * places else chunk)(
-            torch.arange(count * places, device=tensors(drawn)[0].device)
-        )
+        indices = torch.arange(count * places, device=tensors(drawn)[0].device)
+        found = in_chunks(one, indices, self.program, run)
         return map_tensors(lambda leaf: leaf.reshape(count, *sizes, *leaf.shape[1:]), found)
 
     def _put(self, candidates: Any, drawn: Any, choice: Tensor, place: Tensor, sizes: list[int]) -> Any:
@@ -173,10 +169,6 @@ class Substituted(nd.Node):
         execute(self.program, run.replaying(recorded), values)
         return values[self.root]
 
-    def _chunk(self, run: Any) -> int:
-        cells = max((prod(run.sizes.get(axis, 1) for axis in axes) for axes in all_axes(self.program)), default=1)
-        return max(1, _CELLS // cells)
-
     def _refuse_impossible(self, run: Any) -> None:
         """Refuse to reuse draws of which some outcome has probability 0: it may be possible under another value."""
         names = set(self.names)
@@ -191,5 +183,4 @@ class Substituted(nd.Node):
 
 def _recomputed(node: nd.Node, touched: bool) -> bool:
     """Whether a node has another value with another draw. Draws themselves stay, pathwise ones aside."""
-    held = isinstance(node, Replay) or (isinstance(node, nd.Sample) and not node.pathwise)
-    return touched and not held
+    return touched and not stays(node)
