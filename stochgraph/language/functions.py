@@ -111,17 +111,17 @@ def _parts_of_anything(name: str, thing: Any) -> list[tuple[str, Any]]:
 
 def _globals(fn: FunctionType) -> list[tuple[str, Any]]:
     """The globals that a function, or a function in it, names."""
-    steps = [step for code in _codes(fn.__code__) for step in dis.get_instructions(code)]
+    steps = [step for code in codes(fn.__code__) for step in dis.get_instructions(code)]
     read = {step.argval for step in steps if step.opname == "LOAD_GLOBAL"} & fn.__globals__.keys()
     return [(name, fn.__globals__[name]) for name in sorted(read)]
 
 
-def _codes(code: CodeType) -> Iterator[CodeType]:
+def codes(code: CodeType) -> Iterator[CodeType]:
     """The code of a function, and of the functions in it."""
     yield code
     for part in code.co_consts:
         if isinstance(part, CodeType):
-            yield from _codes(part)
+            yield from codes(part)
 
 
 def _variables(fn: FunctionType) -> Iterator[tuple[str, CellType]]:

@@ -12,6 +12,7 @@ import dis
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from functools import partial
+from itertools import chain
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.nn import Module, Parameter
 
 from ..errors.exceptions import LoweringError
 from ..ir.nodes import Node
+from ..language.functions import codes
 from ..language.symbols import Symbol
 
 _BY_VALUE = (int, float, complex, bool, str, bytes, type(None), type(...), slice, range, torch.Size, torch.device)
@@ -253,7 +255,7 @@ def _is_slot(member: Any) -> bool:
 def _named(code: CodeType, words: str) -> tuple[list[str], set[str]]:
     """The globals and the attributes that code names, and the functions in it."""
     names, attributes = [], set()
-    for step in dis.get_instructions(code):
+    for step in chain.from_iterable(map(dis.get_instructions, codes(code))):
         if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
             names.append(step.argval)
         elif step.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM"):
@@ -262,10 +264,6 @@ def _named(code: CodeType, words: str) -> tuple[list[str], set[str]]:
             _refuse(words, f"a function that changes the global {step.argval!r}")
         elif step.opname == "IMPORT_NAME" and step.argval.partition(".")[0] not in _MODULES:
             _refuse(words, f"a function that imports {step.argval}")
-    for inner in (constant for constant in code.co_consts if isinstance(constant, CodeType)):
-        more, other = _named(inner, words)
-        names += more
-        attributes |= other
     if not _STATEFUL.isdisjoint(attributes):
         _refuse(words, f"a function that uses {min(_STATEFUL & attributes)!r}")
     return names, attributes

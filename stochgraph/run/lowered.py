@@ -8,7 +8,7 @@ another result. Draws are made in the order of the declaration by the same opera
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
@@ -155,12 +155,7 @@ class Lowered:
     def _compare(self, point: Point, trace: Trace | None) -> None:
         before = torch.default_generator.get_state()
         found = self._program(self._arguments(point, trace))
-        after = torch.default_generator.get_state()
-        torch.default_generator.set_state(before)
-        expected = self._pass(point, trace)
-        if found is not None and not (
-            same_bits(found, expected) and torch.equal(after, torch.default_generator.get_state())
-        ):
+        if not against_interpreter(found, before, lambda: self._pass(point, trace)).same:
             self._refuse("its results are not those of the interpreter")
 
     def _arguments(self, point: Point, trace: Trace | None) -> Arguments:
@@ -264,18 +259,16 @@ class Lowering:
         if found is not None and entry.agreed >= _TRIALS:
             entry.hit += 1
             return found
-        after = torch.default_generator.get_state()
-        torch.default_generator.set_state(before)
-        expected = interpreted()
+        compared = against_interpreter(found, before, interpreted)
         if found is None:
             entry.missed += 1
             if entry.missed > entry.hit + _MISSES:
                 self._give_up(entry, "what Python looks at is another value in most calls")
-        elif torch.equal(after, torch.default_generator.get_state()) and same_bits(found, expected):
+        elif compared.same:
             entry.agreed += 1
         else:
             self._give_up(entry, "its results were not those of the interpreter")
-        return expected
+        return compared.expected
 
     def _give_up(self, entry: _Entry, why: str) -> None:
         entry.program = None
@@ -292,6 +285,22 @@ def lowering_of(compiled: Any, word: str) -> Lowering | None:
         raise CompileError(f"lowering={word!r} of {compiled.graph.name}: one of {', '.join(map(repr, _WORDS))}")
     chosen = _WORDS[word]
     return None if chosen is None else Lowering(compiled, *chosen)
+
+
+class Compared(NamedTuple):
+    """The results of the interpreter, and whether a program's, if it had any, were the same, the generator's too."""
+
+    expected: Found
+    same: bool
+
+
+def against_interpreter(found: Found | None, before: Tensor, interpreted: Callable[[], Found]) -> Compared:
+    """Make a program's call again with the interpreter, from the generator's state before it."""
+    after = torch.default_generator.get_state()
+    torch.default_generator.set_state(before)
+    expected = interpreted()
+    drawn_alike = torch.equal(after, torch.default_generator.get_state())
+    return Compared(expected, found is None or (drawn_alike and same_bits(found, expected)))
 
 
 def same_bits(found: Found, expected: Found) -> bool:
