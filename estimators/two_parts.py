@@ -93,6 +93,16 @@ class TwoParts(GradientEstimator):
         return self.options.get("baseline")
 
     @property
+    def control_variate(self) -> bool:
+        """Whether each term of a mean is compared with the mean of the others."""
+        return self.options.get("control_variate", False)
+
+    @property
+    def decay(self) -> float:
+        """The factor per time step of the curvature `"loaded"`."""
+        return self.options.get("decay", 1.0)
+
+    @property
     def control(self) -> Control | None:
         return self.influence_part.control
 

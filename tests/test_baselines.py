@@ -354,6 +354,22 @@ def test_options_that_mean_nothing(words, message):
         sg.Estimator(**{"curvature": "log", "influence": "cost", **words})
 
 
+@pytest.mark.parametrize(
+    ("estimator", "baseline", "control_variate", "decay"),
+    [
+        (sg.SF(), None, False, 1.0),
+        (sg.SF(baseline="loo"), "loo", False, 1.0),
+        (sg.LSF(control_variate=True), None, True, 1.0),
+        (sg.LoadedDiCE(0.9, baseline="mean"), "mean", False, 0.9),
+        (sg.LVC(), None, False, 1.0),
+    ],
+    ids=str,
+)
+def test_options_are_said(estimator, baseline, control_variate, decay):
+    found = estimator.baseline, estimator.control_variate, estimator.decay
+    assert found == (baseline, control_variate, decay)
+
+
 class TestControlVariateOfTheLinearisedScoreFunction:
     """`LSF(control_variate=True)`."""
 
