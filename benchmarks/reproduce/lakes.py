@@ -200,7 +200,7 @@ def plot(result: dict[str, Any], picture: Any) -> None:
                 right.text(i, 1.9, f"bound drawn: {bound:.1f}", ha="center", fontsize=8)
     left.axhline(mean(MAML, lambda p: p["best"]), color="0.4", linestyle="--", linewidth=1, label="best policies")
     left.set(xlabel="adaptation steps", ylabel="return, held-out maps", xticks=range(STEPS + 1))
-    left.legend(frameon=False, fontsize="x-small", loc="center right")
+    left.legend(frameon=False, fontsize="x-small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
     right.set(ylabel="gap to the best, held-out maps", ylim=(0, 2), xticks=range(len(names)), xticklabels=names)
     right.set_title("without adaptation (pale), after one step", fontsize="small")
     right.legend(frameon=False, fontsize="small")
