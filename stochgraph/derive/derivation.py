@@ -31,7 +31,7 @@ from ..surrogate.terms import Box, Controlled, Score, ScoreTerm, Total, Weight
 from ..tensors.axes import Axes, Axis, describe, union
 from .boxes import NOTHING, Key, Kind, Pending, routing, settled
 from .controls import uncovered
-from .estimator import SCORED, Crossing, GradientEstimator, Where
+from .estimator import SCORED, Control, Crossing, GradientEstimator, Where
 from .parts import part_of
 from .reach import Reach, linear_operands
 from .sites import DerivedSite
@@ -68,6 +68,8 @@ class Derivation:
         local = order if update is None else up_to(update.objective, update.variable)
         self.samples = {name: node for name, node in samples_in(local).items() if name in scored}
         self.memo: dict[Key, nd.Node] = {}
+        self.controls: dict[Key, dict[str, list[nd.Node | None]]] = {}
+        self.weights: dict[tuple[str, Axes, Kind], Weight] = {}
         self.alignments: dict[Key, dict[str, frozenset[Axis] | None]] = {}
         if update is None:
             self.reach = {Kind.WEIGHT: Reach(order, self.samples, estimators)}
@@ -248,15 +250,39 @@ class Derivation:
 
     def _with_controls(self, node: nd.Node, pending: Pending, term: nd.Node, names: list[str]) -> nd.Node:
         """The derived node, and what has zero mean and makes it vary less."""
-        wanted = [(control, s) for s in names if (control := self.estimators[s].control)]
         below = settled(pending, names)
-        found: list[nd.Node | None] = []
-        for control, name in wanted:
-            part = part_of(self, node, below, name)
-            term_of_part = self.derive(part, self._reaches(part, below))
-            site = DerivedSite(self, node, part, self.samples[name], Kind.WEIGHT, term_of_part)
-            found += [control.node(site), uncovered(site, term) if control.whole and part is not node else None]
-        return _controlled(term, found)
+        # Replays that differ in the boxes that still wait have the others' control variates in common.
+        known = self.controls.setdefault((node, below), {})
+        sites = {name: self._site_of_part(node, below, name) for name in names if name not in known}
+        for name, site in sites.items():
+            self._control(name).check(site)
+        for name in self._innermost_first(sites):
+            known[name] = self._controls(sites[name], term)
+        return _controlled(term, [control for name in names for control in known[name]])
+
+    def _site_of_part(self, node: nd.Node, below: Pending, name: str) -> DerivedSite:
+        part = part_of(self, node, below, name)
+        term = self.derive(part, self._reaches(part, below))
+        return DerivedSite(self, node, part, self.samples[name], Kind.WEIGHT, term)
+
+    def _innermost_first(self, names: Iterable[str]) -> list[str]:
+        """The order in which control variates are made: those that replays of earlier draws have in them, last first.
+
+        In the order of the draws each would be made inside of the one before it, as deep as there are draws.
+        """
+        names = list(names)
+        inner = [s for s in names if self._control(s).later_only]
+        return [s for s in names if s not in inner] + inner[::-1]
+
+    def _controls(self, site: DerivedSite, term: nd.Node) -> list[nd.Node | None]:
+        """What is added to a derived node for the box of one sample."""
+        control = self._control(site.name)
+        return [control.node(site), uncovered(site, term) if control.whole and site.node is not site.place else None]
+
+    def _control(self, name: str) -> Control:
+        control = self.estimators[name].control
+        assert control is not None
+        return control
 
     def _own(self, node: nd.Node) -> nd.Node:
         if isinstance(node, nd.Sample) and node.name in self.pathwise:
@@ -353,7 +379,10 @@ class Derivation:
             return term
         names = sorted(s for s, kind in factors if kind is Kind.SCORE)
         wanted = [(control, s) for s in names if (control := self.estimators[s].inside.control)]
-        return _controlled(term, [control.node(self._site(node, s, Kind.SCORE, term)) for control, s in wanted])
+        sites = [(control, self._site(node, s, Kind.SCORE, term)) for control, s in wanted]
+        for control, site in sites:
+            control.check(site)
+        return _controlled(term, [control.node(site) for control, site in sites])
 
     def _site(self, node: nd.Node, name: str, kind: Kind, term: nd.Node) -> DerivedSite:
         return DerivedSite(self, node, node, self.samples[name], kind, term)
@@ -373,8 +402,14 @@ class Derivation:
 
     def weight(self, name: str, aligned: Iterable[Axis], kind: Kind = Kind.WEIGHT) -> Weight:
         """The log-probability of a sample's draws relative to its recorded value, kept along the axes `aligned`."""
+        kept = tuple(axis for axis in self.samples[name].axes if axis in aligned)
+        key = (name, kept, kind)
+        if key not in self.weights:
+            self.weights[key] = self._ratio(*key)
+        return self.weights[key]
+
+    def _ratio(self, name: str, kept: Axes, kind: Kind) -> Weight:
         sample = self.samples[name]
-        kept = tuple(axis for axis in sample.axes if axis in aligned)
         score = self.score(sample) if kind is Kind.SCORE or self.outer is None else self.outer.score(sample)
         ratio = self.estimators[name].ratio(score, kept, self._where(kind))
         return self.share(ratio.key, lambda: ratio)
@@ -386,9 +421,14 @@ class Derivation:
 
     def ancestors(self, node: nd.Node, sample: nd.Sample, kind: Kind) -> tuple[Weight, ...]:
         """The weights of a sample's strict ancestors, as they box the node."""
-        above = samples_in(schedule(sample.inputs))
-        reaching = self.reach[kind][node]
-        return self._weights(node, frozenset((s, kind) for s in reaching if s in above))
+        above = self.root.above(sample)
+        return self._weights(node, frozenset((s, kind) for s in self.reach[kind][node] if s in above))
+
+    def above(self, sample: nd.Sample) -> frozenset[str]:
+        """The names of the samples that a sample descends from."""
+        found = self.share(("above", sample), lambda: frozenset(samples_in(schedule(sample.inputs))))
+        assert isinstance(found, frozenset)
+        return found
 
     def score(self, sample: nd.Sample) -> Score:
         """The log-probability of the sample's draws, its parents as this derivation has them."""

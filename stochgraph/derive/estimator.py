@@ -137,6 +137,13 @@ class Control(ABC):
     whole: ClassVar[bool] = False
     later_only: ClassVar[bool] = False
 
+    def check(self, site: Site) -> None:  # noqa: B027 - most have nothing to refuse
+        """Refuse a site that there is no control variate for; all those of a term are asked before any is made.
+
+        Raises:
+            CompileError: with the sample, and what to use in its place.
+        """
+
     @abstractmethod
     def node(self, site: Site) -> nd.Node | None:
         """The node of zero mean; `None` where there is nothing to compare with."""

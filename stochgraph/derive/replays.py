@@ -162,14 +162,19 @@ def stays(node: nd.Node) -> bool:
     return isinstance(node, Replay) or (isinstance(node, nd.Sample) and not node.pathwise)
 
 
+def read(node: nd.Node) -> Sequence[nd.Node]:
+    """The inputs that replays look at: what is behind a node that stays is not evaluated again on its account."""
+    return () if stays(node) else node.inputs
+
+
 def _split(root: nd.Node, plate: Axis, name: str) -> tuple[list[nd.Node], list[nd.Node]]:
     """The nodes whose value changes when a draw is left out of the plate's means, in order, and what else they read."""
 
     def moves(node: nd.Node, touched: bool) -> bool:
         return not stays(node) and (touched or _reduces(node, plate))
 
-    _refuse_other_reductions(schedule([root]), plate, name)
-    return split(root, moves)
+    _refuse_other_reductions(schedule([root], read), plate, name)
+    return split(root, moves, read=read)
 
 
 def _reduces(node: nd.Node, plate: Axis) -> bool:
