@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..derive.derivation import Derivation, plain
-from ..derive.estimator import SCORED, GradientEstimator
+from ..derive.derivation import Derivation
+from ..derive.estimator import SCORED, GradientEstimator, plain
 from ..derive.reach import data_of
 from ..derive.routes import Routes
 from ..errors.checks import plate_size
@@ -87,7 +87,7 @@ class Compiled:
         self._program = schedule([self._root, *drawn, *graph.data])  # rows are counted, whoever reads them
         value = Derivation(order, plain(self.estimators))
         self._value_root = value.derive(objective)
-        self._scores = {name: value.score(node) for name, node in value.samples.items()}
+        self._scores = {name: value.score(node) for name, node in value.scope.samples.items()}
         self._draws = {name: value.derive(node) for name, node in samples_in(order).items()}
         unsolved = open_unknowns(order)
         self._named_nodes = {n.name: value.derive(n) for n in order if n.named and not unsolved[n]}
