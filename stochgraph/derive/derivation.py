@@ -396,6 +396,11 @@ class Derivation:
         parents = [self.derive(parent) for parent in sample.inputs]
         return self.share(("score", sample, *parents), lambda: Score(sample, drawn, parents))
 
+    def noise(self, sample: nd.Sample) -> nd.Sample | None:
+        """What the sample's estimator draws beside it."""
+        drawn = self.share(("noise", sample), lambda: self.estimators[sample.name].noise(sample))
+        return None if drawn is None else self.root.derive(drawn)  # type: ignore[return-value]
+
     def total(self, weights: tuple[Weight, ...]) -> nd.Node:
         """The sum of the weights. Common beginnings are shared, so a chain of samples costs one addition each."""
         total: nd.Node = weights[0]

@@ -45,6 +45,9 @@ class Deriving(Protocol):
     def score(self, sample: nd.Sample) -> Score:
         """The log-probability of the sample's draws."""
 
+    def noise(self, sample: nd.Sample) -> nd.Sample | None:
+        """What the estimator of a sample draws beside it."""
+
     def weight(self, name: str, aligned: Iterable[Axis], kind: Kind = ...) -> Weight:
         """The log-ratio of a sample's draws, kept along some axes."""
 

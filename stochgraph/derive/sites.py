@@ -34,6 +34,12 @@ class DerivedSite(Site):
     def drawn(self) -> nd.Node:
         return self._derivation.root.derive(self.sample)
 
+    @property
+    def noise(self) -> nd.Node:
+        drawn = self._derivation.noise(self.sample)
+        assert drawn is not None
+        return drawn
+
     def parents(self) -> Sequence[nd.Node]:
         return [self._derivation.derive(parent) for parent in self.sample.inputs]
 
@@ -66,5 +72,5 @@ class DerivedSite(Site):
         assert isinstance(made, nd.Node)
         return made
 
-    def put(self, values: nd.Node, differentiable: bool = True) -> nd.Node:
-        return substitute(self._derivation, self, values, differentiable)
+    def put(self, values: nd.Node, differentiable: bool = True, together: bool = False) -> nd.Node:
+        return substitute(self._derivation, self, values, differentiable, together)

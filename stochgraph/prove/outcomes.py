@@ -4,7 +4,7 @@ Discrete draws are enumerated. Where a rule of quadrature is asked for, the nois
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -35,7 +35,7 @@ class Outcome(NamedTuple):
     Attributes:
         draws: of every sample node.
         noise: of those whose draws are nodes of a rule, the noise that they are a function of.
-        log_weight: the logarithm of the weights of those nodes, summed.
+        log_weight: the logarithm of the weights of those nodes, and of the probability of what estimators drew, summed.
     """
 
     draws: dict[str, Any]
@@ -50,13 +50,22 @@ class Values:
         order: the declared nodes.
         estimators: the estimator of every sample node: only those that differentiate the draw itself matter.
         objective: the declared objective.
+        beside: what estimators draw beside the declared samples.
     """
 
-    def __init__(self, order: list[nd.Node], estimators: Mapping[str, GradientEstimator], objective: nd.Node) -> None:
+    def __init__(
+        self,
+        order: list[nd.Node],
+        estimators: Mapping[str, GradientEstimator],
+        objective: nd.Node,
+        beside: Sequence[nd.Sample],
+    ) -> None:
         derivation = Derivation(order, estimators)
         self.objective = derivation.derive(objective)
         self.scores = {name: derivation.score(node) for name, node in derivation.samples.items()}
-        self.parents = {node.name: [derivation.derive(parent) for parent in node.inputs] for node in _samples(order)}
+        self.scores_beside = {node.name: derivation.score(node) for node in beside}
+        drawn = [*_samples(order), *beside]
+        self.parents = {node.name: [derivation.derive(parent) for parent in node.inputs] for node in drawn}
         self.program = schedule([self.objective, *self.scores.values()])
 
 
@@ -85,6 +94,7 @@ class Outcomes:
         self.order, self.goal = compiled.graph.order, compiled.graph.objective
         self.samples = _samples(self.order)
         self.pathwise = {s: compiled.estimators[s] for s in compiled._derivation.pathwise}
+        self.beside = [node.declared for node in compiled._noise.values()]
         self.values = self._values(self.pathwise)
         self.held_values = self._values(self._differentiated_by_updates())
         self.all = Outcome({}, {}, torch.zeros(1, dtype=torch.float64))
@@ -93,7 +103,7 @@ class Outcomes:
 
     def _values(self, pathwise: Mapping[str, GradientEstimator]) -> Values:
         scored = {node.name: SCORED for node in self.samples}
-        return Values(self.order, {**scored, **pathwise}, self.goal)
+        return Values(self.order, {**scored, **pathwise}, self.goal, self.beside)
 
     def _differentiated_by_updates(self) -> dict[str, GradientEstimator]:
         """The pathwise draws that an update differentiates: its direction is another one where they are held."""
@@ -108,7 +118,19 @@ class Outcomes:
             if node.name in self.differentiated:
                 self._refuse_edges(node)
             self._extend(node)
-            self._drop_impossible(node)
+            self._drop_impossible(self.values.scores[node.name])
+        for node in self.beside:
+            self._extend_beside(node)
+
+    def _extend_beside(self, node: nd.Sample) -> None:
+        """Every outcome so far, times every outcome of what an estimator draws: its probability is a weight."""
+        if self.quadrature is not None and self._is_continuous(node):
+            self._extend_by_nodes(node, self.quadrature)
+            return
+        self._extend(node)
+        score = self.values.scores_beside[node.name]
+        self._drop_impossible(score)
+        self.all = self.all._replace(log_weight=self.all.log_weight + self._scored(score))
 
     def _is_continuous(self, node: nd.Sample) -> bool:
         if not has_nodes(node):
@@ -216,17 +238,16 @@ class Outcomes:
         values = run.execute(schedule(parents))
         return run, [values[parent] for parent in parents]
 
-    def _drop_impossible(self, node: nd.Sample) -> None:
-        score = self.values.scores[node.name]
-        program = schedule([score])
-
-        def one(outcome: Outcome) -> Tensor:
-            return self._run(self.inputs, outcome).execute(program)[score].sum()
-
-        possible = self.map(one) > -torch.inf
+    def _drop_impossible(self, score: nd.Node) -> None:
+        possible = self._scored(score) > -torch.inf
         if not bool(possible.all()):
             self.all = pytree.tree_map(lambda x: x[possible], self.all)
             self.count = int(possible.sum())
+
+    def _scored(self, score: nd.Node) -> Tensor:
+        """A log-probability in every outcome."""
+        program = schedule([score])
+        return self.map(lambda outcome: self._run(self.inputs, outcome).execute(program)[score].sum())
 
     def map(self, fn: Callable[..., Any], *more: Any, chunk: int | None = None) -> Any:
         """`fn(outcome, *more)` for every outcome; `more` has one entry for each."""

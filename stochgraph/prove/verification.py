@@ -37,7 +37,8 @@ class Verification:
         relative_to: which of the two `relative_bias` is relative to, "truth" or "estimates".
         outcomes: how many joint outcomes of positive probability there are.
         order: the order of the derivative.
-        quadrature: where continuous draws have the nodes of a rule, how far the figures can be trusted; else `None`.
+        quadrature: where continuous draws have the nodes of a rule, how far the figures can be trusted: `nodes`, the
+            `change` from half of them, and the `disagreement` with nodes that are held, both relative; else `None`.
 
     For first derivatives `truth`, `expectation`, `bias` and `variance` are pytrees like the differentiated input (a
     tuple of them if there are several). For order k they are tensors of shape `(*input.shape,) * k` if one tensor is
