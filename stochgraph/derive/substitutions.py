@@ -49,12 +49,15 @@ def one_at_a_time(site: Site) -> Axes:
     return without(site.sample.plates, site.independent)
 
 
-def substitute(derivation: Deriving, site: Site, values: nd.Node, differentiable: bool) -> "Substituted":
+def substitute(
+    derivation: Deriving, site: Site, values: nd.Node, differentiable: bool, together: bool
+) -> "Substituted":
     """The node of a site with other values for the sample's draws."""
     exact = derivation.exact
     root = exact.derive(site.node, _boxes(derivation, exact, site))
     refuse_children(site, exact.order)
-    return Substituted(site, values, root, exact.drawing, differentiable)
+    plates = () if together else one_at_a_time(site)
+    return Substituted(site, values, root, exact.drawing, differentiable, plates)
 
 
 def _boxes(derivation: Deriving, exact: Deriving, site: Site) -> Pending:
@@ -101,9 +104,11 @@ class Substituted(nd.Node):
 
     kind = "replay"
 
-    def __init__(self, site: Site, values: nd.Node, root: nd.Node, derivation: Deriving, differentiable: bool) -> None:
+    def __init__(
+        self, site: Site, values: nd.Node, root: nd.Node, derivation: Deriving, differentiable: bool, plates: Axes
+    ) -> None:
         self.sample, self.root, self.differentiable = site.sample, root, differentiable
-        self.alternatives, self.plates = alternatives(site.sample), one_at_a_time(site)
+        self.alternatives, self.plates = alternatives(site.sample), plates
         # Under the parents of the replays a draw is another node, with the value that was drawn.
         self.put_for = [n for n in schedule([root]) if isinstance(n, nd.Sample) and n.name == site.name]
         self.program, self.captured = split(root, _recomputed, self.put_for)
