@@ -5,6 +5,7 @@ from typing import Any
 
 from .errors.exceptions import CompileError
 from .explain.drawing import draw
+from .explain.mermaid import mermaid
 from .ir.declaration import Declaration
 from .language.words import declare
 from .run.compiled import Compiled
@@ -68,6 +69,34 @@ class Graph(Declaration):
     def draw(self) -> Any:
         """The graph as a `matplotlib` figure: plates as boxes, sample nodes round, updates marked."""
         return draw(self)
+
+    def to_mermaid(self) -> str:
+        """The graph as a Mermaid flowchart, which code hosts show where it stands in a page of Markdown.
+
+        It stands there as a block of code in the language `mermaid`. Plates and times are subgraphs, samples are round,
+        updates are hexagons; what goes into a sample or an update has thick lines.
+
+        Returns:
+            The text of the flowchart.
+
+        Example:
+            >>> import torch, stochgraph as sg
+            >>> from torch.distributions import Normal
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     return sg.mean(sg.sample("x", Normal, theta, 1.0, n=100))
+            >>> print(objective.to_mermaid())
+            flowchart TD
+                n0["theta"]:::input
+                n2[["mean over x<br/>objective"]]:::operation
+                subgraph p1["x, N = 100"]
+                    n1(["x<br/>~ Normal"]):::sample
+                end
+                n0 ==> n1
+                n1 --> n2
+                ...
+        """
+        return mermaid(self)
 
     def _repr_png_(self) -> bytes:
         return self.draw()._repr_png_()
