@@ -5,7 +5,7 @@ from typing import Any
 from torch.distributions import Normal
 
 import stochgraph as sg
-from tests.test_draw import GRAPHS, Walk, every
+from tests.test_draw import GRAPHS, Walk, every, normal
 
 say: Any = sg
 
@@ -85,3 +85,9 @@ def test_every_node_is_in_it_once_and_every_subgraph_ends(graph: sg.Graph) -> No
     shown = [data for _, data in graph.networkx.nodes(data=True) if data["kind"] != "select" or data["objective"]]
     assert sum(":::" in line for line in lines) == len(shown)
     assert sum(line.startswith("subgraph") for line in lines) == lines.count("end")
+
+
+def test_arithmetic_can_be_folded() -> None:
+    lines = normal.to_mermaid(fold=True).splitlines()
+    assert '    n2[["−(mean(x) − 1)²<br/>objective"]]:::operation' in lines
+    assert [line for line in lines if "-->" in line or "==>" in line] == ["    n0 ==> n1", "    n1 --> n2"]

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 import networkx as nx
 
 from ..ir.declaration import Declaration
+from .folding import folded
 from .grid import UPDATE_ROLES, Lane, captions, text, without_selects
 
 _SHAPES = {"sample": "([{}])", "update": "{{{{{}}}}}"}
@@ -23,9 +24,9 @@ _CLASSES = {
 }
 
 
-def mermaid(graph: Declaration) -> str:
+def mermaid(graph: Declaration, fold: bool = False) -> str:
     """The text of the flowchart."""
-    shown = without_selects(graph)
+    shown = folded(graph) if fold else without_selects(graph)
     identifiers = {node: f"n{i}" for i, node in enumerate(shown)}
     lines = ["flowchart TD", *_nodes(shown, identifiers)]
     lines += [_edge(identifiers, *edge) for edge in shown.edges(data=True)]
