@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..derive.derivation import Derivation, plain
-from ..derive.estimator import SCORED, GradientEstimator
+from ..derive.derivation import Derivation
+from ..derive.estimator import SCORED, GradientEstimator, plain
 from ..derive.reach import data_of
 from ..derive.routes import Routes
 from ..errors.checks import plate_size
@@ -85,17 +85,20 @@ class Compiled:
             self._derivation.derive(node) for s, node in samples_in(order).items() if s in self._derivation.pathwise
         ]
         self._program = schedule([self._root, *drawn, *graph.data])  # rows are counted, whoever reads them
+        found = (self._derivation.noise(sample) for sample in self._derivation.scope.samples.values())
+        self._noise = {node.name: node for node in found if node is not None}
         value = Derivation(order, plain(self.estimators))
         self._value_root = value.derive(objective)
-        self._scores = {name: value.score(node) for name, node in value.samples.items()}
-        self._draws = {name: value.derive(node) for name, node in samples_in(order).items()}
+        self._scores = {name: value.score(node) for name, node in value.scope.samples.items()}
+        samples = {**samples_in(order), **self._noise}
+        self._draws = {name: value.derive(node) for name, node in samples.items()}
         unsolved = open_unknowns(order)
         self._named_nodes = {n.name: value.derive(n) for n in order if n.named and not unsolved[n]}
         recorded = (*graph.data, *self._scores.values(), *self._draws.values(), *self._named_nodes.values())
         self._value_program = schedule([self._value_root, *recorded])
         self._unseen = {False, True}  # whether a pass outside of transforms, and one inside, is still the first
         self._support_program = schedule(s for s in self._scores.values() if not s.sample.law.fixed_support)
-        self._cuts = Cuts(graph, self._program, self._scores, self._named_nodes)
+        self._cuts = Cuts(graph, samples, self._program, self._scores, self._named_nodes)
         self._lowering = lowering_of(self, lowering)
 
     @short_tracebacks()
