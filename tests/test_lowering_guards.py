@@ -177,6 +177,7 @@ def draws_from(source: Any) -> Any:
     return lambda x, t: source() * x * t
 
 
+SINE = "in"
 NUMPY = np.array([1.0, 2.0])
 
 
@@ -193,7 +194,8 @@ NUMPY = np.array([1.0, 2.0])
         (lambda x, t: torch.get_num_threads() * x * t, "'get_num_threads'"),
         (lambda x, t: globals()["SCALE"] * x * t, "a function of Python with effects"),
         (lambda x, t: print(end="") or x * t, "a function of Python with effects"),
-        (lambda x, t: getattr(torch, "s" + "in")(x) * t, "a function of Python with effects"),
+        (lambda x, t: getattr(torch, "s" + SINE)(x) * t, "a function of Python with effects"),
+        (lambda x, t: getattr(torch, "manual_seed", None) is None or x * t, "'manual_seed'"),
     ],
 )
 def test_what_may_change_unseen_is_refused_in_words(cost, message):
@@ -202,7 +204,6 @@ def test_what_may_change_unseen_is_refused_in_words(cost, message):
     with pytest.raises(sg.LoweringError, match=message):
         graph.compile(sg.SF()).lower(THETA)
     strict = graph.compile(sg.SF(), lowering="flat")
-    strict.value_and_grad(THETA)
     with pytest.raises(sg.LoweringError, match=message):
         strict.value_and_grad(THETA)
     auto = graph.compile(sg.SF(), lowering="auto")
@@ -255,7 +256,7 @@ def test_a_program_that_misses_most_calls_is_given_up():
         return sg.reduce(lambda r: r.sum() * round(float(r[0].detach()), 6), x * theta)
 
     both = Both(objective)
-    for number in range(_MISSES - 1):
+    for number in range(_MISSES - 3):
         both.agree(THETA, number=number + 10)
     with pytest.raises(sg.LoweringError, match="another value in most calls"):
         both.flat.value_and_grad(THETA)

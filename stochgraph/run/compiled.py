@@ -335,7 +335,13 @@ class Compiled:
         return loss.detach(), point.gradient(loss)
 
     @short_tracebacks()
-    def lower(self, *inputs: Any, trace: Trace | None = None, sizes: Mapping[str, int] | None = None) -> Lowered:
+    def lower(
+        self,
+        *inputs: Any,
+        trace: Trace | None = None,
+        sizes: Mapping[str, int] | None = None,
+        backend: str = "flat",
+    ) -> Lowered:
         """The gradient as a flat program of tensor operations, for inputs like these: the same bits, without Python.
 
         What is recorded is one call: its operations, below autograd and `torch.vmap`. A call whose shapes, dtypes or
@@ -346,13 +352,14 @@ class Compiled:
             *inputs: the inputs of the graph, tensors on the CPU and numbers.
             trace: draws of which the program is a function; default: it draws.
             sizes: for fresh draws, sizes of plates by name, in place of the declared ones.
+            backend: "flat", or "inductor", through `torch.compile`: the same draws, and results that agree to rounding.
 
         Returns:
             A `Lowered`, for `value_and_grad(*inputs)`, or with a trace for `grad` and `surrogate(*inputs, trace)`.
 
         Raises:
             LoweringError: a function names what may change without a trace, looks at values where no record can tell,
-                or does not give the same bits twice.
+                or does not give the same bits twice; there is no C++ compiler for "inductor".
 
         Example:
             >>> import torch, stochgraph as sg
@@ -370,7 +377,7 @@ class Compiled:
         """
         with recorded():
             point = self._point("lower", inputs)
-            return Lowered(self, point, _check_sizes(self.graph, sizes or {}), trace and held_still(trace))
+            return Lowered(self, point, _check_sizes(self.graph, sizes or {}), trace and held_still(trace), backend)
 
     def explain(self) -> Any:
         """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula."""
