@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ..derive.derivation import Derivation
 from ..derive.estimator import SCORED, GradientEstimator, plain
+from ..derive.printed import printed
 from ..derive.reach import data_of
 from ..derive.routes import Routes
 from ..errors.checks import plate_size
@@ -370,6 +371,32 @@ class Compiled:
     def explain(self) -> Any:
         """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula."""
         return explain(self)
+
+    def show(self, stage: str) -> str:
+        """What a pass of the compiler decided, in lines.
+
+        Args:
+            stage: "reach": the samples that reach each node, with the axes along which they do so draw by draw;
+                "placement": the way of every box to the node where it stands, and the places of control variates;
+                "build": what was built of each node with open boxes; "program": the nodes of the surrogate in the
+                order in which they are evaluated.
+
+        Raises:
+            ValueError: another word.
+
+        Example:
+            >>> import stochgraph as sg
+            >>> from torch.distributions import Normal
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     x = sg.sample("x", Normal, theta, 1.0, n=100)
+            ...     return sg.mean(x**2) - theta**2
+            >>> print(objective.compile(sg.SF()).show("placement"))
+            objective sub
+              box(x)  at sub        moves → mean(pow); dropped at pow_2: x does not reach it
+              box(x)  at mean(pow)  moves through → pow, stays there: `pow` is not linear; kept along (x)
+        """
+        return printed(self._derivation, self.graph.objective, self._program, stage)
 
     def _named(self, inputs: Any) -> dict[str, Any]:
         names = self.graph.inputs
