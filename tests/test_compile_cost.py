@@ -3,11 +3,14 @@
 from itertools import pairwise
 
 import pytest
+import torch
+from torch.distributions import Bernoulli
 
 import stochgraph as sg
 from stochgraph.derive.reach import Reach
 from stochgraph.derive.replays import Replay
 from stochgraph.estimators.leave_one_out import ComparedWithReplays
+from stochgraph.explain.ledger import _Walk
 from stochgraph.ir import nodes as nd
 from stochgraph.ir import programs
 from stochgraph.surrogate.steps import CompiledStep
@@ -75,3 +78,57 @@ def test_work_of_leave_one_out_grows_at_most_quadratically(monkeypatch):
 def test_leave_one_out_of_many_steps_compiles_within_the_stack_of_python():
     compiled = bandit(120).compile(sg.LOO())
     assert sum(isinstance(node, Replay) for node in compiled._program) == 120
+
+
+def latents(count: int) -> sg.Graph:
+    """A chain of latent draws, every one of them with a cost."""
+
+    @sg.graph
+    def objective(theta):
+        total = draw = sg.sample("x0", Bernoulli, logits=theta, n=2)
+        for k in range(1, count):
+            draw = sg.sample(f"x{k}", Bernoulli, logits=theta * draw)
+            total = total + torch.sin(draw)
+        return sg.mean(total)
+
+    return objective
+
+
+@pytest.mark.parametrize("make", [bandit, latents])
+@pytest.mark.parametrize("estimator", [sg.SF(), sg.LSF(), sg.MAML(), sg.LOO()], ids=["SF", "LSF", "MAML", "LOO"])
+def test_routes_that_the_ledger_follows_grow_linearly(estimator, make, monkeypatch):
+    followed: list[int] = []
+    add = _Walk._add
+
+    def counted(self, node, state, passed):
+        followed.append(len(passed))
+        add(self, node, state, passed)
+
+    monkeypatch.setattr(_Walk, "_add", counted)
+
+    def count(size: int) -> tuple[int, int]:
+        compiled = make(size).compile(estimator)
+        followed.clear()
+        rows = compiled.explain().ledger
+        return sum(followed), len(rows)
+
+    few, more, most = count(10), count(20), count(30)
+    assert few[0] > 10
+    for one, other, third in zip(few, more, most, strict=True):
+        assert third - other == other - one
+
+
+@pytest.mark.parametrize("estimator", [sg.SF(), sg.LSF(), sg.LOO()], ids=["SF", "LSF", "LOO"])
+def test_a_formula_of_many_steps_has_the_first_and_the_last(estimator):
+    formula = bandit(20).compile(estimator).explain().latex
+    assert r"\theta' &= \theta + 0.7" in formula
+    assert r"\vdots" in formula
+    assert r"\theta^{(20)} &= \theta^{(19)} + 0.7" in formula
+
+
+def test_a_history_is_no_deeper_than_pythons_stack():
+    explanation = bandit(400).compile(sg.LSF()).explain()
+    assert r"\theta^{(400)} &= \theta^{(399)}" in explanation.latex
+    first = [row for row in explanation.ledger if row.sample == "D1"]
+    assert sum(row.paths for row in first) == 2**399
+    assert len(str(explanation).splitlines()) < 5 * 400

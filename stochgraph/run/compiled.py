@@ -265,9 +265,12 @@ class Compiled:
         """The value and gradient for fresh draws: of one pass, or of draws and then of chunks of a plate."""
         sizes = _check_sizes(self.graph, sizes or {})
         with seeded(generator, point.named):
+            found = None if self._lowering is None else self._lowering.fresh(point, sizes)
+            if found is not None:
+                return found
             run = Run(point.named, sizes)
-            if not self._is_large(run, point):
-                return self._pass(point, run) if self._lowering is None else self._lowering.fresh(point, run)
+            if not self._is_large(run, point) and not (self._lowering is not None and self._lowering.draws_apart):
+                return self._pass(point, run)
             trace = drawn(self, run)
         return self._replayed(point, trace)
 
@@ -317,10 +320,9 @@ class Compiled:
         """The weighted sum of the values and of the gradients of some chunks."""
         total: list[Tensor] = []
         for weight, trace, piece in parts:
-            if self._lowering is None or (piece is not None and piece.plate.data):  # rows are cut out of the inputs
-                value, gradient = self._pass(point, Run(point.named, {}, trace, piece))
-            else:
-                value, gradient = self._lowering.at(point, trace)
+            of_rows = piece is not None and piece.plate.data  # they are cut out of the inputs
+            found = None if self._lowering is None or of_rows else self._lowering.at(point, trace)
+            value, gradient = found or self._pass(point, Run(point.named, {}, trace, piece))
             scaled = [leaf * weight for leaf in (value, *gradient)]
             total = list(map(torch.add, total, scaled)) if total else scaled
         return total[0], total[1:]
