@@ -23,7 +23,8 @@ from ..ir import nodes as nd
 from ..ir.programs import schedule
 from ..ir.traces import Trace
 from ..language.data import data_sizes
-from ..run.compiled import Compiled, watched
+from ..run.compiled import Compiled
+from ..run.inputs import watched
 from ..run.passes import Run
 from ..tensors.axes import describe
 
@@ -189,7 +190,7 @@ class _Outcomes:
 
     def __init__(self, compiled: Compiled, inputs: Any, sizes: Mapping[str, int], limit: int) -> None:
         self.names, self.inputs, self.limit = compiled.graph.inputs, inputs, limit
-        run = compiled._run(inputs, sizes)  # refuses wrong inputs and sizes
+        run = compiled._inputs.run(inputs, sizes)  # refuses wrong inputs and sizes
         self.watched, self.differentiated = list(watched(run.inputs, compiled.wrt).values()), set(compiled.estimators)
         self.wanted = {**sizes, **data_sizes(compiled.graph.data, run.inputs)}
         order = compiled.graph.order
