@@ -14,6 +14,7 @@ from ..derive.substitutions import alternatives
 from ..distributions.laws import DistributionLaw
 from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..surrogate.terms import Term
 from ..tensors import vectorize as vz
 from ..tensors.axes import describe
@@ -55,6 +56,7 @@ class Changes(nd.Node):
     """The probability of every outcome less its value: `(outcomes, *plates)`."""
 
     kind = "alternatives"
+    linear = Linearity.NOWHERE
 
     def __init__(self, site: Site, outcomes: nd.Node) -> None:
         self.sample, self.parents = site.sample, tuple(site.parents())

@@ -8,13 +8,14 @@ where all draws of a plate are boxed together, so are the draws before it: of ea
 compared, and a baseline for every one of them accounts for the whole box.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..surrogate.terms import Weight
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, Axis, union
@@ -36,6 +37,7 @@ class ControlVariate(nd.Node):
     """
 
     kind = "control variate"
+    linear = Linearity.NOWHERE
 
     def __init__(
         self,
@@ -110,11 +112,15 @@ class Uncovered(nd.Node):
     """
 
     kind = "uncovered"
+    linear = Linearity.IN_ALL
     left_out = None
 
     def __init__(self, cost: nd.Node, part: nd.Node, weight: Weight) -> None:
         self.sample, self.weight = weight.sample, weight
         super().__init__(f"uncovered({cost.name}, {weight.sample.name})", cost.index, [cost, part, weight])
+
+    def linear_in(self, touched: Collection[int]) -> bool:
+        return 2 not in touched
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         cost, part, weight = values

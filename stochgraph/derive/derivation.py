@@ -14,7 +14,6 @@ The four rules, as they stand in the code:
    through the update down to those terms.
 """
 
-import operator
 from collections.abc import Callable, Collection, Iterable, Mapping, Set
 from functools import cached_property
 from typing import Any
@@ -221,9 +220,8 @@ class Derivation:
             return operands
         # A factor that moves with `psi` would multiply a score term, whose value is no use: its derivative would be
         # lost.
-        scaling = isinstance(node, nd.Apply) and node.fn in (operator.mul, operator.truediv)
         others = [parent for i, parent in enumerate(node.inputs) if i not in operands]
-        return None if scaling and any(parent in self.moved for parent in others) else operands
+        return None if any(parent in self.moved for parent in others) else operands
 
     def _averaged(self, node: nd.Node) -> Pending:
         """The samples whose box belongs below this mean. Inside an update it is curvature that boxes."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
 from ..ir.exponentials import Exponential, Scale
+from ..ir.operations import Linearity
 from ..ir.paths import averaging_plate, descends_from, samples_in
 from ..ir.programs import execute, schedule, split
 from ..surrogate.steps import CompiledUpdate, all_axes
@@ -103,6 +104,7 @@ class Replay(nd.Node):
     """A term with each draw of a plate left out in turn; shape `(N, *axes, ...)`."""
 
     kind = "replay"
+    linear = Linearity.NOWHERE
 
     def __init__(self, node: nd.Node, name: str, plate: Axis, root: nd.Node, derivation: Deriving) -> None:
         self.sample, self.plate, self.left_out, self.root = derivation.samples[name], plate, left_out_axis(plate), root

@@ -14,12 +14,14 @@ from torch import Tensor
 
 from ..ir import nodes as nd
 from ..tensors.axes import Axes, without
+from .operations import Linearity
 
 
 class Scale(nd.Node):
     """The largest entry over some axes. A constant: the results in which it is used do not depend on it."""
 
     kind = "scale"
+    linear = Linearity.NOWHERE
     carries = False
 
     def __init__(self, name: str, index: int, base: nd.Node, plates: Axes) -> None:
@@ -46,6 +48,7 @@ class Exponential(nd.Node):
     """`exp(x - scale)`; zero for a draw that is left out."""
 
     kind = "exponential"
+    linear = Linearity.NOWHERE
 
     def __init__(self, name: str, index: int, base: nd.Node, scale: nd.Node) -> None:
         self.plates = without(base.axes, scale.axes)
@@ -62,6 +65,7 @@ class Logarithm(nd.Node):
     """`log(mean) + scale`."""
 
     kind = "logarithm"
+    linear = Linearity.NOWHERE
 
     def __init__(self, name: str, index: int, mean: nd.Node, scale: nd.Node) -> None:
         super().__init__(name, index, [mean, scale])

@@ -10,7 +10,7 @@ the solution for an unknown) and a stop-gradient.
 
 import copy
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import prod
@@ -20,39 +20,15 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..errors.exceptions import SamplingError
+from ..errors.exceptions import CompileError, SamplingError
 from ..errors.failures import raise_in_words
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, Axis, describe, union, without
 from ..tensors.trees import map_tensors, tensors
+from .operations import Linearity, operation
 
-# Functions that act on every element alone: broadcasting maps them over plates and time, no vmap needed.
-ELEMENTWISE: dict[str, Callable[..., Any]] = {
-    name: getattr(torch, name)
-    for name in (
-        "abs acos acosh asin asinh atan atan2 atanh ceil clamp clamp_max clamp_min clip cos cosh digamma div erf erfc "
-        "exp exp2 expm1 floor fmod lgamma log log10 log1p log2 logaddexp logit maximum minimum mul neg pow reciprocal "
-        "relu remainder round rsqrt sigmoid sign sin sinc sinh softplus sqrt square sub tan tanh trunc where xlogy"
-    ).split()
-    if hasattr(torch, name)
-}
-_OPERATORS = [
-    getattr(operator, name)
-    for name in "add sub mul truediv floordiv mod pow neg pos abs lt le gt ge eq ne and_ or_ xor invert".split()
-]
-_FUNCTIONAL = [
-    torch.nn.functional.softplus,
-    torch.nn.functional.logsigmoid,
-    torch.nn.functional.relu,
-    torch.nn.functional.silu,
-    torch.nn.functional.elu,
-    torch.special.expit,
-]
-# The compiler takes these for what they are in the real numbers. On booleans torch's + is an `or`, and small integers
-# wrap around, so both are counted in whole numbers.
-_ARITHMETIC = frozenset([operator.add, operator.sub, operator.mul, operator.neg, operator.pos])
+# Integers that wrap around, and booleans, on which torch's + is an `or`: both are counted in whole numbers.
 _SMALL = frozenset([torch.bool, torch.uint8, torch.int8, torch.int16])
-_ELEMENTWISE_FUNCTIONS = frozenset([*ELEMENTWISE.values(), *_OPERATORS, *_FUNCTIONAL])
 
 
 class Arguments:
@@ -93,9 +69,17 @@ class Arguments:
 
 
 class Node:
-    """Base class. `index` is the place in the declaration; derived nodes keep the index of the node they stand for."""
+    """Base class. `index` is the place in the declaration; derived nodes keep the index of the node they stand for.
+
+    Every kind states in which inputs it is linear: boxes, the ledger and chunks go by that, and refuse what does not.
+    """
 
     kind = "node"
+    moves_boxes = False  # whether a box may become boxes of the inputs in which the value is linear
+    adds = False  # whether it has summands, constants among them, which a draw may miss
+    flat = False  # whether its derivative is zero wherever it has one
+    over: Axes = ()  # the axes that are reduced
+    totals: Axes = ()  # those of them that are summed, not averaged
     late = False  # whether it is evaluated as late as its users allow, and not in the order of the declaration
     carries = True  # whether its value depends on its inputs in a way that any result depends on
     named = False  # whether the user gave it its name, with name=
@@ -123,6 +107,19 @@ class Node:
     def mixes(self) -> Axes:
         """The axes along which one entry of the value depends on other entries of the inputs."""
         return ()
+
+    @property
+    def linear(self) -> Linearity:
+        """The inputs in which the value is affine."""
+        raise CompileError(
+            f"node {self.name!r} (axes: {describe(self.axes)}): {type(self).__name__} does not say in which inputs it "
+            "is linear, so that nothing can be said of what passes through it. Give the class an attribute `linear`, "
+            "one of stochgraph.ir.operations.Linearity; NOWHERE is right for anything"
+        )
+
+    def linear_in(self, touched: Collection[int]) -> bool:
+        """Whether the value is affine in the inputs at these places together, the others held."""
+        return self.linear.holds(touched)
 
     def with_inputs(self, inputs: Sequence["Node"]) -> "Node":
         """This node on other inputs; itself if they are the same."""
@@ -153,6 +150,7 @@ class Input(Node):
     """A parameter (a pytree of tensors) or data handed to the graph."""
 
     kind = "input"
+    linear = Linearity.NOWHERE
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         return run.inputs[self.name]
@@ -162,6 +160,7 @@ class Data(Node):
     """An input, or a part of one, whose leading dimension is a plate."""
 
     kind = "data"
+    linear = Linearity.IN_ALL
 
     def __init__(self, name: str, index: int, base: Node, plate: Axis) -> None:
         self.plate = plate
@@ -181,18 +180,28 @@ class Apply(Node):
     """A deterministic function of one draw, mapped over every axis of its inputs."""
 
     kind = "apply"
+    moves_boxes = True
 
     def __init__(self, name: str, index: int, fn: Callable[..., Any], arguments: Arguments) -> None:
         self.fn = fn
         self.arguments = arguments
+        self.operation = operation(fn)
+        self.adds, self.flat = self.operation.adds, self.operation.flat
         # Broadcasting would take the dimensions of a constant tensor for plates: vmap tells them apart.
-        self.elementwise = arguments.flat and not arguments.constant_dims and fn in _ELEMENTWISE_FUNCTIONS
-        self.arithmetic = fn in _ARITHMETIC
+        self.elementwise = arguments.flat and not arguments.constant_dims and self.operation.elementwise
         self._call = arguments.bind(fn)
         super().__init__(name, index, arguments.nodes)
 
+    @property
+    def linear(self) -> Linearity:
+        """In nodes that are operands themselves; nothing is known of those inside of a pytree."""
+        return self.operation.linear if self.arguments.simple else Linearity.NOWHERE
+
+    def linear_in(self, touched: Collection[int]) -> bool:
+        return self.linear.holds([self.arguments.places[i] for i in touched])
+
     def evaluate(self, run: Any, values: list[Any]) -> Any:
-        if self.arithmetic:
+        if self.operation.whole:
             values = [v.long() if isinstance(v, Tensor) and v.dtype in _SMALL else v for v in values]
         if self.elementwise:
             try:
@@ -210,6 +219,7 @@ class Select(Node):
     """One field or one constant index of a value: `tau.reward`, `theta["w"]`, `x[0]`."""
 
     kind = "select"
+    linear = Linearity.IN_ALL
 
     def __init__(self, name: str, index: int, base: Node, key: Any, attribute: bool) -> None:
         self.key = key
@@ -247,11 +257,13 @@ class Reduction(Node):
     """A linear reduction over axes: a mean over plates, or a sum over time, discounted or not."""
 
     kind = "reduction"
+    linear = Linearity.IN_ALL
+    moves_boxes = True
 
     def __init__(
         self, name: str, index: int, base: Node, over: Axes, mean: bool, discount: float | Tensor | None = None
     ) -> None:
-        self.over = over
+        self.over, self.totals = over, () if mean else over
         self.mean = mean
         # A tensor is a constant: nothing is differentiated with respect to it.
         self.discount = discount.detach() if isinstance(discount, Tensor) else discount
@@ -304,9 +316,10 @@ class Reduce(Node):
     """Any other function of whole axes: `fn` sees the reduced axes as leading dimensions of its argument."""
 
     kind = "reduce"
+    linear = Linearity.NOWHERE
 
     def __init__(self, name: str, index: int, base: Node, over: Axes, fn: Callable[..., Any]) -> None:
-        self.over = over
+        self.over = self.totals = over
         self.fn = fn
         super().__init__(name, index, [base])
 
@@ -355,6 +368,8 @@ class Stop(Node):
     """Stop-gradient: the value is held constant; the distribution that it was drawn from is still accounted for."""
 
     kind = "stop"
+    linear = Linearity.IN_ALL
+    flat = True
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         return map_tensors(Tensor.detach, values[0])
@@ -364,6 +379,7 @@ class Zero(Node):
     """Zeros like the values of its input: what is left of a summand that a draw does not reach."""
 
     kind = "zero"
+    linear = Linearity.IN_ALL
     carries = False
 
     def __init__(self, base: Node) -> None:
@@ -380,6 +396,7 @@ class Sample(Node):
     """
 
     kind = "sample"
+    linear = Linearity.NOWHERE
 
     def __init__(
         self,
@@ -428,6 +445,7 @@ class LogProb(Node):
     """The log-probability of each draw of a sample node, and of each of its time steps."""
 
     kind = "log_prob"
+    linear = Linearity.NOWHERE
 
     def __init__(self, name: str, index: int, sample: Sample) -> None:
         self.sample = sample
@@ -441,6 +459,7 @@ class Update(Node):
     """Base class: new parameters from old ones and an inner objective."""
 
     kind = "update"
+    linear = Linearity.NOWHERE
     roles = ("params", "objective")  # what the first inputs are; those that follow are step sizes
 
     @property
@@ -481,6 +500,7 @@ class Unknown(Node):
     """Stands for the parameters that an implicit update solves for. It has no value outside the update's objective."""
 
     kind = "unknown"
+    linear = Linearity.NOWHERE
 
     def __init__(self, name: str, index: int, like: Node) -> None:
         self.like = like  # no input: the unknown does not depend on what it is like

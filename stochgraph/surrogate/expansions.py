@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..tensors.axes import Axes, Axis
 from .terms import Box, Score, Weight
 
@@ -110,6 +111,7 @@ class OtherScores(nd.Node):
     """
 
     kind = "expansion"
+    linear = Linearity.NOWHERE
 
     def __init__(self, weight: Weight, plate: Axis) -> None:
         self.weight, self.plate = weight, plate

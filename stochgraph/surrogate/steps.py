@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors.exceptions import SamplingError
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..ir.programs import dependent, execute
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, describe, union, without
@@ -43,6 +44,7 @@ class Placeholder(nd.Node):
     """What an update's inner objective is a function of: a copy of the parameters for every remaining plate."""
 
     kind = "placeholder"
+    linear = Linearity.NOWHERE
 
     def __init__(self, update: nd.Update, axes: Axes) -> None:
         self.wanted = axes
@@ -63,6 +65,7 @@ class CompiledUpdate(nd.Node):
     """
 
     kind = "update"
+    linear = Linearity.NOWHERE
     starts_matter = True  # whether the result is a function of the parameters that it starts from
 
     def __init__(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, without
 from ..tensors.trees import map_tensors
@@ -23,6 +24,7 @@ class Score(nd.Node):
     """The log-probability of a draw under given parents; inputs are the draw and the parents."""
 
     kind = "score"
+    linear = Linearity.NOWHERE
     late = True
 
     def __init__(self, sample: nd.Sample, drawn: nd.Node, parents: Sequence[nd.Node]) -> None:
@@ -42,6 +44,7 @@ class Weight(nd.Node):
     """
 
     kind = "weight"
+    linear = Linearity.NOWHERE
     late = True
 
     def __init__(self, score: Score, aligned: Axes, average: bool) -> None:
@@ -102,6 +105,7 @@ class Box(nd.Node):
     """`base * exp(exponent)`."""
 
     kind = "box"
+    linear = Linearity.IN_FIRST
     compares = False  # the draws' costs are compared with what they are for other draws: no sum of scores
 
     def __init__(self, base: nd.Node, exponent: nd.Node, weights: tuple[Weight, ...]) -> None:
@@ -155,6 +159,7 @@ class ScoreTerm(nd.Node):
     """`base * sum of log-probabilities`: a score-function term, whose gradient alone is used."""
 
     kind = "score term"
+    linear = Linearity.IN_FIRST
 
     def __init__(self, base: nd.Node, scores: nd.Node, weights: tuple[Weight, ...]) -> None:
         self.weights = weights
@@ -169,6 +174,7 @@ class Total(nd.Node):
     """The sum of its inputs."""
 
     kind = "total"
+    linear = Linearity.IN_ALL
     late = True
 
     def __init__(self, left: nd.Node, right: nd.Node) -> None:
@@ -183,6 +189,7 @@ class Controlled(nd.Node):
     """A term and its control variates: inputs after the first have zero mean."""
 
     kind = "controlled"
+    linear = Linearity.IN_ALL
 
     def __init__(self, term: nd.Node, controls: Sequence[Any]) -> None:
         self.controls = controls
