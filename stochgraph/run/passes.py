@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..distributions.interfaces import SampleNode
 from ..distributions.kept import refuse_lost
 from ..distributions.laws import DistributionLaw
 from ..distributions.mends import at_edge, edge_message
@@ -75,7 +76,7 @@ class Run:
         self.kept: dict[nd.Node, Any] = {}  # what scores can reuse of the draws, by the node that drew
         self.values: dict[nd.Node, Any] = {}
         self.found: dict[nd.Node, Tensor] = {}  # scores that updates hand over
-        self.edges: dict[nd.Sample, bool] = {}  # where probabilities are 0 or 1: whether they are differentiated
+        self.edges: dict[SampleNode, bool] = {}  # where probabilities are 0 or 1: whether they are differentiated
         self.left_out: Any = None
         self.watch: Any = None  # see `_first_pass.Watch`
         self.place: Place | None = None  # where a pass is recorded
@@ -214,7 +215,7 @@ class Run:
             kept = kept if drawn.inputs == inputs[1:] else None
         return sample.law.score(drawn if kept else sample, values[0], parents, values[1:], self, kept)
 
-    def note_margins(self, node: nd.Sample, margins: Sequence[Tensor]) -> None:
+    def note_margins(self, node: SampleNode, margins: Sequence[Tensor]) -> None:
         """Note whether probabilities are at the edge. Inside transforms there is no telling."""
         found = at_edge(margins) if margins and not in_transform() else []
         if found:
