@@ -15,11 +15,14 @@ _LOST = 0.1  # by which a log-probability may be wrong where a draw is inverted 
 
 
 class Kept(NamedTuple):
-    """A distribution that has drawn, for `score` to reuse; the draw, as torch made it, where its score depends on that.
+    """A distribution that has drawn, for `score` to reuse, and the node that it is of.
+
+    The draw is as torch made it; it is kept where its score depends on that.
 
     `remembering` is the distribution with transforms that know what they mapped, where others would invert the draw.
     """
 
+    node: SampleNode
     built: Distribution
     draw: Tensor | None = None
     remembering: Distribution | None = None

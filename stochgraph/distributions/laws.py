@@ -57,8 +57,19 @@ class Law(Protocol):
         """Its name: that of the class, function or sampler."""
 
     @property
+    def family(self) -> type[Distribution] | None:
+        """The class of distributions that it is, if it is one: then all is known of it before anything is built."""
+
+    @property
+    def is_torchs_own(self) -> bool:
+        """True if all is known of how it draws before it does."""
+
+    @property
     def has_moving_support(self) -> bool:
         """True if the support is known to move with the parameters before anything is drawn."""
+
+    def noise_parents(self, arguments: Call) -> list[Any]:
+        """The nodes that the noise of a pathwise draw is known to depend on: in them there is one derivative only."""
 
     def event_dims(self, arguments: Call) -> list[int] | None:
         """The event dimensions of each parent, if batches of them can be passed as they are."""
@@ -95,13 +106,13 @@ class DistributionLaw:
     def __init__(self, factory: Callable[..., Distribution]) -> None:
         self.factory = factory
         self.is_class = isinstance(factory, type) and issubclass(factory, Distribution)
+        self.family: type[Distribution] | None = factory if self.is_class else None  # type: ignore[assignment]
         # A support that depends on parameters is a property, which the class itself holds unevaluated.
-        self.fixed_support = self.is_class and not isinstance(factory.support, property)  # type: ignore[attr-defined]
+        self.fixed_support = self.family is not None and not isinstance(self.family.support, property)
 
     @property
     def has_moving_support(self) -> bool:
-        """True if the support is known to move with the parameters before anything is drawn."""
-        return self.is_class and issubclass(self.factory, MOVING_SUPPORT)  # type: ignore[arg-type]
+        return self.family is not None and issubclass(self.family, MOVING_SUPPORT)
 
     @property
     def name(self) -> str:
@@ -109,7 +120,6 @@ class DistributionLaw:
 
     @property
     def is_torchs_own(self) -> bool:
-        """True if all is known of how it draws before it does."""
         return self.is_class and self.factory.__module__.startswith("torch.distributions.")
 
     def event_dims(self, arguments: Call) -> list[int] | None:
@@ -131,8 +141,7 @@ class DistributionLaw:
         return [*list(inspect.signature(self.factory).parameters)[: arguments.positional], *arguments.keywords]
 
     def noise_parents(self, arguments: Call) -> list[Any]:
-        """The nodes that the noise of a pathwise draw is known to depend on: in them there is one derivative only."""
-        names = noise_parameters(self.factory) if self.is_class else ()  # type: ignore[arg-type]
+        names = noise_parameters(self.family) if self.family else ()
         known = names and not set(names).isdisjoint(inspect.signature(self.factory).parameters)
         if not (known and arguments.flat):
             return list(arguments.nodes) if names else []
@@ -151,7 +160,7 @@ class DistributionLaw:
         with run.placed():
             value = remembering.sample(torch.Size([run.sizes[axis] for axis in node.repeats]))
         value = value.detach() if value.requires_grad else value  # torch's own distributions hand out constants
-        kept = Kept(built) if remembering is built else Kept(built, value, remembering)
+        kept = Kept(node, built) if remembering is built else Kept(node, built, value, remembering)
         return _arrange(value, node.drawn_axes, node.axes), kept
 
     def draw_pathwise(
@@ -169,7 +178,7 @@ class DistributionLaw:
             noise = [_arrange(x, node.declared.drawn_axes, node.drawn_axes) for x in noise]
         with NoiseTape(node, noise) as tape:
             value = built.rsample(torch.Size([run.sizes[axis] for axis in node.repeats]))
-        return _arrange(value, node.drawn_axes, node.axes), tape.recorded, Kept(built, value)
+        return _arrange(value, node.drawn_axes, node.axes), tape.recorded, Kept(node, built, value)
 
     def score(
         self,
@@ -266,7 +275,7 @@ class DistributionLaw:
         if self.is_class and not axes and not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
             args = [run.number(v) for v in args]
             kwargs = {name: run.number(v) for name, v in kwargs.items()}
-        if self.is_class and (validate or not issubclass(self.factory, _LOOKS_ANYWAY)):  # type: ignore[arg-type]
+        if self.family and (validate or not issubclass(self.family, _LOOKS_ANYWAY)):
             kwargs = kwargs if validate else {**kwargs, "validate_args": False}
             return self.factory(*args, **kwargs)
         with _validation(validate), run.placed():
@@ -301,7 +310,11 @@ class SamplerLaw:
         self.sampler = sampler
         self.time = sampler.time
         self.fixed_support = True  # nothing is known to the contrary: no distribution is built
-        self.has_moving_support = False
+        self.has_moving_support = self.is_torchs_own = False
+        self.family: type[Distribution] | None = None
+
+    def noise_parents(self, arguments: Call) -> list[Any]:
+        return []
 
     def event_dims(self, arguments: Call) -> None:
         return None

@@ -10,20 +10,24 @@ the solution for an unknown) and a stop-gradient.
 
 import copy
 import operator
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..distributions.interfaces import SampleNode, Surroundings
+from ..distributions.laws import Law
 from ..errors.exceptions import CompileError, SamplingError
 from ..errors.failures import raise_in_words
+from ..solvers import LinearSolver, Solver
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, Axis, describe, union, without
+from ..tensors.left_out import LeftOut
 from ..tensors.trees import map_tensors, tensors
 from .operations import Linearity, operation
 
@@ -63,9 +67,89 @@ class Arguments:
         bare = self.simple and len(self.places) == len(self.leaves)
         return fn if bare else partial(self._call, fn)
 
-    def _call(self, fn: Callable[..., Any], *values: Any) -> Any:
+    def _call(self, fn: Callable[..., Any], *values: object) -> Any:
         args, kwargs = self.fill(values)
         return fn(*args, **kwargs)
+
+
+class Watch(Protocol):
+    """What goes with a first pass into its updates, to see where derivatives lead."""
+
+    objectives: list[Tensor]  # those that the pass itself does not differentiate through
+
+    def look(self, program: Sequence["Node"], root: "Node", values: Mapping["Node", Any], goal: "Node") -> None:
+        """Look at the values of a program whose root stands for a declared objective."""
+
+
+class Place(Protocol):
+    """What keeps account of the node that is computed."""
+
+    def enter(self, node: "Node") -> None:
+        """From here on a node is computed."""
+
+
+class Pass(Surroundings, Protocol):
+    """A pass through a program, as the nodes see it that are evaluated in it.
+
+    Attributes:
+        draws: the draws so far, by sample.
+        noise: the noise of the pathwise ones.
+        values: the values so far.
+        kept: what scores can reuse of the draws, by the node that drew.
+        found: scores that updates hand over.
+        edges: the samples with a probability at the edge, and whether it is differentiated.
+        left_out: the draw that is left out, in a replay without it.
+    """
+
+    draws: dict[str, Any]
+    noise: dict[str, list[Tensor]]
+    values: dict["Node", Any]
+    kept: dict["Node", Any]
+    found: dict["Node", Tensor]
+    edges: dict[SampleNode, bool]
+    left_out: LeftOut | None
+
+    @property
+    def watch(self) -> Watch | None:
+        """What looks at a first pass."""
+
+    @property
+    def place(self) -> Place | None:
+        """What keeps account of the node that is computed, where that is recorded."""
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The inputs, by name."""
+
+    @property
+    def log_probs(self) -> Mapping[str, Tensor]:
+        """The recorded log-probabilities, by sample."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the inputs."""
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the inputs are."""
+
+    def rows(self, plate: Axis, value: object, dim: int) -> Any:
+        """The rows of this pass, of data whose rows are along a dimension."""
+
+    def draw(self, node: "Sample", values: list[Any]) -> Any:
+        """The value of a sample node."""
+
+    def score(self, sample: "Sample", inputs: Sequence["Node"], values: list[Any]) -> Tensor:
+        """The log-probability of each draw; `inputs` are the node that drew, or what stands for it, and the parents."""
+
+    def leaving_out(self, left_out: LeftOut, log_probs: Mapping[str, Tensor]) -> "Pass":
+        """This pass with one draw left out."""
+
+    def replaying(self, log_probs: Mapping[str, Tensor]) -> "Pass":
+        """This pass with other values in the place of draws."""
+
+    def within(self, plate: Axis, size: int) -> "Pass":
+        """This pass for some entries of a plate."""
 
 
 class Node:
@@ -109,6 +193,11 @@ class Node:
         return ()
 
     @property
+    def part_of(self) -> "Node | None":
+        """The node that it is a field or an entry of, if it is one."""
+        return None
+
+    @property
     def linear(self) -> Linearity:
         """The inputs in which the value is affine."""
         raise CompileError(
@@ -130,7 +219,7 @@ class Node:
         node.prepare()
         return node
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
         """The value, from the values of the inputs."""
         raise NotImplementedError
 
@@ -152,7 +241,7 @@ class Input(Node):
     kind = "input"
     linear = Linearity.NOWHERE
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
         return run.inputs[self.name]
 
 
@@ -169,7 +258,7 @@ class Data(Node):
     def infer_axes(self) -> Axes:
         return union(self.inputs[0].axes, [self.plate])
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
         """The rows of the pass. In an update of the input itself its copies may have plates in front of them."""
         dim, place = len(self.input_axes[0]), self.axes.index(self.plate)
         value = run.rows(self.plate, values[0], dim)
@@ -200,7 +289,7 @@ class Apply(Node):
     def linear_in(self, touched: Collection[int]) -> bool:
         return self.linear.holds([self.arguments.places[i] for i in touched])
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
         if self.operation.whole:
             values = [v.long() if isinstance(v, Tensor) and v.dtype in _SMALL else v for v in values]
         if self.elementwise:
@@ -233,8 +322,15 @@ class Select(Node):
         lone = isinstance(self.key, int) and not self.axes
         self._place = self.key if lone else (slice(None),) * len(self.axes) + own
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
-        (value,) = values
+    @property
+    def part_of(self) -> Node:
+        return self.inputs[0]
+
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
+        return self.read(values[0])
+
+    def read(self, value: Any) -> Any:
+        """The field of a value."""
         try:
             if self.attribute:
                 return self._attribute(value)
@@ -244,7 +340,7 @@ class Select(Node):
             error.add_note(f"node {base.name!r} (axes: {describe(base.axes)}) has no {self.key!r} in one draw")
             raise
 
-    def _attribute(self, value: Any) -> Any:
+    def _attribute(self, value: object) -> Any:
         """A field of a pytree; or what a tensor says of itself, which here means: of one draw."""
         if not isinstance(value, Tensor) or not self.axes:
             return getattr(value, self.key)
@@ -280,12 +376,10 @@ class Reduction(Node):
         super().prepare()
         self._dims = tuple(i for i, axis in enumerate(self.input_axes[0]) if axis in self.over)
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
-        if isinstance(values[0], Tensor):
-            return self._reduce(values[0], run)
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
         return map_tensors(lambda leaf: self._reduce(leaf, run), values[0])
 
-    def _reduce(self, value: Tensor, run: Any) -> Tensor:
+    def _reduce(self, value: Tensor, run: Pass) -> Tensor:
         if not self._dims:
             return value
         counts = not (value.is_floating_point() or value.is_complex())
@@ -300,7 +394,7 @@ class Reduction(Node):
             value = value * _powers(self.discount, value, self._dims[-1])
         return value.sum(self._dims)
 
-    def _reduce_without(self, value: Tensor, left_out: Any) -> Tensor:
+    def _reduce_without(self, value: Tensor, left_out: LeftOut) -> Tensor:
         """Means are over the other draws; sums are scaled up to as many draws as there are."""
         mean = left_out.mean(value, self.input_axes[0], self._dims)
         return mean if self.mean else mean * prod(value.shape[d] for d in self._dims)
@@ -330,7 +424,7 @@ class Reduce(Node):
     def mixes(self) -> Axes:
         return self.over
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
         axes = self.inputs[0].axes
         kept = [i for i, axis in enumerate(axes) if axis not in self.over]
         value = map_tensors(lambda leaf: leaf.movedim(kept, tuple(range(len(kept)))), values[0])
@@ -339,7 +433,9 @@ class Reduce(Node):
 
 
 @contextmanager
-def _named(node: Node, fn: Any, values: list[Any], dims: int, constants: Sequence[Tensor] = ()) -> Iterator[None]:
+def _named(
+    node: Node, fn: Callable[..., Any], values: list[Any], dims: int, constants: Sequence[Tensor] = ()
+) -> Iterator[None]:
     """What a user's function raises, in words; and a refusal of functions that write into their arguments."""
     read = [*values, *constants]
     before = _versions(read)
@@ -371,7 +467,7 @@ class Stop(Node):
     linear = Linearity.IN_ALL
     flat = True
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
         return map_tensors(Tensor.detach, values[0])
 
 
@@ -385,7 +481,7 @@ class Zero(Node):
     def __init__(self, base: Node) -> None:
         super().__init__(f"0 * {base.name}", base.index, [base])
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
         return map_tensors(torch.zeros_like, values[0])
 
 
@@ -402,7 +498,7 @@ class Sample(Node):
         self,
         name: str,
         index: int,
-        law: Any,
+        law: Law,
         arguments: Arguments,
         plate: Axis | None,
         time: Axis | None,
@@ -437,7 +533,7 @@ class Sample(Node):
         self.repeats = without(self.plates, self.parent_axes)
         self.drawn_axes = (*self.repeats, *self.parent_axes)
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
         return run.draw(self, values)
 
 
@@ -451,7 +547,7 @@ class LogProb(Node):
         self.sample = sample
         super().__init__(name, index, [sample, *sample.inputs])
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: Pass, values: list[Any]) -> Tensor:
         return run.score(self.sample, self.inputs, values)
 
 
@@ -517,7 +613,14 @@ class Argmax(Update):
     roles = ("init", "objective")
 
     def __init__(
-        self, name: str, index: int, params: Stop, objective: Node, unknown: Unknown, solver: Any, linear_solver: Any
+        self,
+        name: str,
+        index: int,
+        params: Stop,
+        objective: Node,
+        unknown: Unknown,
+        solver: Solver,
+        linear_solver: LinearSolver,
     ) -> None:
         self.unknown = unknown
         self.solver = solver

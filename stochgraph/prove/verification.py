@@ -244,8 +244,8 @@ class _Outcomes:
         own: list[int] = []
         trials = int(self._at_parents(node, node.law.trials).max())
 
-        def outcomes(*place: Any) -> Any:
-            found, dims = node.law.outcomes(*place, trials)
+        def outcomes(node: nd.Sample, parents: list[Any], run: Run) -> Any:
+            found, dims = node.law.outcomes(node, parents, run, trials)
             own[:] = [dims]
             return found
 
