@@ -8,6 +8,7 @@ where all draws of a plate are boxed together, so are the draws before it: of ea
 compared, and a baseline for every one of them accounts for the whole box.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable
 from typing import Any
 
@@ -21,6 +22,25 @@ from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, Axis, union
 from ..tensors.trees import map_tensors, tensors
 from .estimator import Site
+
+
+class ZeroMean(nd.Node, ABC):
+    """A node of zero mean that an estimator makes by itself.
+
+    Attributes:
+        sample: the sample whose box it is for.
+        part: the declared node that the box covers.
+    """
+
+    kind = "control variate"
+    linear = Linearity.NOWHERE
+    left_out = None
+    sample: nd.Sample
+    part: nd.Node
+
+    @abstractmethod
+    def formula(self, term: str, sample: str) -> str:
+        """What is added, with its sign, as LaTeX, from the formulas of the part and of the sample."""
 
 
 class ControlVariate(nd.Node):

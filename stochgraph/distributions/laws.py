@@ -47,29 +47,35 @@ _LOOKS_ANYWAY = (ContinuousBernoulli,)  # torch's looks at its probabilities whe
 
 
 class Law(Protocol):
-    """The interface of distributions: all that a sample node needs."""
+    """The interface of distributions: all that a sample node needs.
 
-    time: bool
-    fixed_support: bool  # known before anything is built
+    Attributes:
+        family: the class of distributions that it is, if it is one: then all is known of it before anything is built.
+        time: whether a draw has a time axis of its own.
+        fixed_support: whether its support is known to stay before anything is built.
+    """
+
+    family: type[Distribution] | None = None
+    time: bool = False
+    fixed_support: bool = True
 
     @property
     def name(self) -> str:
         """Its name: that of the class, function or sampler."""
 
     @property
-    def family(self) -> type[Distribution] | None:
-        """The class of distributions that it is, if it is one: then all is known of it before anything is built."""
-
-    @property
     def is_torchs_own(self) -> bool:
         """True if all is known of how it draws before it does."""
+        return False
 
     @property
     def has_moving_support(self) -> bool:
         """True if the support is known to move with the parameters before anything is drawn."""
+        return False
 
     def noise_parents(self, arguments: Call) -> list[Any]:
         """The nodes that the noise of a pathwise draw is known to depend on: in them there is one derivative only."""
+        return []
 
     def event_dims(self, arguments: Call) -> list[int] | None:
         """The event dimensions of each parent, if batches of them can be passed as they are."""
@@ -98,15 +104,13 @@ class Law(Protocol):
         """All outcomes of every draw, `(outcomes, *parent_axes, *batch, ...)`, and the number of batch dimensions."""
 
 
-class DistributionLaw:
+class DistributionLaw(Law):
     """The law of `dist(*parents)`, `dist` being any function that returns a torch distribution of one draw."""
-
-    time = False
 
     def __init__(self, factory: Callable[..., Distribution]) -> None:
         self.factory = factory
         self.is_class = isinstance(factory, type) and issubclass(factory, Distribution)
-        self.family: type[Distribution] | None = factory if self.is_class else None  # type: ignore[assignment]
+        self.family = factory if self.is_class else None  # type: ignore[assignment]
         # A support that depends on parameters is a property, which the class itself holds unevaluated.
         self.fixed_support = self.family is not None and not isinstance(self.family.support, property)
 
@@ -303,18 +307,12 @@ class DistributionLaw:
         return Rebuilding(iter(zip(mapped, varies, strict=True)), torch.Size(sizes), rank).distribution(one)
 
 
-class SamplerLaw:
+class SamplerLaw(Law):
     """The law of a `stochgraph.Sampler`."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
         self.time = sampler.time
-        self.fixed_support = True  # nothing is known to the contrary: no distribution is built
-        self.has_moving_support = self.is_torchs_own = False
-        self.family: type[Distribution] | None = None
-
-    def noise_parents(self, arguments: Call) -> list[Any]:
-        return []
 
     def event_dims(self, arguments: Call) -> None:
         return None

@@ -25,7 +25,7 @@ from ..derive.replays import Replay
 from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
 from ..ir.declaration import Declaration
-from ..ir.paths import plates_in, samples_in
+from ..ir.paths import plates_in
 from ..ir.traces import Trace
 from ..surrogate.steps import CompiledUpdate, all_axes
 from ..surrogate.terms import Weight
@@ -65,6 +65,7 @@ class Cuts:
 
     Args:
         graph: the declared graph.
+        samples: what is drawn, by name.
         program: the nodes of its surrogate.
         scores: the scores that are compared with recorded ones, by sample node.
         named: the nodes that the user has named, by name.
@@ -73,12 +74,13 @@ class Cuts:
     def __init__(
         self,
         graph: Declaration,
+        samples: Mapping[str, nd.Sample],
         program: Sequence[nd.Node],
         scores: Mapping[str, nd.Node],
         named: Mapping[str, nd.Node],
     ) -> None:
         self.graph, self.program = graph, program
-        self.samples = samples_in(graph.order)
+        self.samples = samples
         self.plates = plates_in(graph.order)  # outer ones before inner ones
         self._scores, self._named = scores, named
         self._refusals: dict[Axis, str | None] = {}
