@@ -12,9 +12,6 @@ from ..ir.programs import up_to
 from ..tensors.axes import Axis
 from .estimator import SCORED, Crossing, GradientEstimator
 
-_BOTH = (operator.add, operator.sub)
-_UNARY = (operator.neg, operator.pos)
-
 
 class Reached(Mapping[str, frozenset[Axis]]):
     """The samples that reach a node, with the axes along which they do so draw by draw.
@@ -116,22 +113,10 @@ class Reach(dict[nd.Node, Reached]):
 
 def linear_operands(node: nd.Node, pending: Iterable[str], reach: Mapping[nd.Node, Any]) -> list[int] | None:
     """The inputs to which a box pending at the node may move; `None` if the node is not linear in them."""
-    if isinstance(node, nd.Reduction):
-        return [0]
-    if not isinstance(node, nd.Apply) or not node.arguments.simple:
+    touched = [i for i, parent in enumerate(node.inputs) if not reach[parent].keys().isdisjoint(pending)]
+    if not (node.linear_in(touched) and node.moves_boxes):
         return None
-    everywhere = list(range(len(node.inputs)))
-    if node.fn in _BOTH or node.fn in _UNARY:
-        return everywhere
-    if node.fn is operator.mul:
-        touched = [i for i in everywhere if not reach[node.inputs[i]].keys().isdisjoint(pending)]
-        return touched if len(touched) <= 1 else None
-    if node.fn is operator.truediv:
-        numerator = isinstance(node.arguments.leaves[0], nd.Node)
-        below = everywhere[1:] if numerator else everywhere
-        free = all(reach[node.inputs[i]].keys().isdisjoint(pending) for i in below)
-        return [0] if numerator and free else None
-    return None
+    return list(range(len(node.inputs))) if node.adds else touched
 
 
 def data_of(update: nd.Update) -> list[str]:

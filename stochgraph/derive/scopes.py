@@ -1,6 +1,5 @@
 """The objectives that are derived, that of a graph and that of an update, and which samples are boxed in them."""
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -180,6 +179,5 @@ class UpdateScope(Scope):
             return operands
         # A factor that moves with `psi` would multiply a score term, whose value is no use: its derivative would be
         # lost.
-        scaling = isinstance(node, nd.Apply) and node.fn in (operator.mul, operator.truediv)
         others = [parent for i, parent in enumerate(node.inputs) if i not in operands]
-        return None if scaling and any(parent in self._moving for parent in others) else operands
+        return None if any(parent in self._moving for parent in others) else operands

@@ -136,7 +136,7 @@ class Outcomes:
         if not has_nodes(node):
             return False
         try:
-            self._at_parents(node, lambda *place: node.law.outcomes(*place, 1)[0])
+            self._at_parents(node, lambda node, parents, run: node.law.outcomes(node, parents, run, 1)[0])
         except NotImplementedError:
             return True
         return False
@@ -208,8 +208,8 @@ class Outcomes:
         own: list[int] = []
         trials = int(self._at_parents(node, node.law.trials).max())
 
-        def outcomes(*place: Any) -> Any:
-            found, dims = node.law.outcomes(*place, trials)
+        def outcomes(node: nd.Sample, parents: list[Any], run: Run) -> Any:
+            found, dims = node.law.outcomes(node, parents, run, trials)
             own[:] = [dims]
             return found
 
