@@ -157,6 +157,11 @@ class Derivation:
         parents = [self.derive(parent) for parent in sample.inputs]
         return self.share(("score", sample, *parents), lambda: Score(sample, drawn, parents))
 
+    def noise(self, sample: nd.Sample) -> nd.Sample | None:
+        """What the sample's estimator draws beside it."""
+        drawn = self.share(("noise", sample), lambda: self.estimators[sample.name].noise(sample))
+        return None if drawn is None else cast(nd.Sample, self.root.derive(drawn))
+
     def share(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """One node per key in the whole derivation: what is equal is computed once."""
         if key not in self._shared:

@@ -88,6 +88,9 @@ class Deriving(Protocol):
     def score(self, sample: nd.Sample) -> Score:
         """The log-probability of the sample's draws."""
 
+    def noise(self, sample: nd.Sample) -> nd.Sample | None:
+        """What the estimator of a sample draws beside it."""
+
     def share(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """One node for one key."""
 

@@ -77,6 +77,11 @@ class Site(ABC):
     def drawn(self) -> nd.Node:
         """The node that draws the sample."""
 
+    @property
+    @abstractmethod
+    def noise(self) -> nd.Node:
+        """What the sample's estimator draws beside it."""
+
     @abstractmethod
     def parents(self) -> Sequence[nd.Node]:
         """The parents of the sample's distribution, derived."""
@@ -110,7 +115,7 @@ class Site(ABC):
         """The node with each draw of a plate left out of the plate's means in turn: constants."""
 
     @abstractmethod
-    def put(self, values: nd.Node, differentiable: bool = True) -> nd.Node:
+    def put(self, values: nd.Node, differentiable: bool = True, together: bool = False) -> nd.Node:
         r"""The node with other values put in the place of the sample's draws, all that follows from them recomputed.
 
         What is drawn later is reused with its likelihood ratio.
@@ -118,10 +123,12 @@ class Site(ABC):
         Args:
             values: a node of draws with one more axis in front, `alternatives(sample)`.
             differentiable: whether derivatives go through it; else it is a constant.
+            together: whether all draws are replaced at once, along every plate.
 
         Returns:
             A node with, in front of the axes of the term, that axis and an axis `replaced(plate)` for each plate of the
-            sample along which one draw is replaced at a time. Along the independent axes all are at once.
+            sample along which one draw is replaced at a time. Along the independent axes all are at once, and along all
+            of them where they are replaced together.
 
         Raises:
             CompileError: the draw feeds another one directly that cannot be reused.
@@ -233,6 +240,10 @@ class GradientEstimator(ABC):  # noqa: B024 - every answer has a default, the sc
     def draw(self, sample: nd.Sample) -> nd.Sample:
         """What is drawn in the sample's place."""
         return sample
+
+    def noise(self, sample: nd.Sample) -> nd.Sample | None:
+        """A sample that is drawn beside the estimator's own, and recorded with it; `None`: there is none."""
+        return None
 
     def crosses(self, sample: nd.Sample, node: nd.Node) -> Crossing:
         """What becomes of the box at a declared node that the sample reaches.

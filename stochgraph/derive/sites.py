@@ -33,6 +33,12 @@ class DerivedSite(Site):
     def drawn(self) -> nd.Node:
         return self._derivation.root.derive(self.sample)
 
+    @property
+    def noise(self) -> nd.Node:
+        drawn = self._derivation.noise(self.sample)
+        assert drawn is not None
+        return drawn
+
     def parents(self) -> Sequence[nd.Node]:
         return [self._derivation.derive(parent) for parent in self.sample.inputs]
 
@@ -63,5 +69,5 @@ class DerivedSite(Site):
     def leave_out(self, plate: Axis) -> nd.Node:
         return self.once(("replay", self.node, self.name), lambda: replay(self._derivation, self, plate))
 
-    def put(self, values: nd.Node, differentiable: bool = True) -> nd.Node:
-        return substitute(self._derivation, self, values, differentiable)
+    def put(self, values: nd.Node, differentiable: bool = True, together: bool = False) -> nd.Node:
+        return substitute(self._derivation, self, values, differentiable, together)

@@ -22,6 +22,7 @@ from torch.distributions import Binomial
 from ..distributions.laws import DistributionLaw
 from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..ir.paths import moves_with, samples_in
 from ..ir.programs import execute, schedule, split
 from ..tensors.axes import Axes, Axis, describe, union, without
@@ -49,12 +50,15 @@ def one_at_a_time(site: Site) -> Axes:
     return without(site.sample.plates, site.independent)
 
 
-def substitute(derivation: Deriving, site: Site, values: nd.Node, differentiable: bool) -> "Substituted":
+def substitute(
+    derivation: Deriving, site: Site, values: nd.Node, differentiable: bool, together: bool
+) -> "Substituted":
     """The node of a site with other values for the sample's draws."""
     exact = derivation.exact
     root = exact.derive(site.node, _boxes(derivation, exact, site))
     refuse_children(site, exact.order)
-    return Substituted(site, values, root, exact.drawing, differentiable)
+    plates = () if together else one_at_a_time(site)
+    return Substituted(site, values, root, exact.drawing, differentiable, plates)
 
 
 def _boxes(derivation: Deriving, exact: Deriving, site: Site) -> Pending:
@@ -100,10 +104,13 @@ class Substituted(nd.Node):
     """A term with other values in the place of draws; axes: alternatives, plates one at a time, then its own."""
 
     kind = "replay"
+    linear = Linearity.NOWHERE
 
-    def __init__(self, site: Site, values: nd.Node, root: nd.Node, derivation: Deriving, differentiable: bool) -> None:
+    def __init__(
+        self, site: Site, values: nd.Node, root: nd.Node, derivation: Deriving, differentiable: bool, plates: Axes
+    ) -> None:
         self.sample, self.root, self.differentiable = site.sample, root, differentiable
-        self.alternatives, self.plates = alternatives(site.sample), one_at_a_time(site)
+        self.alternatives, self.plates = alternatives(site.sample), plates
         # Under the parents of the replays a draw is another node, with the value that was drawn.
         self.put_for = [n for n in schedule([root]) if isinstance(n, nd.Sample) and n.name == site.name]
         self.program, self.captured = split(root, _recomputed, self.put_for)

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ..derive.controls import Uncovered
+from ..derive.controls import Uncovered, ZeroMean
 from ..ir import nodes as nd
 from ..ir.exponentials import Exponential, Logarithm
 from ..surrogate.expansions import Expansion, OtherScores
@@ -176,6 +176,8 @@ class _Printer:
             weight = control.weight
             aside = rf"\big({cost} - {self._bracket(control.inputs[1], part)}\big)"
             return rf" + {aside} \, \big(\square{_kind(weight)}({self._score(weight)}) - 1\big)"
+        if isinstance(control, ZeroMean):
+            return control.formula(self._text(control.part, 0), self._indexed(control.sample))
         return f" - {self._control(control)}"
 
     def _control(self, control: Any) -> str:

@@ -13,6 +13,7 @@ from ..errors.exceptions import SamplingError
 from ..errors.failures import short_tracebacks
 from ..explain.explanation import explain
 from ..ir.declaration import Declaration
+from ..ir.paths import samples_in
 from ..ir.traces import Trace
 from .choices import Given, assigned, check, choose_inputs, constant_updates, given_estimators
 from .cuts import Cuts
@@ -63,10 +64,13 @@ class Compiled:
         check(graph, self.estimators, self.wrt)
         self._inputs = Inputs(graph, self.wrt)
         self._derivation = Derivation(graph.order, self.estimators, constant_updates(graph, estimators, given))
-        self._values = Values(graph, Derivation(graph.order, plain(self.estimators)), self.wrt)
+        beside = map(self._derivation.noise, self._derivation.scope.samples.values())
+        self._noise = {node.name: node for node in beside if node is not None}
+        samples = {**samples_in(graph.order), **self._noise}
+        self._values = Values(graph, Derivation(graph.order, plain(self.estimators)), samples, self.wrt)
         self._surrogate = Surrogate(graph, self._derivation, self.wrt, self._values)
         self._root, self._program = self._surrogate.root, self._surrogate.program
-        self._cuts = Cuts(graph, self._program, self._values.scores, self._values.named)
+        self._cuts = Cuts(graph, samples, self._program, self._values.scores, self._values.named)
         self._lowering = lowering_of(self, lowering)
         self._estimates = Estimates(self._inputs, self._surrogate, self._values, self._cuts, self._lowering)
 

@@ -1,6 +1,6 @@
 """The values of a graph as it is declared: what a pass draws, scores and records, and what is wrong with it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 
 import torch
@@ -10,7 +10,7 @@ from ..derive.derivation import Derivation
 from ..errors.exceptions import SamplingError
 from ..ir import nodes as nd
 from ..ir.declaration import Declaration
-from ..ir.paths import open_unknowns, samples_in
+from ..ir.paths import open_unknowns
 from ..ir.programs import schedule
 from ..ir.traces import Trace
 from ..surrogate.steps import OF_A_BATCH
@@ -23,17 +23,25 @@ from .passes import Run, check_edges, check_scores
 class Values:
     """The values of a graph, where nothing is boxed.
 
+    Args:
+        graph: the declared graph.
+        derivation: of plain estimators.
+        samples: what is drawn, by name: those of the graph, and what estimators draw beside them.
+        wrt: the names of the differentiated inputs.
+
     Attributes:
         draws: the node that draws each sample, by name.
         scores: the log-probability of each scored sample, by name.
         named: the nodes that the user has named.
     """
 
-    def __init__(self, graph: Declaration, derivation: Derivation, wrt: Sequence[str]) -> None:
+    def __init__(
+        self, graph: Declaration, derivation: Derivation, samples: Mapping[str, nd.Sample], wrt: Sequence[str]
+    ) -> None:
         self._graph, self._wrt = graph, wrt
         self._root = derivation.derive(graph.objective)
         self.scores = {name: derivation.score(node) for name, node in derivation.scope.samples.items()}
-        self.draws = {name: derivation.derive(node) for name, node in samples_in(graph.order).items()}
+        self.draws = {name: derivation.derive(node) for name, node in samples.items()}
         unsolved = open_unknowns(graph.order)
         self.named = {n.name: derivation.derive(n) for n in graph.order if n.named and not unsolved[n]}
         recorded = (*graph.data, *self.scores.values(), *self.draws.values(), *self.named.values())
