@@ -84,7 +84,7 @@ class ControlVariate(nd.Node):
     def mixes(self) -> Axes:
         return () if self.left_out is None else self.left_out[:1]
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         axes = self.axes if self.left_out is None else (self.left_out[1], *self.axes)
         factor = vz.align(*self._draws(values[1]), axes)
         for ancestors in values[2:]:
@@ -142,7 +142,7 @@ class Uncovered(nd.Node):
     def linear_in(self, touched: Collection[int]) -> bool:
         return 2 not in touched
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         cost, part, weight = values
         covered = iter(tensors(part))
         factor = self.weight.excess(weight)

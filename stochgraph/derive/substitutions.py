@@ -110,7 +110,8 @@ def _not_reusable(sample: nd.Sample, child: nd.Sample, law: str) -> str:
     return (
         f"sample {sample.name!r} (axes: {describe(sample.axes)}) feeds sample {child.name!r} ({law}) directly: "
         f"with another value of {sample.name!r} what was drawn for {child.name!r} is reused with its likelihood ratio, "
-        f"which needs finitely many outcomes, the same for every value; use SF for {sample.name!r}, or PW for {child.name!r}"
+        f"which needs finitely many outcomes, the same for every value; use SF for {sample.name!r}, or PW for "
+        f"{child.name!r}"
     )
 
 
@@ -182,14 +183,14 @@ class Substituted(nd.Node):
     def mixes(self) -> Axes:
         return union(self.plates, *(node.mixes for node in self.program))
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         self._refuse_impossible(run)
         if not self.differentiable:
             with torch.no_grad():
                 return self._all(run, values)
         return self._all(run, values)
 
-    def _all(self, run: Any, values: list[Any]) -> Any:
+    def _all(self, run: nd.Pass, values: list[Any]) -> Any:
         candidates, drawn, *rest = values
         scores, captured = rest[: len(self.names)], rest[len(self.names) :]
         recorded = {name: score.detach() for name, score in zip(self.names, scores, strict=True)} | dict(run.log_probs)
@@ -205,7 +206,7 @@ class Substituted(nd.Node):
         found = in_chunks(one, indices, self.program, run)
         return map_tensors(lambda leaf: leaf.reshape(count, *sizes, *leaf.shape[1:]), found)
 
-    def _put(self, candidates: Any, drawn: Any, choice: Tensor, place: Tensor, sizes: list[int]) -> Any:
+    def _put(self, candidates: object, drawn: object, choice: Tensor, place: Tensor, sizes: list[int]) -> Any:
         """The draws, those at one place along the plates (all, where there is none) replaced by one of the values."""
         mine = torch.arange(prod(sizes), device=place.device) == place
         shape = dict(zip(self.plates, sizes, strict=True))
@@ -217,12 +218,12 @@ class Substituted(nd.Node):
 
         return map_tensors(put, drawn)
 
-    def _one(self, run: Any, put: Any, recorded: Mapping[str, Tensor], known: Mapping[nd.Node, Any]) -> Any:
-        values = {**known, **dict.fromkeys(self.put_for, put)}
+    def _one(self, run: nd.Pass, put: object, recorded: Mapping[str, Tensor], known: Mapping[nd.Node, Any]) -> Any:
+        values: dict[nd.Node, Any] = {**known, **dict.fromkeys(self.put_for, put)}
         execute(self.program, run.replaying(recorded), values)
         return values[self.root]
 
-    def _refuse_impossible(self, run: Any) -> None:
+    def _refuse_impossible(self, run: nd.Pass) -> None:
         """Refuse to reuse draws of which some outcome has probability 0: it may be possible under another value."""
         names = set(self.names)
         for node in run.edges:

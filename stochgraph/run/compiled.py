@@ -1,7 +1,7 @@
 """Compiled graphs: sampling, surrogates and gradients."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -76,7 +76,7 @@ class Compiled:
 
     @short_tracebacks()
     def sample(
-        self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
+        self, *inputs: object, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
     ) -> Trace:
         """Draw every sample node once.
 
@@ -101,7 +101,7 @@ class Compiled:
                 return self._values.trace(run)
 
     @short_tracebacks()
-    def surrogate(self, *inputs_and_trace: Any) -> Tensor:
+    def surrogate(self, *inputs_and_trace: object) -> Tensor:
         """The scalar whose gradient with respect to the inputs is the estimate: `surrogate(*inputs, trace)`.
 
         A pure function. At the inputs that drew the trace its value is the objective's; at others it is importance
@@ -110,7 +110,8 @@ class Compiled:
         Raises:
             SamplingError: a log-probability is not finite, or the trace lacks a sample node.
         """
-        *inputs, trace = inputs_and_trace
+        *inputs, last = inputs_and_trace
+        trace = cast(Trace, last)
         missing = [name for name in self._values.draws if name not in getattr(trace, "draws", ())]
         if missing:
             raise SamplingError(
@@ -128,7 +129,7 @@ class Compiled:
 
     @short_tracebacks()
     def value_and_grad(
-        self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
+        self, *inputs: object, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
     ) -> tuple[Tensor, Any]:
         """One estimate, of any number of tasks.
 
@@ -156,7 +157,7 @@ class Compiled:
     @short_tracebacks()
     def loss(
         self,
-        *inputs: Any,
+        *inputs: object,
         generator: torch.Generator | None = None,
         sizes: Mapping[str, int] | None = None,
         return_trace: bool = False,
@@ -215,7 +216,7 @@ class Compiled:
         return hand_over(self.graph.name, *self._estimates.fresh(point, generator, sizes), leaves)
 
     @short_tracebacks()
-    def lower(self, *inputs: Any, trace: Trace | None = None, sizes: Mapping[str, int] | None = None) -> Lowered:
+    def lower(self, *inputs: object, trace: Trace | None = None, sizes: Mapping[str, int] | None = None) -> Lowered:
         """The gradient as a flat program of tensor operations, for inputs like these: the same bits, without Python.
 
         What is recorded is one call: its operations, below autograd and `torch.vmap`. A call whose shapes, dtypes or
