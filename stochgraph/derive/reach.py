@@ -66,7 +66,7 @@ class Reach(dict[nd.Node, Reached]):
     """For every node, the samples that reach it and are not boxed yet, with the axes on which they do so draw by draw.
 
     A sample is gone from a node once all its routes there have been boxed at a mean, or dropped at an update. At the
-    node `cut` nothing arrives. Nodes that are made later, the parts of terms, are looked at when they are asked for.
+    nodes `cuts` nothing arrives. Nodes that are made later, the parts of terms, are looked at when they are asked for.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class Reach(dict[nd.Node, Reached]):
         order: Iterable[nd.Node],
         sources: Mapping[str, nd.Sample],
         estimators: Mapping[str, GradientEstimator],
-        cut: nd.Node | None = None,
+        cuts: Iterable[nd.Node] = (),
     ) -> None:
-        self.sources, self.estimators, self.cut = sources, estimators, cut
+        self.sources, self.estimators, self.cuts = sources, estimators, frozenset(cuts)
         self.places = {name: place for place, name in enumerate(sources)}
         # What crosses everything is not asked, node by node.
         self._asked = {s: place for s, place in self.places.items() if estimators[s] is not SCORED}
@@ -95,7 +95,7 @@ class Reach(dict[nd.Node, Reached]):
 
     def _arriving(self, node: nd.Node) -> Reached:
         kept: dict[frozenset[Axis], int] = {}
-        if node is not self.cut and node.carries:
+        if node not in self.cuts and node.carries:
             arriving = reduce(_merged, (self[parent].kept for parent in node.inputs), kept)
             own, ended = frozenset(node.axes), self._ended(node, arriving)
             for axes, samples in _less(arriving, ended):
@@ -123,5 +123,5 @@ def data_of(update: nd.Update) -> list[str]:
     """The samples that feed an update's objective, other than through what it is a function of."""
     local = up_to(update.objective, update.variable)
     samples = samples_in(local)
-    reach = Reach(local, samples, dict.fromkeys(samples, SCORED), cut=update.variable)
+    reach = Reach(local, samples, dict.fromkeys(samples, SCORED), cuts=[update.variable])
     return list(reach[update.objective])

@@ -140,9 +140,12 @@ class UpdateScope(Scope):
         self._moving = moves_with(order, [update.variable], self.pathwise)
         inner = {s: node for s, node in self.samples.items() if any(p in self._moving for p in node.inputs)}
         data = {s: node for s, node in self.samples.items() if s not in inner}
+        # What data does to an earlier update is counted there, and moves this one as a value: of
+        # D1 -> theta' -> D2 -> theta'' a box of D1 in the objective of theta'' would be one too many.
+        earlier = [node for node in order if isinstance(node, nd.Update)]
         self.reach = {
-            Kind.SCORE: Reach(order, inner, dict.fromkeys(inner, SCORED), cut=update.variable),
-            Kind.WEIGHT: Reach(order, data, estimators, cut=update.variable),
+            Kind.SCORE: Reach(order, inner, dict.fromkeys(inner, SCORED), cuts=[update.variable]),
+            Kind.WEIGHT: Reach(order, data, estimators, cuts=[update.variable, *earlier]),
         }
 
     @property
