@@ -14,14 +14,12 @@ from typing import Literal, NamedTuple, TypeVar
 from ..ir import nodes as nd
 from ..ir.paths import averaging_plate, descends_from
 from ..ir.programs import up_to
-from ..surrogate.expansions import Expansion
-from ..surrogate.steps import CompiledUpdate, Placeholder
-from ..surrogate.terms import Box, Controlled, ScoreTerm, Total, Weight
+from ..surrogate.steps import CompiledUpdate
+from ..surrogate.terms import Box, Controlled, ScoreTerm, Weight
 from ..tensors.axes import Axis
 
 Counted = Literal["once", "linearized", "dropped", "scaled", "twice"]
 
-_TRANSPARENT = (Box, Controlled, ScoreTerm, Total, Placeholder)
 _MOST_ROUTES = 4
 _MANY = frozenset({"many"})
 _T = TypeVar("_T")
@@ -163,7 +161,7 @@ class _Walk:
                     self._add(child, self._narrowed(node, child, below), _with(above, landmark))
 
     def _through_node(self, node: nd.Node, routes: _Routes) -> _Routes:
-        if isinstance(node, _TRANSPARENT):
+        if node.transparent:
             return routes
         return routes._replace(way=_Way(node.name, routes.way, _length(routes.way) + 1))
 
@@ -282,17 +280,8 @@ def _count(weight: Weight, box: Box, state: _State) -> _Count:
     averaged = [a.name for a in sample.plates if a in box.inputs[0].axes and a not in state.outside and not a.time]
     compared = box.compares or sample.name in state.left_out
     grows = averaging_plate(sample) in summed and not weight.average and not compared
-    across = weight.curvature.across_time if isinstance(weight, Expansion) and weight.directs else "1"
     aligned = frozenset(weight.aligned)
-    return _Count(sample.name, _times(state.share, how), number, tuple(averaged), aligned, grows, across)
-
-
-def _children(node: nd.Node) -> tuple[nd.Node, ...]:
-    if isinstance(node, (Box, Controlled, ScoreTerm)):
-        return node.inputs[:1]
-    if isinstance(node, CompiledUpdate):
-        return (*node.inputs[: 1 + node.rate_count], node.surrogate)
-    return tuple(parent for parent in node.inputs if parent.carries)
+    return _Count(sample.name, _times(state.share, how), number, tuple(averaged), aligned, grows, weight.across_time)
 
 
 def top_down(root: nd.Node) -> Iterator[nd.Node]:
@@ -307,7 +296,7 @@ def top_down(root: nd.Node) -> Iterator[nd.Node]:
         elif node not in done:
             done.add(node)
             stack.append((node, True))
-            stack.extend((child, False) for child in _children(node) if child not in done)
+            stack.extend((child, False) for child in node.carried if child not in done)
     return reversed(finished)
 
 
@@ -315,7 +304,7 @@ def _below(bottom_up: Iterable[nd.Node], own: Callable[[nd.Node], Iterable[_T]])
     """What all nodes below have, together. Where nothing is added the set is the same object."""
     below: dict[nd.Node, frozenset[_T]] = {}
     for node in bottom_up:
-        sets = [below[child] for child in _children(node)]
+        sets = [below[child] for child in node.carried]
         largest = max(sets, key=len, default=frozenset[_T]())
         together = largest.union(own(node), *sets)
         below[node] = largest if len(together) == len(largest) else together
