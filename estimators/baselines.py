@@ -28,18 +28,16 @@ RIDGE, _CLIP = 1e-5, 10.0  # as in the feature baseline of Duan et al. (2016)
 Baseline = Literal["mean", "loo", "linear"] | Callable[[Any], Any]
 
 
-def check_baseline(baseline: Baseline | None) -> None:
+def check_baseline(baseline: Baseline) -> None:
     """Refuse what is neither the name of a baseline nor a function."""
-    if baseline is not None and not callable(baseline) and baseline not in ("mean", "loo", "linear"):
+    if not callable(baseline) and baseline not in ("mean", "loo", "linear"):
         raise ValueError(
             f'baseline={baseline!r} is not known: choose "mean", "loo", "linear" or a function of the trace'
         )
 
 
-def baseline_control(baseline: Baseline | None) -> Control | None:
+def baseline_control(baseline: Baseline) -> Control:
     """The control variates of a baseline, given by name or as a function of the trace."""
-    if baseline is None:
-        return None
     if callable(baseline):
         return FunctionOfTrace(baseline)
     return Linear() if baseline == "linear" else MeanOfOthers(innermost=baseline == "loo")
