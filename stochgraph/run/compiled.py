@@ -24,6 +24,7 @@ from ..ir.paths import open_unknowns, plates_in, samples_in, scored_samples
 from ..ir.programs import schedule
 from ..ir.traces import Trace
 from ..language.data import data_sizes
+from ..source.module import Source, source
 from ..surrogate.steps import OF_A_BATCH
 from ..tensors.axes import Axis, describe
 from ..tensors.indexing import in_transform
@@ -366,6 +367,40 @@ class Compiled:
         with recorded():
             point = self._point("lower", inputs)
             return Lowered(self, point, _check_sizes(self.graph, sizes or {}), trace and held_still(trace))
+
+    def source(self) -> Source:
+        """The surrogate as a person would have written it: a Python module as text, which needs torch only.
+
+        The module defines `surrogate(*inputs, trace, **functions)`, with the value and the gradient of `surrogate`
+        here. `trace` is a dict: `draws`, and the `log_probs` and `noise` of a trace where it has them. What text
+        cannot hold (functions, the `log_prob` of samplers, large constants) are keyword arguments, listed in the
+        module's `FUNCTIONS`; those of this graph are the attribute `functions` of the text. Functions return real
+        numbers or, where they are not averaged, whole ones.
+
+        Raises:
+            CompileError: a solution of `argmax`, or an estimator's node that is not written; the message names it.
+
+        Example:
+            >>> import torch, stochgraph as sg
+            >>> from torch.distributions import Bernoulli
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     x = sg.sample("x", Bernoulli, logits=theta, n=10)
+            ...     return torch.exp(sg.mean(x))
+            >>> compiled, theta = objective.compile(sg.LSF()), torch.tensor(0.3)
+            >>> text, trace = compiled.source(), compiled.sample(theta)
+            >>> print(text[text.index("    log_p_x"):])
+                log_p_x = per_draw(Bernoulli(logits=theta).log_prob(x), 1)
+                # x: counted once, linearised at the mean over x
+                box_x = torch.exp(log_p_x - log_probs.get("x", log_p_x.detach()))
+                return torch.exp((box_x * x).mean())
+            <BLANKLINE>
+            >>> module = {}
+            >>> exec(text, module)
+            >>> bool(module["surrogate"](theta, trace._asdict(), **text.functions) == trace.value)
+            True
+        """
+        return source(self)
 
     def explain(self) -> Any:
         """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula."""
