@@ -390,7 +390,7 @@ class Compiled:
             >>> compiled, theta = objective.compile(sg.LSF()), torch.tensor(0.3)
             >>> text, trace = compiled.source(), compiled.sample(theta)
             >>> print(text[text.index("    log_p_x"):])
-                log_p_x = per_draw(Bernoulli(logits=theta).log_prob(x), 1)
+                log_p_x = Bernoulli(logits=theta).log_prob(x)
                 # x: counted once, linearised at the mean over x
                 box_x = torch.exp(log_p_x - log_probs.get("x", log_p_x.detach()))
                 return torch.exp((box_x * x).mean())

@@ -89,7 +89,7 @@ def _operation(fn: Callable[..., object], args: Sequence[Text]) -> Text | None:
     if fn in _INFIX and len(args) == 2:
         return infix(*_INFIX[fn], *args)
     if fn in _PREFIX:
-        return Text(_PREFIX[fn] + args[0].within(SIGN), SIGN)
+        return Text(_PREFIX[fn] + args[0].within(ATOM), SIGN)
     if fn is operator.abs:
         return method(args[0], "abs")
     if fn is operator.getitem:

@@ -39,7 +39,7 @@ def sample(writer: Writer, scope: Scope, node: nd.Sample) -> Written:
 
 def deterministic(writer: Writer, scope: Scope, node: nd.Apply) -> Written:
     """A function of one draw, mapped."""
-    return Written(applied(writer, scope, node), stem_of_call(writer, scope, node))
+    return Written(applied(writer, scope, node), stem_of_call(writer, node))
 
 
 def select(writer: Writer, scope: Scope, node: nd.Select) -> Written:
@@ -115,7 +115,7 @@ def reduce_by_function(writer: Writer, scope: Scope, node: nd.Reduce) -> Written
         kept.remove(axis)
     for place in reversed(places):
         function = f"torch.vmap({function}, in_dims={place})" if place else f"torch.vmap({function})"
-    return Written(call(function, scope.text(parent).code), stem_of(node))
+    return Written(call(function, scope.text(parent).code), stem_of_call(writer, node))
 
 
 def stop(writer: Writer, scope: Scope, node: nd.Stop) -> Written:

@@ -4,8 +4,10 @@ HELPERS = {
     "scaled": '''
 def scaled(values, factor):
     """Every tensor of a tree, times a factor of its leading dimensions."""
+
     def scale(leaf):
         return leaf * factor.reshape(factor.shape + (1,) * (leaf.dim() - factor.dim()))
+
     return tree_map(scale, values)
 ''',
     "discounted": '''
@@ -44,19 +46,22 @@ def number(values):
 ''',
     "log_prob_of": '''
 def log_prob_of(distribution):
-    """The log-probability of one draw, given its parents, under the distribution that a function builds of them."""
+    """The log-probability of one draw given its parents; a function builds its distribution."""
+
     def log_prob(draw, *parents):
         before = Distribution._validate_args
-        Distribution.set_default_validate_args(False)  # checks look at values, and torch.vmap forbids that
+        # Checks look at values, which torch.vmap forbids.
+        Distribution.set_default_validate_args(False)
         try:
             return distribution(*parents).log_prob(draw).sum()
         finally:
             Distribution.set_default_validate_args(before)
+
     return log_prob
 ''',
     "per_draw": '''
 def per_draw(log_prob, axes):
-    """One number for each entry of the leading dimensions: what is behind them belongs to one draw."""
+    """One number for each entry of the leading dimensions: what is behind them is one draw's."""
     return log_prob.flatten(axes).sum(-1) if log_prob.dim() > axes else log_prob
 ''',
     "moved": '''

@@ -24,7 +24,7 @@ class Source(str):
 
     functions: Mapping[str, Any]
 
-    def __new__(cls, text: str, functions: Mapping[str, Any]) -> "Source":
+    def __new__(cls, text: str, functions: Mapping[str, object]) -> "Source":
         source = super().__new__(cls, text)
         source.functions = dict(functions)
         return source

@@ -4,7 +4,6 @@ from ..ir import nodes as nd
 from ..language.symbols import Method
 from ..surrogate.terms import Box, Controlled, ScoreTerm
 from .names import identifier
-from .scope import Scope
 from .writer import Writer
 
 _AROUND = (Box, ScoreTerm, Controlled)
@@ -15,7 +14,6 @@ _WORDS = {
     "truediv": "quotient",
     "pow": "power",
     "neg": "negative",
-    "lambda": "cost",
     "apply": "cost",
 }
 
@@ -29,11 +27,11 @@ def place_of(node: nd.Node) -> str:
 
 def stem_of(node: nd.Node) -> str:
     """A name for a term, from that of the declared node."""
-    word = identifier(place_of(node))
+    word = identifier(place_of(node).replace("lambda", "cost"))
     return _WORDS.get(word.rstrip("0123456789_"), word)
 
 
-def stem_of_call(writer: Writer, scope: Scope, node: nd.Apply) -> str:
+def stem_of_call(writer: Writer, node: nd.Apply | nd.Reduce) -> str:
     """A name for what a function returns: what it is to a distribution, or the function's own with its argument's."""
     role = writer.uses.roles.get(node)
     if role or node.named:
@@ -42,5 +40,5 @@ def stem_of_call(writer: Writer, scope: Scope, node: nd.Apply) -> str:
     if function in _WORDS:
         return _WORDS[function]
     function = function if function.isidentifier() else "cost"
-    argument = scope.text(node.inputs[0]).code.replace(".", "_")
-    return f"{function}_of_{argument}" if argument.isidentifier() else function
+    argument = stem_of(node.inputs[0])
+    return function if argument in _WORDS.values() else f"{function}_of_{argument}"

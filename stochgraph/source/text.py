@@ -9,6 +9,9 @@ from ..tensors.axes import Axes
 COMPARISON, SUM, PRODUCT, SIGN, POWER, ATOM = range(6)
 
 
+_LEAST = 10  # what is not worth a line of its own
+
+
 class Text(NamedTuple):
     """An expression, and how tightly its outermost operator binds."""
 
@@ -68,20 +71,22 @@ def aligned(base: Text, axes: Axes, target: Axes, padding: int = 0) -> Text:
 
 
 def split(code: str, width: int) -> list[str]:
-    """A statement on one line, or on three where it is long: the longest of its brackets opened."""
+    """A statement on one line, or on three where it is long: the last of its brackets opened that holds something."""
     if len(code) <= width:
         return [code]
-    spans, depth, start = [], 0, 0
+    spans: list[tuple[int, int]] = []
+    depth = start = 0
     for place, letter in enumerate(code):
         if letter in "([":
             start = start if depth else place
             depth += 1
         elif letter in ")]":
             depth -= 1
-            spans += [] if depth else [(place - start, start, place)]
+            spans += [] if depth or place - start < _LEAST else [(start, place)]
     if not spans:
         return [code]
-    _, start, end = max(spans)
+    fitting = [span for span in spans if span[0] < width]
+    start, end = fitting[-1] if fitting else spans[-1]
     return [code[: start + 1], f"    {code[start + 1 : end]}", code[end:]]
 
 

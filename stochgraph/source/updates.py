@@ -43,7 +43,9 @@ def _objective(writer: Writer, scope: Scope, node: CompiledStep) -> str:
     result = inner.text(node.surrogate)
     scope.line("")
     scope.line(f"def {name}({psi}):")
-    scope.line(f'    """The gradient of this is the direction of {identifier(node.name)}."""')
+    plates = ", ".join(axis.name for axis in node.surrogate.axes)
+    each = f" for every {plates}" if plates else ""
+    scope.line(f'    """The gradient of this is the direction of {identifier(node.name)}{each}."""')
     scope.lines += inner.lines
     summed = method(result, "sum") if node.surrogate.axes else result
     scope.line(f"    return {summed.code}")
@@ -74,17 +76,19 @@ def _moved(writer: Writer, scope: Scope, node: CompiledStep, start: Text, gradie
     """`params + lr * gradient`."""
     update = node.update
     leaves, rates = update.lr.leaves, node.inputs[1 : 1 + node.rate_count]
-    if len(leaves) != 1 or any(rate.axes for rate in rates):
+    if not update.lr.flat or any(rate.axes for rate in rates):
         raise writer.refuse(node.name, "has step sizes that are a pytree, or that vary with a plate")
     sign = "+" if update.sign > 0 else "-"
     rate = scope.text(rates[0]) if rates else Text(repr(leaves[0]))
     if not rates and not isinstance(leaves[0], (int, float)):
         raise writer.refuse(node.name, "has a constant step size that is no number")
     if rates and rates[0] not in writer.shapes.tensors:
+        gradient = scope.let(f"direction_of_{identifier(node.name)}", gradient)
         signed = rate.code if update.sign > 0 else f"tree_map(torch.neg, {rate.code})"
         return call(writer.helper("moved"), start.code, gradient.code, signed)
     if node in writer.shapes.tensors:
         return infix(sign, SUM, start, infix("*", PRODUCT, rate, gradient))
+    gradient = scope.let(f"direction_of_{identifier(node.name)}", gradient)
     moved = f"lambda p, g: p {sign} {rate.within(PRODUCT)} * g"
     return call("tree_map", moved, start.code, gradient.code)
 
