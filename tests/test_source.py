@@ -133,6 +133,13 @@ def test_exceptions_are_refused_by_name(key) -> None:
     assert any(name in str(refused.value) for name in (*graph.samples, "theta'"))
 
 
+def loaded(compiled: sg.Compiled) -> Any:
+    """The written function, with the functions of the declaration."""
+    source, module = compiled.source(), dict[str, Any]()
+    exec(source, module)
+    return partial(module["surrogate"], **source.functions)
+
+
 def gradient(fn: Any, inputs: tuple[Any, ...], trace: Any) -> tuple[Tensor, ...]:
     """The value, and the derivatives in the first input."""
     own = pytree.tree_map(lambda leaf: leaf.clone().requires_grad_(), inputs[0])
@@ -145,9 +152,7 @@ def gradient(fn: Any, inputs: tuple[Any, ...], trace: Any) -> tuple[Tensor, ...]
 def test_every_form_of_text_gives_the_same_numbers(name) -> None:
     graph, (theta, *others), estimators = CASES[name]
     compiled = graph.compile(estimators)
-    text, module = compiled.source(), {}
-    exec(text, module)
-    surrogate = partial(module["surrogate"], **text.functions)
+    surrogate = loaded(compiled)
     for trace in traces(compiled, theta, *others):
         for shift in (0.0, 0.1):
             inputs = (pytree.tree_map(lambda leaf: leaf + shift, theta), *others)  # noqa: B023
@@ -162,9 +167,7 @@ def test_the_text_follows_the_estimator(compiled_table) -> None:
     trace = traces(compiled_table["bandit, 2 steps", "SF"], theta)[0]
     found = {}
     for name in ("SF", "LSF", "MAML"):
-        text, module = compiled_table["bandit, 2 steps", name].source(), {}
-        exec(text, module)
-        found[name] = gradient(partial(module["surrogate"], **text.functions), (theta,), trace)[1]
+        found[name] = gradient(loaded(compiled_table["bandit, 2 steps", name]), (theta,), trace)[1]
     assert not any(torch.allclose(found[one], found[other]) for one, other in (("SF", "LSF"), ("LSF", "MAML")))
 
 
@@ -218,10 +221,8 @@ def test_names_that_are_taken_are_not_taken_again() -> None:
 
     inputs = (torch.tensor(0.3, dtype=F64), torch.tensor(0.2, dtype=F64))
     compiled = objective.compile(sg.SF(), wrt=("trace", "lambda_"))
-    text, module = compiled.source(), {}
-    exec(text, module)
     trace = traces(compiled, *inputs)[0]
-    found = module["surrogate"](*inputs, trace, **text.functions)
+    found = loaded(compiled)(*inputs, trace)
     torch.testing.assert_close(found, compiled.surrogate(*inputs, sg.Trace(**trace)), rtol=1e-12, atol=1e-12)
 
 
@@ -294,7 +295,7 @@ def test_what_is_not_written_is_refused_in_words(graph, estimator, words) -> Non
 
 
 def test_the_readme_shows_a_source_as_it_is() -> None:
-    shown, module = README.read_text(), {}
+    shown, module = README.read_text(), dict[str, Any]()
     declared = shown[shown.index("rewards = torch.tensor([0.1") : shown.index("print(popular.explain())")]
     exec("import torch\nimport stochgraph as sg\nfrom torch.distributions import Categorical\n" + declared, module)
     source = module["popular"].source()
