@@ -66,8 +66,7 @@ def operands(writer: Writer, scope: Scope, node: nd.Node) -> list[Text]:
 
 def expression(writer: Writer, node: nd.Apply, texts: Sequence[Text]) -> Text:
     """`fn(*args, **kwargs)` with texts in the places of the nodes."""
-    supply = iter(texts)
-    leaves = [next(supply) if isinstance(leaf, nd.Node) else _constant(writer, leaf) for leaf in node.arguments.leaves]
+    leaves = node.arguments.mapped(texts, lambda leaf: _constant(writer, leaf))
     args, kwargs = pytree.tree_unflatten(leaves, node.arguments.spec)
     if not kwargs:
         found = _operation(node.fn, args)
@@ -119,7 +118,7 @@ def _checked(writer: Writer, node: nd.Apply, texts: Sequence[Text]) -> list[Text
     """Operands as numbers: where nothing says that one is, all may be truth values."""
     numbers, leaves = writer.numbers, node.arguments.leaves
     known = any(isinstance(leaf, float) or (isinstance(leaf, Tensor) and leaf.is_floating_point()) for leaf in leaves)
-    if not node.arithmetic or known or any(map(numbers.is_real, node.inputs)):
+    if not node.operation.whole or known or any(map(numbers.is_real, node.inputs)):
         return list(texts)
     unsure = zip(texts, node.inputs, strict=True)
     return [t if numbers.is_number(parent) else call(writer.helper("number"), t.code) for t, parent in unsure]

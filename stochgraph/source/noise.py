@@ -1,13 +1,12 @@
 """Pathwise draws as text: functions of their parameters and of the noise that the trace has recorded."""
 
-from collections.abc import Sequence
 from json import dumps
 
+from ..distributions.laws import DistributionLaw
 from ..ir import nodes as nd
 from .calls import broadcast
 from .names import constant
 from .scope import Scope
-from .scores import is_public
 from .text import PRODUCT, SUM, Text, aligned, infix, method
 from .writer import Writer
 
@@ -21,27 +20,20 @@ def moved_draw(writer: Writer, scope: Scope, node: nd.Sample) -> Text:
     Raises:
         CompileError: of another family, or of parameters whose dimensions are not known.
     """
-    family = node.law.name
-    if not is_public(node.law.factory) or family not in _PARAMETERS or not node.arguments.flat:
+    law, family = node.law, node.law.name
+    if not (isinstance(law, DistributionLaw) and law.is_torchs_own and family in _PARAMETERS and node.arguments.flat):
         known = " and ".join(_PARAMETERS)
         raise writer.refuse(node.name, f"is a pathwise draw from {family}; only those from {known} are written")
     texts = broadcast(writer, node, [scope.text(parent) for parent in node.inputs])
     if texts is None:
         raise writer.refuse(node.name, "is a pathwise draw of parameters of which the dimensions are not known")
-    start, width = _parameters(writer, node, texts)
+    leaves = node.arguments.mapped(texts, lambda leaf: Text(constant(leaf, writer.handed)))
+    given = dict(zip(law.parameters(node.arguments), leaves, strict=True))
+    start, width = (given[name] for name in _PARAMETERS[family])
     if family == "Uniform":
         width = infix("-", SUM, width, start)
     noise = aligned(_recorded(writer, node), node.declared.axes, node.axes)
     return infix("+", SUM, start, noise if width == _UNIT else infix("*", PRODUCT, width, noise))
-
-
-def _parameters(writer: Writer, node: nd.Sample, texts: Sequence[Text]) -> list[Text]:
-    """The parameters of the family, in the order of the table."""
-    supply = iter(texts)
-    leaves = node.arguments.leaves
-    found = [next(supply) if isinstance(leaf, nd.Node) else Text(constant(leaf, writer.handed)) for leaf in leaves]
-    given = dict(zip(node.law.parameters(node.arguments), found, strict=True))
-    return [given[name] for name in _PARAMETERS[node.law.name]]
 
 
 def _recorded(writer: Writer, node: nd.Sample) -> Text:

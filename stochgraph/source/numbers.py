@@ -63,7 +63,7 @@ class Numbers:
         if getattr(node.fn, "__name__", "") in _BOOLEAN:
             return True
         whole = all(isinstance(leaf, (nd.Node, int)) for leaf in node.arguments.leaves)
-        return node.arithmetic and whole and all(map(self.is_integer, node.inputs))
+        return node.operation.whole and whole and all(map(self.is_integer, node.inputs))
 
 
 def _drawn_real(numbers: Numbers, node: nd.Sample) -> bool:
@@ -94,5 +94,5 @@ _INTEGER: Mapping[type[nd.Node], Callable[..., bool]] = {
 }
 _WHOLE: Mapping[type[nd.Node], Callable[..., bool]] = {
     nd.Sample: lambda node: isinstance(node.law, DistributionLaw) and node.law.is_class,
-    nd.Apply: lambda node: node.arithmetic,
+    nd.Apply: lambda node: node.operation.whole,
 }

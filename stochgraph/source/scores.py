@@ -2,9 +2,7 @@
 
 from collections.abc import Sequence
 
-from torch.distributions import Distribution
-
-from ..distributions.laws import DistributionLaw
+from ..distributions.laws import DistributionLaw, SamplerLaw
 from ..ir import nodes as nd
 from ..tensors.axes import Axes, Axis, union, without
 from .names import constant, identifier
@@ -17,10 +15,11 @@ _UNCHECKED = "validate_args=False"
 
 def log_prob(writer: Writer, scope: Scope, node: nd.Node, sample: nd.Sample) -> Text:
     """`log p(draw | parents)` for every draw; the inputs of the node are the draw and the parents."""
-    if not isinstance(sample.law, DistributionLaw):
-        return _by_sampler(writer, scope, node, sample)
-    if not is_public(sample.law.factory):
-        return _by_function(writer, scope, node, sample)
+    law = sample.law
+    if isinstance(law, SamplerLaw):
+        return _by_sampler(writer, scope, node, sample, law)
+    if isinstance(law, DistributionLaw) and not law.is_torchs_own:
+        return _by_function(writer, scope, node, sample, law)
     if sample.event_dims is None or not (_is_known(writer, node, sample) or _is_in_line(node)):
         return _mapped_class(writer, scope, node, sample)
     texts = [aligned(scope.text(parent), parent.axes, node.axes).code for parent in node.inputs[1:]]
@@ -29,12 +28,6 @@ def log_prob(writer: Writer, scope: Scope, node: nd.Node, sample: nd.Sample) -> 
     found = method(built, "log_prob", aligned(scope.text(node.inputs[0]), sample.axes, node.axes).code)
     known = _is_known(writer, node, sample)
     return found if known else call(writer.helper("per_draw"), found.code, str(len(node.axes)))
-
-
-def is_public(factory: object) -> bool:
-    """Whether it is a class of torch's own."""
-    own = isinstance(factory, type) and issubclass(factory, Distribution)
-    return own and factory.__module__.startswith("torch.distributions.")
 
 
 def _name(writer: Writer, sample: nd.Sample) -> str:
@@ -56,10 +49,10 @@ def _is_in_line(node: nd.Node) -> bool:
 
 def arguments_of(writer: Writer, sample: nd.Sample, texts: Sequence[str]) -> list[str]:
     """The arguments of a sample's distribution, with texts in the places of its parents."""
-    arguments, supply = sample.arguments, iter(texts)
+    arguments = sample.arguments
     if not arguments.flat:
         raise writer.refuse(sample.name, "has arguments in containers: hand them over one by one")
-    leaves = [next(supply) if isinstance(x, nd.Node) else constant(x, writer.handed) for x in arguments.leaves]
+    leaves = arguments.mapped(texts, lambda leaf: constant(leaf, writer.handed))
     named = zip(arguments.keywords, leaves[arguments.positional :], strict=True)
     return [*leaves[: arguments.positional], *(f"{name}={text}" for name, text in named)]
 
@@ -72,22 +65,21 @@ def _mapped_class(writer: Writer, scope: Scope, node: nd.Node, sample: nd.Sample
     return mapped(f"lambda {', '.join(letters)}: {built.code}.log_prob(draw).sum()", pairs, node.axes)
 
 
-def _by_function(writer: Writer, scope: Scope, node: nd.Node, sample: nd.Sample) -> Text:
+def _by_function(writer: Writer, scope: Scope, node: nd.Node, sample: nd.Sample, law: DistributionLaw) -> Text:
     """A distribution that the user's function builds."""
-    factory = sample.law.factory
-    stem = getattr(factory, "__name__", "")
+    stem = getattr(law.factory, "__name__", "")
     name = writer.handed.name(
-        factory,
+        law.factory,
         stem if stem.isidentifier() else f"distribution_of_{identifier(sample.name)}",
         f"the distribution of {sample.name}, a function of {', '.join(identifier(p.name) for p in sample.inputs)}",
     )
     return _of_one_draw(writer, scope, node, sample, f"{writer.helper('log_prob_of')}({name})", node.axes)
 
 
-def _by_sampler(writer: Writer, scope: Scope, node: nd.Node, sample: nd.Sample) -> Text:
+def _by_sampler(writer: Writer, scope: Scope, node: nd.Node, sample: nd.Sample, law: SamplerLaw) -> Text:
     """A sampler's `log_prob` of one draw, which has the time axis itself."""
-    described = f"the log_prob of the sampler {sample.law.name}, which draws {sample.name}"
-    name = writer.handed.name(sample.law.sampler.log_prob, f"log_prob_of_{identifier(sample.name)}", described)
+    described = f"the log_prob of the sampler {law.name}, which draws {sample.name}"
+    name = writer.handed.name(law.sampler.log_prob, f"log_prob_of_{identifier(sample.name)}", described)
     axes = union(without(sample.axes, _time(sample)), *(parent.axes for parent in node.inputs[1:]))
     if sample.time in axes or (sample.time and any(axis > sample.time for axis in axes)):
         raise writer.refuse(sample.name, "has parents along axes inside of its time axis")

@@ -3,10 +3,8 @@
 from collections import Counter
 from collections.abc import Iterable, Iterator
 
-from ..derive.replays import Replay
 from ..distributions.laws import DistributionLaw
 from ..ir import nodes as nd
-from ..surrogate.steps import CompiledStep
 from ..surrogate.terms import Score, ScoreTerm, Total, Weight
 from .names import identifier
 
@@ -62,10 +60,6 @@ def _named(sample: nd.Sample, parents: Iterable[nd.Node]) -> Iterator[tuple[nd.N
 def inside(program: Iterable[nd.Node]) -> Iterator[nd.Node]:
     """The nodes of a program, and of the programs in it."""
     for node in program:
-        if type(node) is CompiledStep:
-            yield node.psi
-            for inner in node.programs:
-                yield from inside(inner)
-        if type(node) is Replay:
-            yield from inside(node.program)
+        for inner in node.programs:
+            yield from inside(inner)
         yield node
