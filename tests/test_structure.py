@@ -27,6 +27,7 @@ FLOORS = [
     ["stochgraph.estimators"],
     ["stochgraph.graphs", "stochgraph.prove"],
     ["stochgraph.run"],
+    ["stochgraph.source"],
     ["stochgraph.explain", "stochgraph.lower"],
     ["stochgraph.derive"],
     ["stochgraph.surrogate"],

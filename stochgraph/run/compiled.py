@@ -15,6 +15,7 @@ from ..explain.explanation import explain
 from ..ir.declaration import Declaration
 from ..ir.paths import samples_in
 from ..ir.traces import Trace
+from ..source.module import Source, source
 from .choices import Given, assigned, check, choose_inputs, constant_updates, given_estimators
 from .cuts import Cuts
 from .estimates import Estimates
@@ -252,6 +253,40 @@ class Compiled:
         with recorded():
             point = self._inputs.point("lower", inputs)
             return Lowered(self, point, checked_sizes(self.graph, sizes), trace and held_still(trace))
+
+    def source(self) -> Source:
+        """The surrogate as a person would have written it: a Python module as text, which needs torch only.
+
+        The module defines `surrogate(*inputs, trace, **functions)`, with the value and the gradient of `surrogate`
+        here. `trace` is a dict: `draws`, and the `log_probs` and `noise` of a trace where it has them. What text
+        cannot hold (functions, the `log_prob` of samplers, large constants) are keyword arguments, listed in the
+        module's `FUNCTIONS`; those of this graph are the attribute `functions` of the text. Functions return real
+        numbers or, where they are not averaged, whole ones.
+
+        Raises:
+            CompileError: a solution of `argmax`, or an estimator's node that is not written; the message names it.
+
+        Example:
+            >>> import torch, stochgraph as sg
+            >>> from torch.distributions import Bernoulli
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     x = sg.sample("x", Bernoulli, logits=theta, n=10)
+            ...     return torch.exp(sg.mean(x))
+            >>> compiled, theta = objective.compile(sg.LSF()), torch.tensor(0.3)
+            >>> text, trace = compiled.source(), compiled.sample(theta)
+            >>> print(text[text.index("    log_p_x"):])
+                log_p_x = Bernoulli(logits=theta).log_prob(x)
+                # x: counted once, linearised at the mean over x
+                box_x = torch.exp(log_p_x - log_probs.get("x", log_p_x.detach()))
+                return torch.exp((box_x * x).mean())
+            <BLANKLINE>
+            >>> module = {}
+            >>> exec(text, module)
+            >>> bool(module["surrogate"](theta, trace._asdict(), **text.functions) == trace.value)
+            True
+        """
+        return source(self)
 
     def explain(self) -> Any:
         """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula."""
