@@ -16,6 +16,7 @@ from ..derive.controls import control_variate
 from ..derive.estimator import Control, Site
 from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..ir.traces import Trace
 from ..tensors.axes import Axes, Axis, at_least_two, describe, union
 from ..tensors.trees import map_tensors
@@ -27,18 +28,16 @@ RIDGE, _CLIP = 1e-5, 10.0  # as in the feature baseline of Duan et al. (2016)
 Baseline = Literal["mean", "loo", "linear"] | Callable[[Any], Any]
 
 
-def check_baseline(baseline: Baseline | None) -> None:
+def check_baseline(baseline: Baseline) -> None:
     """Refuse what is neither the name of a baseline nor a function."""
-    if baseline is not None and not callable(baseline) and baseline not in ("mean", "loo", "linear"):
+    if not callable(baseline) and baseline not in ("mean", "loo", "linear"):
         raise ValueError(
             f'baseline={baseline!r} is not known: choose "mean", "loo", "linear" or a function of the trace'
         )
 
 
-def baseline_control(baseline: Baseline | None) -> Control | None:
+def baseline_control(baseline: Baseline) -> Control:
     """The control variates of a baseline, given by name or as a function of the trace."""
-    if baseline is None:
-        return None
     if callable(baseline):
         return FunctionOfTrace(baseline)
     return Linear() if baseline == "linear" else MeanOfOthers(innermost=baseline == "loo")
@@ -114,6 +113,7 @@ class Others(nd.Node):
     """For each draw the mean of a term over all other draws of some plates."""
 
     kind = "baseline"
+    linear = Linearity.NOWHERE
 
     def __init__(self, term: nd.Node, sample: nd.Sample, plates: Axes) -> None:
         self.sample, self.plates = sample, plates
@@ -123,10 +123,10 @@ class Others(nd.Node):
     def mixes(self) -> Axes:
         return self.plates
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         return map_tensors(lambda leaf: self._others(leaf.detach(), run), values[0])
 
-    def _others(self, value: Tensor, run: Any) -> Tensor:
+    def _others(self, value: Tensor, run: nd.Pass) -> Tensor:
         dims = tuple(self.axes.index(axis) for axis in self.plates)
         count = prod(run.sizes[axis] for axis in self.plates)
         if count < 2:
@@ -143,6 +143,7 @@ class Called(nd.Node):
     """A function of the trace: one number, or one for each draw and time step with a cost of its own."""
 
     kind = "baseline"
+    linear = Linearity.NOWHERE
 
     def __init__(self, site: Site, fn: Callable[[Trace], Any]) -> None:
         self.fn, self.sample, self.term = fn, site.sample, site.place
@@ -160,7 +161,7 @@ class Called(nd.Node):
     def mixes(self) -> Axes:
         return union(*self.input_axes)
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         with torch.no_grad():
             result = self.fn(self._trace(run, values))
         if not isinstance(result, Tensor | Real):
@@ -177,7 +178,7 @@ class Called(nd.Node):
             )
         return found.expand(sizes)
 
-    def _trace(self, run: Any, values: list[Any]) -> Trace:
+    def _trace(self, run: nd.Pass, values: list[Any]) -> Trace:
         scores = {s: run.log_probs.get(s, v.detach()) for s, v in zip(self.scored, values, strict=False)}
         unknown = torch.tensor(float("nan"), dtype=run.dtype, device=run.device)
         noise = {name: run.noise[name] for name in self.names if name in run.noise}
@@ -188,6 +189,7 @@ class Fitted(nd.Node):
     """Returns-to-go predicted from observations, by least squares on all other trajectories of the plate."""
 
     kind = "baseline"
+    linear = Linearity.NOWHERE
 
     def __init__(self, term: nd.Node, drawn: nd.Node, sample: nd.Sample, discount: float | Tensor) -> None:
         self.sample, self.discount = sample, discount
@@ -197,7 +199,7 @@ class Fitted(nd.Node):
     def mixes(self) -> Axes:
         return self.axes[-2:]  # the trajectories of the innermost plate, and their time
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         costs, draws = values
         if not hasattr(draws, "observation"):
             raise SamplingError(

@@ -18,9 +18,11 @@ from ..derive.controls import ZeroMean
 from ..derive.estimator import Control, GradientEstimator, Site
 from ..derive.routes import Routes
 from ..derive.substitutions import alternatives
-from ..distributions.laws import DistributionLaw
+from ..distributions.interfaces import Call, Node, SampleNode, Surroundings
+from ..distributions.laws import DistributionLaw, Law
 from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, describe, union, without
 from ..tensors.trees import map_tensors, tensors
@@ -33,28 +35,25 @@ class Partner(NamedTuple):
     probability: Tensor
 
 
-class PartnerLaw:
+class PartnerLaw(Law):
     """The distribution of the partners, given the draws and the parents of their distribution."""
 
-    time = False
-    fixed_support = True
-    has_moving_support = False
     name = "the antithetic partner"
 
     def __init__(self, sample: nd.Sample) -> None:
         self.sample = sample
 
-    def event_dims(self, arguments: Any) -> None:
+    def event_dims(self, arguments: Call) -> None:
         return None
 
-    def _one_too(self, values: Sequence[Any], run: Any) -> tuple[Tensor, Tensor]:
+    def _one_too(self, values: Sequence[Any], run: Surroundings) -> tuple[Tensor, Tensor]:
         """The probability that the draw is one, and that its partner is, of every entry: `(*plates, ...)`."""
         drawn, *parents = values
         probability = entries(self.sample, coins(self.sample, parents, run).probs, drawn).detach()
         one = ((2 * probability - 1) / probability).clamp(min=0)
         return probability, torch.where(drawn == 1, one, (probability / (1 - probability)).clamp(max=1))
 
-    def draw(self, node: nd.Sample, values: Sequence[Any], run: Any) -> tuple[Partner, None]:
+    def draw(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> tuple[Partner, None]:
         probability, one = self._one_too(values, run)
         with run.placed():
             other = torch.bernoulli(one)
@@ -62,29 +61,29 @@ class PartnerLaw:
 
     def score(
         self,
-        node: nd.Sample,
+        node: SampleNode,
         value: Partner,
-        inputs: Sequence[nd.Node],
+        inputs: Sequence[Node],
         values: Sequence[Any],
-        run: Any,
-        kept: None = None,
+        run: Surroundings,
+        kept: object = None,
     ) -> Tensor:
         _, one = self._one_too(values, run)
         return summed_entries(torch.where(value.other == 1, one, 1 - one).log(), len(node.plates))
 
-    def margins(self, node: nd.Sample, values: Sequence[Any], run: Any) -> list[Tensor]:
+    def margins(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> list[Tensor]:
         return []
 
-    def trials(self, node: nd.Sample, values: Sequence[Any], run: Any) -> Tensor:
+    def trials(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> Tensor:
         return torch.zeros(())
 
-    def outcomes(self, node: nd.Sample, values: Sequence[Any], run: Any, trials: int) -> tuple[Partner, int]:
+    def outcomes(self, node: SampleNode, values: Sequence[Any], run: Surroundings, trials: int) -> tuple[Partner, int]:
         probability, _ = self._one_too(values, run)
         both = torch.stack([torch.zeros_like(values[0]), torch.ones_like(values[0])])
         return Partner(both, probability.expand(2, *probability.shape)), probability.dim() - len(node.plates)
 
 
-def coins(sample: nd.Sample, parents: Sequence[Any], run: Any) -> Bernoulli:
+def coins(sample: nd.Sample, parents: Sequence[Any], run: Surroundings) -> Bernoulli:
     """The distribution of the single coins.
 
     Raises:
@@ -145,6 +144,7 @@ class Others(nd.Node):
     """The partners as alternatives to the draws: one, `(1, *plates, ...)`."""
 
     kind = "alternatives"
+    linear = Linearity.NOWHERE
 
     def __init__(self, site: Site) -> None:
         self.sample = site.sample

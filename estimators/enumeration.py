@@ -11,9 +11,9 @@ from torch.utils import _pytree as pytree
 from ..derive.estimator import GradientEstimator, Site
 from ..derive.routes import Routes
 from ..derive.substitutions import alternatives
-from ..distributions.laws import DistributionLaw
 from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..surrogate.terms import Term
 from ..tensors import vectorize as vz
 from ..tensors.axes import describe
@@ -28,9 +28,9 @@ class Enumeration(GradientEstimator):
 
     def check(self, sample: nd.Sample, routes: Routes) -> None:
         super().check(sample, routes)
-        law = sample.law
-        known = isinstance(law, DistributionLaw) and law.is_class and law.is_torchs_own
-        if known and not law.factory.has_enumerate_support and law.name != "Multinomial":
+        law, family = sample.law, sample.law.family
+        listed = family is None or family.has_enumerate_support or law.name == "Multinomial"
+        if law.is_torchs_own and not listed:
             raise CompileError(_not_finite(sample, f"{law.name} has no finite support"))
 
     def term(self, site: Site) -> Term:
@@ -55,6 +55,7 @@ class Changes(nd.Node):
     """The probability of every outcome less its value: `(outcomes, *plates)`."""
 
     kind = "alternatives"
+    linear = Linearity.NOWHERE
 
     def __init__(self, site: Site, outcomes: nd.Node) -> None:
         self.sample, self.parents = site.sample, tuple(site.parents())
@@ -63,7 +64,7 @@ class Changes(nd.Node):
     def infer_axes(self) -> Any:
         return self.inputs[0].axes
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         outcomes, *parents = values
         score = torch.vmap(lambda one: self.sample.law.score(self.sample, one, self.parents, parents, run))
         log_prob = score(outcomes)
@@ -73,7 +74,7 @@ class Changes(nd.Node):
         return probability - probability.detach()
 
 
-def outcomes_of(sample: nd.Sample, drawn: Any, parents: Sequence[Any], run: Any) -> Any:
+def outcomes_of(sample: nd.Sample, drawn: object, parents: Sequence[Any], run: nd.Pass) -> Any:
     """All outcomes of every draw, `(outcomes, *plates, ...)`.
 
     Raises:
@@ -133,7 +134,7 @@ def Enumerate() -> Enumeration:
 
     Raises:
         CompileError: a distribution without a finite support, or a direct child that cannot be reused.
-        SamplingError: the same, where only a built distribution shows it; more than 4096 outcomes of a draw.
+        SamplingError: the same, where a function builds the distribution; more than 4096 outcomes of a draw.
 
     References:
         Titsias and Lázaro-Gredilla (2015), Local expectation gradients; Tokui and Sato (2017), Evaluating the variance

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..derive.estimator import Site
 from ..derive.substitutions import alternatives, one_at_a_time, replaced
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..surrogate.terms import Term
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, union, without
@@ -34,6 +35,7 @@ class AtParents(nd.Node):
     """
 
     kind = "alternatives"
+    linear = Linearity.NOWHERE
 
     def __init__(self, site: Site, name: str, fn: Callable[[nd.Sample, Any, Sequence[Any], Any], Any]) -> None:
         self.sample, self.fn = site.sample, fn
@@ -42,7 +44,7 @@ class AtParents(nd.Node):
     def infer_axes(self) -> Axes:
         return union([alternatives(self.sample)], self.sample.plates)
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         return self.fn(self.sample, values[0], values[1:], run)
 
 
@@ -68,7 +70,7 @@ class Replaced(Term):
     def mixes(self) -> Axes:
         return self.plates
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         term, ratio, coefficients, replays = values
         ratio = ratio.permute([self.sample.plates.index(plate) for plate in (*self.plates, *self.together)])
         apart = tuple(range(len(self.plates)))

@@ -71,8 +71,8 @@ def test_gradients_at_a_trace(name, dtype):
     trace = compiled.sample(theta, generator=seed())
     lowered = compiled.lower(theta, trace=trace, backend="inductor")
     for at in (theta, theta + 0.01):
-        point = compiled._point("test", (at,))
-        value, gradient = compiled._replayed(point, trace)
+        point = compiled._inputs.point("test", (at,))
+        value, gradient = compiled._estimates.at(point, trace)
         assert close((lowered.surrogate(at, trace), lowered.grad(at, trace)), (value, gradient[0]))
 
 

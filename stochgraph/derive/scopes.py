@@ -1,6 +1,5 @@
 """The objectives that are derived, that of a graph and that of an update, and which samples are boxed in them."""
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -18,6 +17,7 @@ class Scope(ABC):
     """An objective, and the samples that are boxed in it.
 
     Attributes:
+        order: the declared nodes that it depends on.
         estimators: one for every scored sample of the graph.
         pathwise: the names of the samples whose draw is differentiated.
         samples: the scored samples that the objective depends on, by name.
@@ -28,8 +28,8 @@ class Scope(ABC):
     samples: dict[str, nd.Sample]
     reach: Mapping[Kind, Reach]
 
-    def __init__(self, order: Iterable[nd.Node], estimators: Mapping[str, GradientEstimator]) -> None:
-        self.estimators = estimators
+    def __init__(self, order: list[nd.Node], estimators: Mapping[str, GradientEstimator]) -> None:
+        self.order, self.estimators = order, estimators
         self.pathwise = {name for name, estimator in estimators.items() if not estimator.scored}
         scored = estimators.keys() - self.pathwise
         self.samples = {name: node for name, node in samples_in(order).items() if name in scored}
@@ -98,7 +98,6 @@ class ObjectiveScope(Scope):
 
     def __init__(self, order: list[nd.Node], estimators: Mapping[str, GradientEstimator]) -> None:
         super().__init__(order, estimators)
-        self.order = order
         self.reach = {Kind.WEIGHT: Reach(order, self.samples, estimators)}
 
     @cached_property
@@ -141,9 +140,12 @@ class UpdateScope(Scope):
         self._moving = moves_with(order, [update.variable], self.pathwise)
         inner = {s: node for s, node in self.samples.items() if any(p in self._moving for p in node.inputs)}
         data = {s: node for s, node in self.samples.items() if s not in inner}
+        # What data does to an earlier update is counted there, and moves this one as a value: of
+        # D1 -> theta' -> D2 -> theta'' a box of D1 in the objective of theta'' would be one too many.
+        earlier = [node for node in order if isinstance(node, nd.Update)]
         self.reach = {
-            Kind.SCORE: Reach(order, inner, dict.fromkeys(inner, SCORED), cut=update.variable),
-            Kind.WEIGHT: Reach(order, data, estimators, cut=update.variable),
+            Kind.SCORE: Reach(order, inner, dict.fromkeys(inner, SCORED), cuts=[update.variable]),
+            Kind.WEIGHT: Reach(order, data, estimators, cuts=[update.variable, *earlier]),
         }
 
     @property
@@ -177,6 +179,5 @@ class UpdateScope(Scope):
             return operands
         # A factor that moves with `psi` would multiply a score term, whose value is no use: its derivative would be
         # lost.
-        scaling = isinstance(node, nd.Apply) and node.fn in (operator.mul, operator.truediv)
         others = [parent for i, parent in enumerate(node.inputs) if i not in operands]
-        return None if scaling and any(parent in self._moving for parent in others) else operands
+        return None if any(parent in self._moving for parent in others) else operands

@@ -48,7 +48,8 @@ _BUILTINS = frozenset(
 # Of torch: what has a state of its own, or reads what may be another thing at the next call.
 _STATEFUL = frozenset(
     "manual_seed seed initial_seed get_rng_state set_rng_state fork_rng Generator load from_file hub set_default_dtype "
-    "set_default_device set_num_threads get_num_threads from_numpy frombuffer".split()
+    "set_default_device set_num_threads get_num_threads from_numpy frombuffer backends get_float32_matmul_precision "
+    "are_deterministic_algorithms_enabled is_inference_mode_enabled to_dlpack".split()
 )
 _OF_NO_ACCOUNT = frozenset(
     "__dict__ __weakref__ __doc__ __module__ __qualname__ __annotations__ __abstractmethods__ _abc_impl __slots__ "
@@ -134,6 +135,7 @@ class Held:
             _refuse(words, f"a {type(tensor).__name__}")
         for name in ("shape", "dtype", "device"):
             self._place(partial(getattr, tensor), name, words)
+        self._place(lambda _: torch.Size(tensor.stride()), "stride", words)
 
     def _hold_dict(self, mapping: Any, words: str) -> None:
         _refuse_long(mapping, words)
@@ -260,15 +262,20 @@ def _read(mapping: Mapping[Any, Any], key: Any) -> Any:
 def _equal(now: Any, value: Any) -> bool:
     if type(now) is not type(value) or not isinstance(value, _BY_VALUE):
         return False
-    return (
-        now == value if isinstance(value, (torch.Size, torch.device)) else repr(now) == repr(value)
-    )  # 0.0 is not -0.0
+    by_value = isinstance(value, (torch.Size, torch.device))
+    return now == value if by_value else repr(now) == repr(value)  # 0.0 is not -0.0
+
+
+def is_own(module: str | None) -> bool:
+    """Whether a module is part of the library, but of its algorithms, which are made of what users may have as well."""
+    module = module or ""
+    return module.partition(".")[0] == "stochgraph" and not module.startswith("stochgraph.algorithms")
 
 
 def _is_trusted(module: str | None) -> bool:
     """Whether the code of a module has no state that its functions would be other functions by."""
-    module = module or ""
-    return module.partition(".")[0] in _MODULES and not module.startswith("stochgraph.algorithms")
+    name = (module or "").partition(".")[0]
+    return is_own(module) if name == "stochgraph" else name in _MODULES
 
 
 def _is_slot(member: Any) -> bool:

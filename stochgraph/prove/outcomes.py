@@ -21,7 +21,8 @@ from ..ir import nodes as nd
 from ..ir.programs import schedule
 from ..ir.traces import Trace
 from ..language.data import data_sizes
-from ..run.compiled import Compiled, watched
+from ..run.compiled import Compiled
+from ..run.inputs import watched
 from ..run.passes import Run
 from ..tensors.axes import describe
 from .quadrature import entries, grid, has_nodes, noise_of
@@ -88,7 +89,7 @@ class Outcomes:
         self, compiled: Compiled, inputs: Any, sizes: Mapping[str, int], limit: int, quadrature: int | None = None
     ) -> None:
         self.names, self.inputs, self.limit, self.quadrature = compiled.graph.inputs, inputs, limit, quadrature
-        run = compiled._run(inputs, sizes)  # refuses wrong inputs and sizes
+        run = compiled._inputs.run(inputs, sizes)  # refuses wrong inputs and sizes
         self.watched, self.differentiated = list(watched(run.inputs, compiled.wrt).values()), set(compiled.estimators)
         self.wanted = {**sizes, **data_sizes(compiled.graph.data, run.inputs)}
         self.order, self.goal = compiled.graph.order, compiled.graph.objective
@@ -136,7 +137,7 @@ class Outcomes:
         if not has_nodes(node):
             return False
         try:
-            self._at_parents(node, lambda *place: node.law.outcomes(*place, 1)[0])
+            self._at_parents(node, lambda node, parents, run: node.law.outcomes(node, parents, run, 1)[0])
         except NotImplementedError:
             return True
         return False
@@ -208,8 +209,8 @@ class Outcomes:
         own: list[int] = []
         trials = int(self._at_parents(node, node.law.trials).max())
 
-        def outcomes(*place: Any) -> Any:
-            found, dims = node.law.outcomes(*place, trials)
+        def outcomes(node: nd.Sample, parents: list[Any], run: Run) -> Any:
+            found, dims = node.law.outcomes(node, parents, run, trials)
             own[:] = [dims]
             return found
 

@@ -110,12 +110,13 @@ def _lost(program: Sequence[nd.Node], source: nd.Sample, passing: set[nd.Node], 
     return source
 
 
-def check_captured(order: Iterable[nd.Node], program: Sequence[nd.Node], run: Any, loss: Tensor) -> None:
+def check_captured(order: Iterable[nd.Node], program: Sequence[nd.Node], run: nd.Pass, loss: Tensor) -> None:
     """Refuse tensors that require grad and are no inputs: nothing would be differentiated with respect to them.
 
     Raises:
         DeclarationError: with the node that captures one, its name and the remedy.
     """
+    assert run.watch is not None
     given = pytree.tree_leaves((dict(run.inputs), run.draws, dict(run.log_probs), run.noise))
     inputs = [p for leaf in given for p in (leaf.parameters() if isinstance(leaf, Module) else tensors(leaf))]
     reached = _behind([loss, *run.watch.objectives, *_of_unscored(program, run)], inputs)
@@ -132,7 +133,7 @@ def check_captured(order: Iterable[nd.Node], program: Sequence[nd.Node], run: An
         raise DeclarationError(f"{where}: a function uses {constant_in_words('', leaf, 'module')}")
 
 
-def _of_unscored(program: Sequence[nd.Node], run: Any) -> Iterator[Tensor]:
+def _of_unscored(program: Sequence[nd.Node], run: nd.Pass) -> Iterator[Tensor]:
     """What draws depend on that have no score in the pass: only their distributions tell."""
     scored = {node.sample.name for node in _whole(program) if isinstance(node, Score)}
     for node in program:

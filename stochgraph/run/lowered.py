@@ -6,25 +6,29 @@ another result. Draws are made in the order of the declaration by the same opera
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from ..derive.estimator import GradientEstimator
 from ..distributions.laws import SamplerLaw
 from ..errors.checks import require_known
 from ..errors.exceptions import CompileError, LoweringError
 from ..ir import nodes as nd
+from ..ir.declaration import Declaration
 from ..ir.traces import Trace
-from ..lower.held import Held
+from ..lower.held import Held, is_own
 from ..lower.inductor import Compilation
 from ..lower.recording import Flat, record
 from ..lower.signatures import Arguments, in_mode
 from ..tensors.trees import map_tensors
 from .gradient import Point
+from .inputs import Inputs
 from .passes import Place, Run, recorded, seeded
+from .values import Values
 
 _PROGRAMS = 8  # signatures that a graph keeps; the oldest goes
 _AFTER = 20  # calls of a signature before it is recorded of itself
@@ -36,25 +40,55 @@ _MISSES = 10  # calls in which a check failed, beyond those that succeeded, befo
 Found = tuple[Tensor, list[Tensor]]
 
 
+class Gradients(Protocol):
+    """The gradients of a compiled graph, as the interpreter computes them."""
+
+    def one_pass(self, point: Point, run: Run) -> Found:
+        """The value and gradient of one pass."""
+
+    def is_first(self, run: Run) -> bool:
+        """Whether the interpreter has not looked yet where the derivatives of such a pass lead."""
+
+    def is_large(self, run: Run, point: Point) -> bool:
+        """Whether the interpreter cuts a pass."""
+
+
+class Interpreter(Protocol):
+    """A compiled graph."""
+
+    graph: Declaration
+    estimators: dict[str, GradientEstimator]
+    _inputs: Inputs
+    _values: Values
+    _program: list[nd.Node]
+
+    @property
+    def _estimates(self) -> Gradients:
+        """Its gradients."""
+
+
 class Program:
     """A gradient as a flat program, of fresh draws or at a trace, for one signature.
 
     Attributes:
         flat: the program.
         signature: what it was recorded for.
+        draws: whether it draws: nobody else may meanwhile.
         seconds: how long torch.compile took; `None` without it.
         same: whether results are those of the interpreter: the same bits, or to rounding if it is compiled.
     """
 
-    def __init__(self, compiled: Any, point: Point, arguments: Arguments, run: Run, backend: str = "flat") -> None:
-        self.signature = arguments.signature
+    def __init__(
+        self, compiled: Interpreter, point: Point, arguments: Arguments, run: Run, backend: str = "flat"
+    ) -> None:
+        self.signature, self.draws = arguments.signature, not run.draws
         self.seconds: float | None = None
         self.same: Callable[[Found, Found], bool] = same_bits
         self.held = Held(_named_by(compiled, run), ["log_prob", "log_prob_stacked", *([] if run.draws else ["draw"])])
         run.place = Place()
 
         def gradient() -> Sequence[Tensor]:
-            value, found = compiled._pass(point, run)
+            value, found = compiled._estimates.one_pass(point, run)
             return [value, *found]
 
         self.flat: Flat = record(gradient, arguments.tensors, run.place.name).flat
@@ -92,13 +126,13 @@ class Lowered:
     """
 
     def __init__(
-        self, compiled: Any, point: Point, sizes: Mapping[str, int], trace: Trace | None, backend: str = "flat"
+        self, compiled: Interpreter, point: Point, sizes: Mapping[str, int], trace: Trace | None, backend: str = "flat"
     ) -> None:
         require_known(_BACKENDS, backend=backend)
         self._compiled, self._sizes, self._at_trace = compiled, dict(sizes), trace is not None
         cut = [] if trace is not None else cut_samplers(compiled)
         self._apart = bool(cut)
-        with torch.random.fork_rng(devices=[]):
+        with seeded(None, ()), torch.random.fork_rng(devices=[]):
             self._pass(point, self._drawn(point, trace))  # a first pass looks where derivatives lead
             seen = self._drawn(point, trace)
             self._program = Program(compiled, point, self._arguments(point, seen), self._run(point, seen), backend)
@@ -108,7 +142,7 @@ class Lowered:
         self.notes = (*cut, *([] if took is None else [f"torch.compile took {took:.1f} s"]))
         self.module, self.code = self._program.flat.module, self._program.flat.code
 
-    def value_and_grad(self, *inputs: Any, generator: torch.Generator | None = None) -> tuple[Tensor, Any]:
+    def value_and_grad(self, *inputs: object, generator: torch.Generator | None = None) -> tuple[Tensor, Any]:
         """One estimate, as `Compiled.value_and_grad` makes it.
 
         Args:
@@ -122,12 +156,12 @@ class Lowered:
         if self._at_trace:
             self._refuse("it was lowered at a trace, which .grad and .surrogate are functions of")
         with recorded():
-            point = self._compiled._point("value_and_grad", inputs)
+            point = self._compiled._inputs.point("value_and_grad", inputs)
             with seeded(generator, point.named):
                 value, gradient = self._found(point, self._drawn(point, None))
             return value, point.shaped(gradient)
 
-    def grad(self, *inputs_and_trace: Any) -> Any:
+    def grad(self, *inputs_and_trace: object) -> Any:
         """The gradient of `Compiled.surrogate` at a trace: `grad(*inputs, trace)`.
 
         Raises:
@@ -137,21 +171,21 @@ class Lowered:
             point, trace = self._given("grad", inputs_and_trace)
             return point.shaped(self._found(point, trace)[1])
 
-    def surrogate(self, *inputs_and_trace: Any) -> Tensor:
+    def surrogate(self, *inputs_and_trace: object) -> Tensor:
         """The value of `Compiled.surrogate` at a trace, a constant: `surrogate(*inputs, trace)`. See `grad`."""
         with recorded():
             return self._found(*self._given("surrogate", inputs_and_trace))[0]
 
-    def _given(self, word: str, inputs_and_trace: Any) -> tuple[Point, Trace]:
+    def _given(self, word: str, inputs_and_trace: Sequence[object]) -> tuple[Point, Trace]:
         *inputs, trace = inputs_and_trace
         if not self._at_trace:
             self._refuse("it was lowered for fresh draws, value_and_grad; hand a trace to lower(*inputs, trace=trace)")
-        return self._compiled._point(word, inputs), held_still(trace)
+        return self._compiled._inputs.point(word, inputs), held_still(cast(Trace, trace))
 
     def _drawn(self, point: Point, trace: Trace | None) -> Trace | None:
         """What the program is given beside the inputs: the trace, or draws that are made apart."""
         apart = trace is None and self._apart
-        return drawn(self._compiled, Run(point.named, self._sizes)) if apart else trace
+        return drawn(self._compiled._values.draw_program, Run(point.named, self._sizes)) if apart else trace
 
     def _found(self, point: Point, trace: Trace | None) -> Found:
         if in_mode():
@@ -164,10 +198,9 @@ class Lowered:
             self._refuse(f"{changed!r} is another thing now: lower it again")
         before = torch.default_generator.get_state()
         found = self._program(arguments)
-        if found is None:
+        if found is None and self._program.draws:
             torch.default_generator.set_state(before)
-            return self._pass(point, trace)
-        return found
+        return self._pass(point, trace) if found is None else found
 
     def _compare(self, point: Point, trace: Trace | None) -> None:
         before = torch.default_generator.get_state()
@@ -178,13 +211,13 @@ class Lowered:
     def _arguments(self, point: Point, trace: Trace | None) -> Arguments:
         if trace is None:
             return fresh_arguments(point, self._sizes)
-        return trace_arguments(self._compiled.graph.samples, point, trace)
+        return trace_arguments(list(self._compiled._values.draws), point, trace)
 
     def _run(self, point: Point, trace: Trace | None) -> Run:
         return Run(point.named, self._sizes if trace is None else {}, trace)
 
     def _pass(self, point: Point, trace: Trace | None) -> Found:
-        return self._compiled._pass(point, self._run(point, trace))
+        return self._compiled._estimates.one_pass(point, self._run(point, trace))
 
     def _refuse(self, why: str) -> NoReturn:
         raise LoweringError(f"the flat program of {self._compiled.graph.name}: {why}")
@@ -223,7 +256,7 @@ class Lowering:
         mode: how it is lowered.
     """
 
-    def __init__(self, compiled: Any, mode: Mode) -> None:
+    def __init__(self, compiled: Interpreter, mode: Mode) -> None:
         self.compiled, self.mode = compiled, mode
         self._entries: OrderedDict[Any, _Entry] = OrderedDict()
         self._cut = bool(cut_samplers(compiled))
@@ -231,7 +264,7 @@ class Lowering:
     @property
     def draws_apart(self) -> bool:
         """Whether draws come first, being cut out, and then a program at the trace: as long as none is refused."""
-        return self._cut and all(entry.refusal is None for entry in self._entries.values())
+        return self._cut and all(entry.refusal is None for entry in list(self._entries.values()))
 
     def fresh(self, point: Point, sizes: Mapping[str, int]) -> Found | None:
         """The value and gradient for fresh draws, if there is a program; the lock of draws is held."""
@@ -242,7 +275,7 @@ class Lowering:
     def at(self, point: Point, trace: Trace) -> Found | None:
         """The value and gradient at a trace, if there is a program."""
         trace = held_still(trace)
-        names = self.compiled.graph.samples
+        names = list(self.compiled._values.draws)
         return self._choose(point, lambda: Run(point.named, {}, trace), lambda: trace_arguments(names, point, trace))
 
     def _choose(self, point: Point, run: Callable[[], Run], arguments: Callable[[], Arguments]) -> Found | None:
@@ -257,9 +290,13 @@ class Lowering:
             if self.mode.strict:
                 raise
             return None
-        return None if entry.program is None else self._run(entry, given, lambda: self.compiled._pass(point, run()))
+        return (
+            None
+            if entry.program is None
+            else self._run(entry, given, lambda: self.compiled._estimates.one_pass(point, run()))
+        )
 
-    def _entry(self, signature: Any) -> _Entry:
+    def _entry(self, signature: Hashable) -> _Entry:
         entry = self._entries.pop(signature, None) or _Entry()
         self._entries[signature] = entry  # the last one used
         while len(self._entries) > _PROGRAMS:
@@ -276,17 +313,17 @@ class Lowering:
         if entry.program is not None and entry.program.held.changed() is not None:
             entry.program, entry.agreed = None, 0
         if entry.program is None and entry.calls > self.mode.after:
-            with torch.random.fork_rng(devices=[]):
+            with seeded(None, ()), torch.random.fork_rng(devices=[]):
                 self._record(entry, point, given, run)
 
     def _record(self, entry: _Entry, point: Point, given: Arguments, run: Callable[[], Run]) -> None:
         """Record a program, but of a pass that is cut: its chunks have programs of their own."""
         if not entry.is_cut and not run().draws:
-            entry.is_cut = self.compiled._is_large(run(), point)
+            entry.is_cut = self.compiled._estimates.is_large(run(), point)
         if entry.is_cut:
             return
-        if self.compiled._is_first(run()):  # which looks where derivatives lead
-            self.compiled._pass(point, run())
+        if self.compiled._estimates.is_first(run()):  # which looks where derivatives lead
+            self.compiled._estimates.one_pass(point, run())
         try:
             entry.program = Program(self.compiled, point, given, run(), self.mode.backend)
         except LoweringError as error:
@@ -295,29 +332,44 @@ class Lowering:
 
     def _run(self, entry: _Entry, given: Arguments, interpreted: Callable[[], Found]) -> Found:
         assert entry.program is not None
+        if entry.agreed < _TRIALS:
+            with seeded(None, ()):  # nobody else may draw while the same draws are made twice
+                return self._try(entry, entry.program, given, interpreted)
         before = torch.default_generator.get_state()
         found = entry.program(given)
-        if found is not None and entry.agreed >= _TRIALS:
-            entry.hit += 1
-            return found
-        compared = against_interpreter(found, before, interpreted, entry.program.same)
-        if compared.same and found is not None:
+        if found is None:
+            if entry.program.draws:
+                torch.default_generator.set_state(before)
+            self._miss(entry)
+            return interpreted()
+        entry.hit += 1
+        return found
+
+    def _try(self, entry: _Entry, program: Program, given: Arguments, interpreted: Callable[[], Found]) -> Found:
+        """The call made both ways."""
+        before = torch.default_generator.get_state()
+        found = program(given)
+        compared = against_interpreter(found, before, interpreted, program.same)
+        if found is None:
+            self._miss(entry)
+        elif compared.same:
             entry.agreed += 1
             return found
-        if found is None:
-            entry.missed += 1
-            if entry.missed > entry.hit + _MISSES:
-                self._give_up(entry, "what Python looks at is another value in most calls")
         else:
             self._give_up(entry, "its results were not those of the interpreter")
         return compared.expected
+
+    def _miss(self, entry: _Entry) -> None:
+        entry.missed += 1
+        if entry.missed > entry.hit + _MISSES:
+            self._give_up(entry, "what Python looks at is another value in most calls")
 
     def _give_up(self, entry: _Entry, why: str) -> None:
         entry.program = None
         entry.refusal = f"{self.compiled.graph.name} has no flat program: {why}"
 
 
-def lowering_of(compiled: Any, word: str) -> Lowering | None:
+def lowering_of(compiled: Interpreter, word: str) -> Lowering | None:
     """What `compile(lowering=...)` stands for.
 
     Raises:
@@ -376,7 +428,7 @@ def same_to_rounding(found: Found, expected: Found) -> bool:
     )
 
 
-def cut_samplers(compiled: Any) -> list[str]:
+def cut_samplers(compiled: Interpreter) -> list[str]:
     """The samplers that may not be recorded: their draws are made apart, and the gradient is recorded at the trace."""
     samples = [node for node in compiled.graph.order if isinstance(node, nd.Sample)]
     return [
@@ -386,11 +438,11 @@ def cut_samplers(compiled: Any) -> list[str]:
     ]
 
 
-def drawn(compiled: Any, run: Run) -> Trace:
+def drawn(program: Sequence[nd.Node], run: Run) -> Trace:
     """The draws of a pass, those that it has made already included."""
     run = run.continued()
     with torch.no_grad():
-        run.execute(compiled._draw_program)
+        run.execute(program)
     return Trace(draws=run.draws, noise=run.noise)
 
 
@@ -415,10 +467,12 @@ def trace_arguments(names: Sequence[str], point: Point, trace: Trace) -> Argumen
     return Arguments([list(point.named.values()), recorded], ["at a trace", *point.wanted])
 
 
-def _named_by(compiled: Any, run: Run) -> Iterator[tuple[str, Any]]:
+def _named_by(compiled: Interpreter, run: Run) -> Iterator[tuple[str, Any]]:
     """Whatever a user has given to the graph, in words: of what draws, if it is asked."""
     asked = {node.sample.name for node in compiled.graph.order if hasattr(node, "sample")} | set(compiled.estimators)
-    for node in compiled.graph.order:
+    for node in dict.fromkeys([*compiled.graph.order, *_nested(compiled._program)]):
+        if not is_own(type(node).__module__):
+            raise LoweringError(f"{node.name!r} is a {type(node).__name__}, a node of one's own, whose code may change")
         is_silent = node.name in run.draws and node.name not in asked  # it was drawn, and nothing scores it
         law = None if is_silent else getattr(node, "law", None)
         arguments = getattr(node, "arguments", None) or getattr(node, "lr", None)
@@ -428,4 +482,12 @@ def _named_by(compiled: Any, run: Run) -> Iterator[tuple[str, Any]]:
         for thing in given:
             yield f"what {node.name!r} is given", thing
     for name, estimator in compiled.estimators.items():
-        yield f"the baseline of {name!r}", getattr(estimator, "baseline", None)
+        yield f"the estimator of {name!r}", estimator
+
+
+def _nested(program: Iterable[nd.Node]) -> Iterator[nd.Node]:
+    """The nodes of a program, and those that nodes compute inside of themselves."""
+    for node in program:
+        yield node
+        for inner in (*getattr(node, "programs", ()), getattr(node, "program", ())):
+            yield from _nested(inner)
