@@ -7,6 +7,7 @@ log-probabilities, with the derivative of an update taken for fixed draws. No bo
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from math import prod
 from typing import Any, Literal
 
@@ -19,11 +20,14 @@ from ..derive.estimator import SCORED
 from ..distributions.mends import at_edge, edge_message
 from ..errors.exceptions import VerificationError
 from ..errors.failures import short_tracebacks
+from ..explain.ledger import Source
+from ..explain.magnitudes import Estimates, Group, groups
 from ..ir import nodes as nd
 from ..ir.programs import schedule
 from ..ir.traces import Trace
 from ..language.data import data_sizes
 from ..run.compiled import Compiled, watched
+from ..run.contributions import Contributions, scored
 from ..run.passes import Run
 from ..tensors.axes import describe
 
@@ -45,6 +49,8 @@ class Verification:
         relative_to: which of the two `relative_bias` is relative to, "truth" or "estimates".
         outcomes: how many joint outcomes of positive probability there are.
         order: the order of the derivative.
+        rows: the groups of the ledger's rows with what each of them gives to `expectation`; see `Group`. First order
+            only: of other orders, and of a surrogate written by hand, there are none.
 
     For first derivatives `truth`, `expectation`, `bias` and `variance` are pytrees like the differentiated input (a
     tuple of them if there are several). For order k they are tensors of shape `(*input.shape,) * k` if one tensor is
@@ -60,6 +66,12 @@ class Verification:
     outcomes: int
     order: int
     _total_variance: float = field(repr=False)
+    _groups: Callable[[], tuple[Group, ...]] = field(default=tuple, repr=False, compare=False)
+
+    @cached_property
+    def rows(self) -> tuple[Group, ...]:
+        """The groups of the ledger's rows, with their exact figures. Worked out when they are asked for."""
+        return self._groups()
 
     @property
     def total_variance(self) -> float:
@@ -160,6 +172,7 @@ def verify(
     variance = (weights * (estimates - mean) ** 2).sum(0)
     shape = _shaper(compiled, inputs, order)
     bias = mean - truth
+    derived = order == 1 and surrogate is None
     size = (probability * estimates.flatten(1).norm(dim=1)).sum()
     return Verification(
         shape(truth),
@@ -170,7 +183,33 @@ def verify(
         len(probability),
         order,
         float(variance.sum()),
+        partial(_groups, compiled, outcomes, restore, flat, log_probs, probability, truth, shape) if derived else tuple,
     )
+
+
+def _groups(
+    compiled: Compiled,
+    outcomes: "_Outcomes",
+    restore: Callable[[Tensor], Any],
+    flat: Tensor,
+    log_probs: dict[str, Tensor],
+    probability: Tensor,
+    truth: Tensor,
+    shape: Callable[[Tensor], Any],
+) -> tuple[Group, ...]:
+    """What every group of the ledger's rows gives, from the contributions in every outcome."""
+
+    def found(one: Compiled) -> dict[Source, Tensor]:
+        contributions = Contributions(one)
+
+        def of(draws: dict[str, Any], recorded: dict[str, Tensor]) -> dict[Source, Tensor]:
+            return contributions.of(restore, flat, Trace(draws=draws, log_probs=recorded))
+
+        return pytree.tree_map(Tensor.detach, outcomes.map(of, log_probs, chunk=_CHUNK))
+
+    explained, own = compiled.explain(), found(compiled)
+    reference = own if explained.unbiased else found(scored(compiled))
+    return groups(explained.ledger, Estimates(own, reference, probability, truth, exact=True), shape)
 
 
 def _vector(tree: Any) -> Tensor:

@@ -1,9 +1,9 @@
 """Compiled graphs: sampling, surrogates and gradients."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import pairwise
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -17,7 +17,8 @@ from ..derive.routes import Routes
 from ..errors.checks import plate_size
 from ..errors.exceptions import CompileError, InputError, SamplingError
 from ..errors.failures import short_tracebacks
-from ..explain.explanation import explain
+from ..explain.explanation import Explanation, explain
+from ..explain.magnitudes import Group
 from ..ir import nodes as nd
 from ..ir.declaration import Declaration
 from ..ir.paths import open_unknowns, plates_in, samples_in, scored_samples
@@ -40,6 +41,20 @@ _OF_A_MODULE = (
     "function, torch.func.functional_call(module, parameters, (x,))"
 )
 _NUMBERS = (float, np.floating, np.ndarray)  # Python's own float stands for torch's default dtype
+
+
+class Shares(Protocol):
+    """Whoever works out what every group of a ledger's rows gives: by the proofs, which know compiled graphs."""
+
+    def __call__(
+        self,
+        compiled: "Compiled",
+        inputs: Sequence[object],
+        sizes: Mapping[str, int] | None,
+        repeats: int | None,
+        generator: torch.Generator | None,
+        max_outcomes: int | None,
+    ) -> tuple[Group, ...]: ...
 
 
 class Compiled:
@@ -69,10 +84,12 @@ class Compiled:
         self,
         graph: Declaration,
         estimators: Any,
-        wrt: str | tuple[str, ...] | None = None,
-        lowering: str = "never",
+        wrt: str | tuple[str, ...] | None,
+        lowering: str,
+        shares: Shares,
     ) -> None:
         self.graph = graph
+        self._shares = shares
         self.wrt = _choose_inputs(graph, wrt)
         given = _given(graph, estimators)
         self.estimators = _assign(graph, given, self.wrt)
@@ -367,9 +384,47 @@ class Compiled:
             point = self._point("lower", inputs)
             return Lowered(self, point, _check_sizes(self.graph, sizes or {}), trace and held_still(trace))
 
-    def explain(self) -> Any:
-        """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula."""
-        return explain(self)
+    @short_tracebacks()
+    def explain(
+        self,
+        *inputs: Any,
+        sizes: Mapping[str, int] | None = None,
+        repeats: int | None = None,
+        generator: torch.Generator | None = None,
+        max_outcomes: int | None = None,
+    ) -> Explanation:
+        """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula.
+
+        With inputs also how much of the gradient each group of rows gives there, `rows`: exactly, where the joint
+        outcomes can be listed and are few, else from draws, with standard errors.
+
+        Args:
+            *inputs: the inputs of the graph; none for the ledger alone. For exact figures use float64.
+            sizes: sizes of plates by name, in place of the declared ones.
+            repeats: how many draws, at least 2; default: exact if possible, else 200.
+            generator: source of randomness of the draws; default: torch's default generators.
+            max_outcomes: the most joint outcomes that are listed; default: 10,000.
+
+        Raises:
+            SamplingError: as in `sample`.
+            ValueError: one draw.
+
+        Example:
+            >>> import torch, stochgraph as sg
+            >>> from torch.distributions import Bernoulli
+            >>> @sg.graph
+            ... def objective(logit):
+            ...     x = sg.sample("x", Bernoulli, logits=logit, n=3)
+            ...     return sg.mean(x) ** 2 + 0.1 * logit
+            >>> explained = objective.compile(sg.SF()).explain(torch.tensor(0.0, dtype=torch.float64))
+            >>> for row in explained.rows:
+            ...     print(row)
+            x, once: 71.4 %
+            values, once: 28.6 %
+        """
+        if not inputs:
+            return explain(self)
+        return explain(self, self._shares(self, inputs, sizes, repeats, generator, max_outcomes))
 
     def _named(self, inputs: Any) -> dict[str, Any]:
         names = self.graph.inputs
