@@ -1,4 +1,6 @@
-"""The cost of compiling, counted and not timed: K inner steps cost K times what one costs."""
+"""The cost of compiling, counted and not timed: K inner steps cost K times what one costs, leave-one-out K squared."""
+
+from itertools import pairwise
 
 import pytest
 import torch
@@ -6,8 +8,11 @@ from torch.distributions import Bernoulli
 
 import stochgraph as sg
 from stochgraph.derive.reach import Reach
+from stochgraph.derive.replays import Replay
+from stochgraph.estimators.leave_one_out import ComparedWithReplays
 from stochgraph.explain.ledger import _Walk
 from stochgraph.ir import nodes as nd
+from stochgraph.ir import programs
 from stochgraph.surrogate.steps import CompiledStep
 from tests.problems import bandit
 
@@ -39,6 +44,40 @@ def test_an_update_reads_of_the_history_what_its_objective_reads():
     inside = [len(node.program) for node in program if isinstance(node, CompiledStep)]
     assert len(inside) == 20
     assert len(set(inside)) == 1
+
+
+def test_work_of_leave_one_out_grows_at_most_quadratically(monkeypatch):
+    """What every step of compiling looks at: nodes put in order, and control variates made."""
+    looked_at, made = [0], [0]
+    places, node = programs._places, ComparedWithReplays.node
+
+    def counted_places(users):
+        looked_at[0] += len(users) + sum(map(len, users.values()))
+        return places(users)
+
+    def counted_node(self, site):
+        made[0] += 1
+        return node(self, site)
+
+    monkeypatch.setattr(programs, "_places", counted_places)
+    monkeypatch.setattr(ComparedWithReplays, "node", counted_node)
+
+    def count(steps: int) -> tuple[int, int]:
+        graph = bandit(steps)
+        looked_at[0], made[0] = 0, 0
+        graph.compile(sg.LOO())
+        return looked_at[0], made[0]
+
+    found = [count(steps) for steps in (10, 20, 30, 40)]
+    first = [after[0] - before[0] for before, after in pairwise(found)]
+    second = [after - before for before, after in pairwise(first)]
+    assert second[0] == second[1] > 0  # a polynomial of second degree
+    assert [controls for _, controls in found] == [11, 21, 31, 41]
+
+
+def test_leave_one_out_of_many_steps_compiles_within_the_stack_of_python():
+    compiled = bandit(120).compile(sg.LOO())
+    assert sum(isinstance(node, Replay) for node in compiled._program) == 120
 
 
 def latents(count: int) -> sg.Graph:

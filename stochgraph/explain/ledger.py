@@ -6,7 +6,6 @@ says how: a nonlinear operation above the box linearises, an average scales, an 
 stop-gradient cuts boxes below it off. Estimators are not looked at, so custom ones get their ledger in the same way.
 """
 
-import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -15,15 +14,13 @@ from typing import Literal, NamedTuple, TypeVar
 from ..ir import nodes as nd
 from ..ir.paths import averaging_plate, descends_from
 from ..ir.programs import up_to
-from ..surrogate.expansions import Expansion
-from ..surrogate.steps import CompiledUpdate, Placeholder
-from ..surrogate.terms import Box, Controlled, ScoreTerm, Total, Weight
+from ..surrogate.steps import CompiledUpdate
+from ..surrogate.terms import Box, Controlled, ScoreTerm, Weight
 from ..tensors.axes import Axis
 
 Counted = Literal["once", "linearized", "dropped", "scaled", "twice"]
 Kind = Literal["distribution", "pathwise", "value"]
 
-_TRANSPARENT = (Box, Controlled, ScoreTerm, Total, Placeholder)
 _MOST_ROUTES = 4
 _MANY = frozenset({"many"})
 _T = TypeVar("_T")
@@ -181,7 +178,7 @@ class _Walk:
                     self._add(child, self._narrowed(node, child, below), _with(above, landmark))
 
     def _through_node(self, node: nd.Node, routes: _Routes) -> _Routes:
-        if isinstance(node, _TRANSPARENT):
+        if node.transparent:
             return routes
         return routes._replace(way=_Way(node.name, routes.way, _length(routes.way) + 1))
 
@@ -228,10 +225,10 @@ class _Walk:
         """Through a declared operation, to one of its inputs."""
         if isinstance(node, nd.Stop):
             return state._replace(cut=True, stopped=True)
-        if isinstance(node, (nd.Reduction, nd.Reduce)):
+        if node.over:
             # A box that scores each draw's own term does not cover what other draws do to the term through a mean.
             covering = tuple(box for box in state.boxes if box.aligned.isdisjoint(node.over))
-            totalled = () if getattr(node, "mean", False) else [axis for axis in node.over if not axis.time]
+            totalled = [axis for axis in node.totals if not axis.time]
             state = state._replace(boxes=covering, totalled=state.totalled.union(totalled))
         bent = self._bent(node, position)
         if not bent:
@@ -266,15 +263,10 @@ class _Walk:
 
     def _bent(self, node: nd.Node, position: int) -> frozenset[str]:
         """The samples in which the node is not linear, seen from one of its inputs."""
-        if isinstance(node, (nd.Reduction, Total, nd.Stop)):
-            return frozenset()
-        fn = node.fn if isinstance(node, nd.Apply) and node.arguments.simple else None
-        if fn in (operator.add, operator.sub, operator.neg, operator.pos):
-            return frozenset()
-        if fn is operator.mul or (fn is operator.truediv and _is_numerator(node, position)):
-            others = [parent for i, parent in enumerate(node.inputs) if i != position]
-            return frozenset().union(*(self.below[parent] for parent in others))
-        return self.below[node]
+        if not node.linear_in([position]):
+            return self.below[node]
+        factors = [parent for i, parent in enumerate(node.inputs) if not node.linear_in({position, i})]
+        return frozenset().union(*(self.below[parent] for parent in factors))
 
 
 def _few(passed: _Passed) -> _Passed:
@@ -295,10 +287,6 @@ def _with(passed: _Passed, landmark: str) -> _Passed:
     return found
 
 
-def _is_numerator(node: nd.Node, position: int) -> bool:
-    return position == 0 and isinstance(node, nd.Apply) and isinstance(node.arguments.leaves[0], nd.Node)
-
-
 def _count(weight: Weight, box: Box, state: _State) -> _Count:
     """What one box adds to the paths below it."""
     sample = weight.sample
@@ -309,17 +297,8 @@ def _count(weight: Weight, box: Box, state: _State) -> _Count:
     averaged = [a.name for a in sample.plates if a in box.inputs[0].axes and a not in state.outside and not a.time]
     compared = box.compares or sample.name in state.left_out
     grows = averaging_plate(sample) in summed and not weight.average and not compared
-    across = weight.curvature.across_time if isinstance(weight, Expansion) and weight.directs else "1"
     aligned = frozenset(weight.aligned)
-    return _Count(sample.name, _times(state.share, how), number, tuple(averaged), aligned, grows, across)
-
-
-def _children(node: nd.Node) -> tuple[nd.Node, ...]:
-    if isinstance(node, (Box, Controlled, ScoreTerm)):
-        return node.inputs[:1]
-    if isinstance(node, CompiledUpdate):
-        return (*node.inputs[: 1 + node.rate_count], node.surrogate)
-    return tuple(parent for parent in node.inputs if parent.carries)
+    return _Count(sample.name, _times(state.share, how), number, tuple(averaged), aligned, grows, weight.across_time)
 
 
 def top_down(root: nd.Node) -> Iterator[nd.Node]:
@@ -334,7 +313,7 @@ def top_down(root: nd.Node) -> Iterator[nd.Node]:
         elif node not in done:
             done.add(node)
             stack.append((node, True))
-            stack.extend((child, False) for child in _children(node) if child not in done)
+            stack.extend((child, False) for child in node.carried if child not in done)
     return reversed(finished)
 
 
@@ -342,7 +321,7 @@ def _below(bottom_up: Iterable[nd.Node], own: Callable[[nd.Node], Iterable[_T]])
     """What all nodes below have, together. Where nothing is added the set is the same object."""
     below: dict[nd.Node, frozenset[_T]] = {}
     for node in bottom_up:
-        sets = [below[child] for child in _children(node)]
+        sets = [below[child] for child in node.carried]
         largest = max(sets, key=len, default=frozenset[_T]())
         together = largest.union(own(node), *sets)
         below[node] = largest if len(together) == len(largest) else together

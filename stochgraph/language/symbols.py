@@ -6,7 +6,7 @@ be known of a value that does not exist yet is refused, with what to do instead.
 
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors.exceptions import DeclarationError
 from ..ir import nodes as nd
+from ..ir.operations import ELEMENTWISE
 from ..tensors.axes import Axis, describe
 from .functions import called_module, constant_in_words, held, surely_read, variable_of
 
@@ -103,10 +104,10 @@ def current(word: str) -> Declaration:
 def _operator(name: str, reflected: bool = False) -> Callable[..., Any]:
     fn = getattr(operator, name)
 
-    def forward(self: "Symbol", *others: Any) -> "Symbol":
+    def forward(self: "Symbol", *others: object) -> "Symbol":
         return declare_apply(name.strip("_"), fn, (self, *others), {})
 
-    def backward(self: "Symbol", other: Any) -> "Symbol":
+    def backward(self: "Symbol", other: object) -> "Symbol":
         return declare_apply(name.strip("_"), fn, (other, self), {})
 
     return backward if reflected else forward
@@ -132,25 +133,25 @@ class Symbol:
             return declare_apply("getitem", operator.getitem, (self, key), {})
         return _select(self, key, attribute=False)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> "Symbol":
+    def __call__(self, *args: object, **kwargs: object) -> "Symbol":
         node = self._node
         if not (isinstance(node, nd.Select) and node.attribute):
             raise DeclarationError(f"{node.name!r} is a symbolic node, not a function: use sg.apply(fn, node)")
         _refuse_in_place(str(node.key), node.inputs[0])
         # x.where(condition, other) has its arguments in another order than torch.where.
-        known = {**nd.ELEMENTWISE, **_CANONICAL}.get(node.key) if node.key != "where" and not kwargs else None
+        known = {**ELEMENTWISE, **_CANONICAL}.get(node.key) if node.key != "where" and not kwargs else None
         base = Symbol(node.inputs[0], self._declaration)
         return declare_apply(node.key, known or _Method(node.key), (base, *args), kwargs)
 
     @classmethod
     def __torch_function__(
-        cls, fn: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls, fn: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         _refuse_distribution_built_inside(_nodes_in((args, kwargs)))
         _refuse_in_place(getattr(fn, "__name__", ""), _nodes_in((args, kwargs))[0])
         return declare_apply(getattr(fn, "__name__", "apply").strip("_"), fn, args, kwargs or {})
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: object, value: object) -> None:
         _refuse_in_place("__setitem__", self._node)
 
     def __bool__(self) -> bool:
@@ -201,12 +202,12 @@ class _Method:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __call__(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, value: object, *args: object, **kwargs: object) -> Any:
         return getattr(value, self.name)(*args, **kwargs)
 
 
 def declare_apply(
-    label: str, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any], name: str | None = None
+    label: str, fn: Callable[..., Any], args: Iterable[object], kwargs: dict[str, Any], name: str | None = None
 ) -> Symbol:
     """Declare the node `fn(*args, **kwargs)`, some of the arguments being symbols."""
     symbols = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Symbol)]
@@ -241,7 +242,7 @@ def _plain(fn: Callable[..., Any]) -> Callable[..., Any]:
     name = getattr(fn, "__name__", "").strip("_")
     method = isinstance(fn, type(torch.Tensor.add)) or "Tensor" in getattr(fn, "__qualname__", "")
     if method or fn is getattr(torch, name, None):
-        return _CANONICAL.get(name) or (nd.ELEMENTWISE.get(name, fn) if method else fn)
+        return _CANONICAL.get(name) or (ELEMENTWISE.get(name, fn) if method else fn)
     return fn
 
 
@@ -257,23 +258,23 @@ def _select(symbol: Symbol, key: Any, attribute: bool) -> Symbol:
     return declaration.selected[node, repr(key), attribute]
 
 
-def to_nodes(tree: Any) -> Any:
+def to_nodes(tree: object) -> Any:
     """The tree with nodes in place of symbols."""
     return pytree.tree_map(_to_node, tree)
 
 
-def _to_node(leaf: Any) -> Any:
+def _to_node(leaf: object) -> Any:
     """A symbol's node; a constant as it is, arrays as tensors, functions with their variables."""
     if isinstance(leaf, np.ndarray):
         return torch.as_tensor(leaf)
     return leaf._node if isinstance(leaf, Symbol) else held(leaf)
 
 
-def _nodes_in(tree: Any) -> Sequence[nd.Node]:
+def _nodes_in(tree: object) -> Sequence[nd.Node]:
     return [leaf._node for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Symbol)]
 
 
-def _holds_tensors(tree: Any) -> bool:
+def _holds_tensors(tree: object) -> bool:
     return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(tree))
 
 

@@ -105,7 +105,7 @@ class Contributions:
             return {source: pull(_only(source, entries, weights))[0] for source in dict(entries)}
 
     def _named(self, inputs: Sequence[Any]) -> dict[str, Any]:
-        return self.compiled._named(inputs)
+        return self.compiled._inputs.named(inputs)
 
     def _outside(self, name: str) -> nd.Node:
         """What carries a sample's gradient outside of updates: its score, or the draw itself."""

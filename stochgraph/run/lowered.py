@@ -47,7 +47,7 @@ class Program:
         run.place = Place()
 
         def gradient() -> Sequence[Tensor]:
-            value, found = compiled._pass(point, run)
+            value, found = compiled._estimates.one_pass(point, run)
             return [value, *found]
 
         self.flat: Flat = record(gradient, arguments.tensors, run.place.name).flat
@@ -105,7 +105,7 @@ class Lowered:
         if self._at_trace:
             self._refuse("it was lowered at a trace, which .grad and .surrogate are functions of")
         with recorded():
-            point = self._compiled._point("value_and_grad", inputs)
+            point = self._compiled._inputs.point("value_and_grad", inputs)
             with seeded(generator, point.named):
                 value, gradient = self._found(point, self._drawn(point, None))
             return value, point.shaped(gradient)
@@ -129,12 +129,12 @@ class Lowered:
         *inputs, trace = inputs_and_trace
         if not self._at_trace:
             self._refuse("it was lowered for fresh draws, value_and_grad; hand a trace to lower(*inputs, trace=trace)")
-        return self._compiled._point(word, inputs), held_still(trace)
+        return self._compiled._inputs.point(word, inputs), held_still(trace)
 
     def _drawn(self, point: Point, trace: Trace | None) -> Trace | None:
         """What the program is given beside the inputs: the trace, or draws that are made apart."""
         apart = trace is None and self._apart
-        return drawn(self._compiled, Run(point.named, self._sizes)) if apart else trace
+        return drawn(self._compiled._values.draw_program, Run(point.named, self._sizes)) if apart else trace
 
     def _found(self, point: Point, trace: Trace | None) -> Found:
         if in_mode():
@@ -167,7 +167,7 @@ class Lowered:
         return Run(point.named, self._sizes if trace is None else {}, trace)
 
     def _pass(self, point: Point, trace: Trace | None) -> Found:
-        return self._compiled._pass(point, self._run(point, trace))
+        return self._compiled._estimates.one_pass(point, self._run(point, trace))
 
     def _refuse(self, why: str) -> NoReturn:
         raise LoweringError(f"the flat program of {self._compiled.graph.name}: {why}")
@@ -182,6 +182,7 @@ class _Entry:
     agreed: int = 0
     missed: int = 0
     hit: int = 0
+    is_cut: bool = False
     refusal: str | None = None
 
 
@@ -197,25 +198,29 @@ class Lowering:
     def __init__(self, compiled: Any, after: int = _AFTER, strict: bool = False) -> None:
         self.compiled, self.after, self.strict = compiled, after, strict
         self._entries: OrderedDict[Any, _Entry] = OrderedDict()
-        self._draws_apart = bool(cut_samplers(compiled))
+        self._cut = bool(cut_samplers(compiled))
 
-    def fresh(self, point: Point, run: Run) -> Found:
-        """The value and gradient for fresh draws; the lock of draws is held."""
-        if self._draws_apart:
-            trace = drawn(self.compiled, run)
-            return self.at(point, trace)
-        return self._choose(point, lambda: Run(point.named, run.wanted), lambda: fresh_arguments(point, run.wanted))
+    @property
+    def draws_apart(self) -> bool:
+        """Whether draws come first, being cut out, and then a program at the trace: as long as none is refused."""
+        return self._cut and all(entry.refusal is None for entry in self._entries.values())
 
-    def at(self, point: Point, trace: Trace) -> Found:
-        """The value and gradient at a trace."""
+    def fresh(self, point: Point, sizes: Mapping[str, int]) -> Found | None:
+        """The value and gradient for fresh draws, if there is a program; the lock of draws is held."""
+        if self._cut:
+            return None
+        return self._choose(point, lambda: Run(point.named, sizes), lambda: fresh_arguments(point, sizes))
+
+    def at(self, point: Point, trace: Trace) -> Found | None:
+        """The value and gradient at a trace, if there is a program."""
         trace = held_still(trace)
         names = self.compiled.graph.samples
         return self._choose(point, lambda: Run(point.named, {}, trace), lambda: trace_arguments(names, point, trace))
 
-    def _choose(self, point: Point, run: Callable[[], Run], arguments: Callable[[], Arguments]) -> Found:
-        interpreted: Callable[[], Found] = lambda: self.compiled._pass(point, run())  # noqa: E731
+    def _choose(self, point: Point, run: Callable[[], Run], arguments: Callable[[], Arguments]) -> Found | None:
+        """The results of a program; `None` where the call is to be interpreted."""
         if in_mode():
-            return interpreted()
+            return None
         try:
             given = arguments()
             entry = self._entry(given.signature)
@@ -223,10 +228,12 @@ class Lowering:
         except LoweringError:
             if self.strict:
                 raise
-            return interpreted()
-        if entry.program is None:
-            return interpreted()
-        return self._run(entry, given, interpreted)
+            return None
+        return (
+            None
+            if entry.program is None
+            else self._run(entry, given, lambda: self.compiled._estimates.one_pass(point, run()))
+        )
 
     def _entry(self, signature: Any) -> _Entry:
         entry = self._entries.pop(signature, None) or _Entry()
@@ -244,13 +251,21 @@ class Lowering:
             return
         if entry.program is not None and entry.program.held.changed() is not None:
             entry.program, entry.agreed = None, 0
-        if entry.program is None and entry.calls > self.after and not self.compiled._is_first(run()):
-            try:
-                with torch.random.fork_rng(devices=[]):
-                    entry.program = Program(self.compiled, point, given, run())
-            except LoweringError as error:
-                entry.refusal = f"{self.compiled.graph.name} has no flat program: {error}"
-                raise LoweringError(entry.refusal) from error
+        if entry.program is None and entry.calls > self.after and not self.compiled._estimates.is_first(run()):
+            with torch.random.fork_rng(devices=[]):
+                self._record(entry, point, given, run)
+
+    def _record(self, entry: _Entry, point: Point, given: Arguments, run: Callable[[], Run]) -> None:
+        """Record a program, but of a pass that is cut: its chunks have programs of their own."""
+        if not entry.is_cut and not run().draws:
+            entry.is_cut = self.compiled._estimates.is_large(run(), point)
+        if entry.is_cut:
+            return
+        try:
+            entry.program = Program(self.compiled, point, given, run())
+        except LoweringError as error:
+            entry.refusal = f"{self.compiled.graph.name} has no flat program: {error}"
+            raise LoweringError(entry.refusal) from error
 
     def _run(self, entry: _Entry, given: Arguments, interpreted: Callable[[], Found]) -> Found:
         assert entry.program is not None
@@ -325,11 +340,11 @@ def cut_samplers(compiled: Any) -> list[str]:
     ]
 
 
-def drawn(compiled: Any, run: Run) -> Trace:
+def drawn(program: Sequence[nd.Node], run: Run) -> Trace:
     """The draws of a pass, those that it has made already included."""
     run = run.continued()
     with torch.no_grad():
-        run.execute(compiled._draw_program)
+        run.execute(program)
     return Trace(draws=run.draws, noise=run.noise)
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..distributions.interfaces import SampleNode
 from ..distributions.kept import refuse_lost
 from ..distributions.laws import DistributionLaw
 from ..distributions.mends import at_edge, edge_message
@@ -22,6 +23,7 @@ from ..ir.traces import Trace
 from ..surrogate.terms import Score
 from ..tensors.axes import Axis, describe
 from ..tensors.indexing import in_transform, transform_rules
+from ..tensors.left_out import LeftOut
 from ..tensors.trees import map_tensors, tensors
 
 _AS_IT_IS = nullcontext()
@@ -63,7 +65,11 @@ class Run:
     """
 
     def __init__(
-        self, inputs: Mapping[str, Any], sizes: Mapping[str, int], trace: Any = None, piece: Piece | None = None
+        self,
+        inputs: Mapping[str, Any],
+        sizes: Mapping[str, int],
+        trace: Trace | None = None,
+        piece: Piece | None = None,
     ) -> None:
         self.inputs = inputs
         self.piece = piece
@@ -75,9 +81,9 @@ class Run:
         self.kept: dict[nd.Node, Any] = {}  # what scores can reuse of the draws, by the node that drew
         self.values: dict[nd.Node, Any] = {}
         self.found: dict[nd.Node, Tensor] = {}  # scores that updates hand over
-        self.edges: dict[nd.Sample, bool] = {}  # where probabilities are 0 or 1: whether they are differentiated
-        self.left_out: Any = None
-        self.watch: Any = None  # see `_first_pass.Watch`
+        self.edges: dict[SampleNode, bool] = {}  # where probabilities are 0 or 1: whether they are differentiated
+        self.left_out: LeftOut | None = None
+        self.watch: nd.Watch | None = None
         self.place: Place | None = None  # where a pass is recorded
 
     @cached_property
@@ -100,7 +106,7 @@ class Run:
         """Within it, tensors that say nothing of their device are made where the inputs are."""
         return _AS_IT_IS if self.device is None or self.device.type == "cpu" else self.device
 
-    def number(self, value: Any) -> Any:
+    def number(self, value: object) -> Any:
         """A Python number as a tensor where the inputs are."""
         return torch.tensor(value, dtype=self.dtype, device=self.device) if isinstance(value, float) else value
 
@@ -113,8 +119,8 @@ class Run:
         drawn: dict[str, Any] = map_tensors(Tensor.detach, self.draws)
         return Run(self.inputs, self.wanted, Trace(draws=drawn, noise=self.noise))
 
-    def leaving_out(self, left_out: Any, log_probs: Mapping[str, Tensor]) -> "Run":
-        """This pass with one draw left out of the means over its plate. See `_leave_one_out.LeftOut`."""
+    def leaving_out(self, left_out: LeftOut, log_probs: Mapping[str, Tensor]) -> "Run":
+        """This pass with one draw left out of the means over its plate."""
         other = self.replaying(log_probs)
         other.left_out = left_out
         return other
@@ -137,7 +143,7 @@ class Run:
             execute(program, self, self.values)
         return self.values
 
-    def rows(self, plate: Axis, value: Any, dim: int) -> Any:
+    def rows(self, plate: Axis, value: object, dim: int) -> Any:
         """The rows of this pass, of data whose rows are along a dimension."""
         if self.piece is not None and self.piece.plate == plate:
             _, start, length = self.piece
@@ -169,27 +175,18 @@ class Run:
             else:
                 value, self.kept[node] = node.law.draw(node, values, self)
         except FunctionError as error:
-            error.args = (f"{error}{self._origin()}",)
+            error.args = (f"{error}{_origin(self)}",)
             raise
         except (ValueError, RuntimeError) as error:
             if isinstance(error, SamplingError):
                 raise
             raise SamplingError(
                 f"sample {node.name!r} (axes: {describe(node.axes)}) could not be drawn from {node.law.name}: {error}"
-                + self._origin()
+                + _origin(self)
             ) from error
         self.draws[node.name] = value
         self._note_sizes(node, value)
         return value
-
-    def _origin(self) -> str:
-        """The first value that is not a number, if there is one: all that come after it may have it from there."""
-        if in_transform():
-            return ""
-        for node, value in self.values.items():
-            if any(leaf.is_floating_point() and bool(leaf.isnan().any()) for leaf in tensors(value)):
-                return f". The first value with a NaN is that of {node.name!r} (axes: {describe(node.axes)})"
-        return ""
 
     def _note_sizes(self, node: nd.Sample, value: Any) -> None:
         for leaf in tensors(value)[:1]:
@@ -212,35 +209,48 @@ class Run:
         if kept is not None:
             refuse_lost(sample, kept)
             kept = kept if drawn.inputs == inputs[1:] else None
-        return sample.law.score(drawn if kept else sample, values[0], parents, values[1:], self, kept)
+        return sample.law.score(kept.node if kept else sample, values[0], parents, values[1:], self, kept)
 
-    def note_margins(self, node: nd.Sample, margins: Sequence[Tensor]) -> None:
+    def note_margins(self, node: SampleNode, margins: Sequence[Tensor]) -> None:
         """Note whether probabilities are at the edge. Inside transforms there is no telling."""
         found = at_edge(margins) if margins and not in_transform() else []
         if found:
             self.edges[node] = self.edges.get(node, False) or any(margin.requires_grad for margin in found)
 
-    def check_edges(self) -> None:
-        """Refuse probabilities that are differentiated where an outcome is impossible."""
-        for node, differentiated in self.edges.items():
-            if differentiated:
-                raise SamplingError(edge_message(node))
 
-    def check_scores(self) -> None:
-        """Refuse log-probabilities that are not finite, with the draw that gave them."""
-        for node, value in self.values.items():
-            if isinstance(node, (Score, nd.LogProb)) and not bool(torch.isfinite(value).all()):
-                raise SamplingError(self._not_finite(node.sample, value))
+def _origin(run: Run) -> str:
+    """The first value that is not a number, if there is one: all that come after it may have it from there."""
+    if in_transform():
+        return ""
+    for node, value in run.values.items():
+        if any(leaf.is_floating_point() and bool(leaf.isnan().any()) for leaf in tensors(value)):
+            return f". The first value with a NaN is that of {node.name!r} (axes: {describe(node.axes)})"
+    return ""
 
-    def _not_finite(self, sample: nd.Sample, log_prob: Tensor) -> str:
-        where = tuple(int(i) for i in torch.nonzero(~torch.isfinite(log_prob))[0])
-        plates = where[: len(sample.plates)]  # a draw is shown whole, with all its time steps
-        draw = map_tensors(lambda leaf: leaf[plates], self.draws[sample.name])
-        return (
-            f"sample {sample.name!r} (axes: {describe(sample.axes)}): the log-probability of draw {where} is "
-            f"{float(log_prob[where])}; the draw is {draw}. Check the parameters of {sample.law.name}, and that the "
-            "draw is in its support"
-        )
+
+def check_edges(run: Run) -> None:
+    """Refuse probabilities that are differentiated where an outcome is impossible."""
+    for node, differentiated in run.edges.items():
+        if differentiated:
+            raise SamplingError(edge_message(node))
+
+
+def check_scores(run: Run) -> None:
+    """Refuse log-probabilities that are not finite, with the draw that gave them."""
+    for node, value in run.values.items():
+        if isinstance(node, (Score, nd.LogProb)) and not bool(torch.isfinite(value).all()):
+            raise SamplingError(_not_finite(run, node.sample, value))
+
+
+def _not_finite(run: Run, sample: nd.Sample, log_prob: Tensor) -> str:
+    where = tuple(int(i) for i in torch.nonzero(~torch.isfinite(log_prob))[0])
+    plates = where[: len(sample.plates)]  # a draw is shown whole, with all its time steps
+    draw = map_tensors(lambda leaf: leaf[plates], run.draws[sample.name])
+    return (
+        f"sample {sample.name!r} (axes: {describe(sample.axes)}): the log-probability of draw {where} is "
+        f"{float(log_prob[where])}; the draw is {draw}. Check the parameters of {sample.law.name}, and that the "
+        "draw is in its support"
+    )
 
 
 def recorded() -> AbstractContextManager[None]:
