@@ -12,7 +12,7 @@ from ..run.compiled import Compiled
 from ..run.contributions import Contributions, scored
 from .verification import _flatten, _shaper, verify
 
-_MOST_OUTCOMES = 10_000
+_MOST_OUTCOMES = 20_000
 _REPEATS = 200
 
 

@@ -288,7 +288,7 @@ class Compiled:
             sizes: sizes of plates by name, in place of the declared ones.
             repeats: how many draws, at least 2; default: exact if possible, else 200.
             generator: source of randomness of the draws; default: torch's default generators.
-            max_outcomes: the most joint outcomes that are listed; default: 10,000.
+            max_outcomes: the most joint outcomes that are listed; default: 20,000.
 
         Raises:
             SamplingError: as in `sample`.
