@@ -46,7 +46,8 @@ class Arguments:
         self.nodes: tuple[Node, ...] = tuple(self.leaves[i] for i in self.places)
         self.positional = len(args)
         self.keywords = tuple(kwargs)
-        self.constants = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        self.given = [leaf for i, leaf in enumerate(self.leaves) if i not in self.places]
+        self.constants = [leaf for leaf in self.given if isinstance(leaf, Tensor)]
         self.constant_dims = max((constant.dim() for constant in self.constants), default=0)
         given = [*args, *kwargs.values()]
         self.flat = len(given) == len(self.leaves) and all(map(operator.is_, given, self.leaves))
@@ -173,6 +174,15 @@ class Node:
     transparent = False  # whether it is no station on the paths through it, being added by the compiler
     over: Axes = ()  # the axes that are reduced
     totals: Axes = ()  # those of them that are summed, not averaged
+    averages: Axes = ()  # those of them that a linear mean is taken over
+    is_draw = False  # whether it is drawn: its value stays where its parents move, unless it is pathwise
+    pathwise = False  # whether it is drawn, and the draw itself moves with its parents
+    stops = False  # whether it is a constant by declaration
+    solves: frozenset["Node"] = frozenset()  # the unknowns that it solves for
+    opens: frozenset["Node"] = frozenset()  # the unknown that it is
+    within: Axes | None = None  # of a draw the plates that it says it lies in; nothing said: `None`
+    inner: Sequence["Node"] = ()  # the program that it evaluates inside of itself
+    given: Sequence[object] = ()  # the functions and constants that the user gave it
     late = False  # whether it is evaluated as late as its users allow, and not in the order of the declaration
     carries = True  # whether its value depends on its inputs in a way that any result depends on
     named = False  # whether the user gave it its name, with name=
@@ -200,6 +210,25 @@ class Node:
     def mixes(self) -> Axes:
         """The axes along which one entry of the value depends on other entries of the inputs."""
         return ()
+
+    @property
+    def held(self) -> bool:
+        """True for a draw that stays as it was drawn."""
+        return self.is_draw and not self.pathwise
+
+    @property
+    def shares(self) -> Axes:
+        """The axes whose entries cannot each have a copy of the inputs to themselves: the node combines them."""
+        return self.over
+
+    @property
+    def new_plate(self) -> Axis | None:
+        """The plate that it adds, if it adds one."""
+        return None
+
+    def role(self, i: int) -> str:
+        """The role of an input, in pictures."""
+        return "value"
 
     @property
     def carried(self) -> Sequence["Node"]:
@@ -270,7 +299,15 @@ class Data(Node):
         super().__init__(name, index, [base])
 
     def infer_axes(self) -> Axes:
-        return union(self.inputs[0].axes, [self.plate])
+        return union(self.inputs[0].axes, self.shares)
+
+    @property
+    def new_plate(self) -> Axis:
+        return self.plate
+
+    @property
+    def shares(self) -> Axes:
+        return (self.plate,)
 
     def evaluate(self, run: Pass, values: list[Any]) -> Any:
         """The rows of the pass. In an update of the input itself its copies may have plates in front of them."""
@@ -288,6 +325,7 @@ class Apply(Node):
     def __init__(self, name: str, index: int, fn: Callable[..., Any], arguments: Arguments) -> None:
         self.fn = fn
         self.arguments = arguments
+        self.given = [fn, *arguments.given]
         self.operation = operation(fn)
         self.adds, self.flat = bool(self.operation.signs), self.operation.flat
         # Broadcasting would take the dimensions of a constant tensor for plates: vmap tells them apart.
@@ -373,7 +411,8 @@ class Reduction(Node):
     def __init__(
         self, name: str, index: int, base: Node, over: Axes, mean: bool, discount: float | Tensor | None = None
     ) -> None:
-        self.over, self.totals = over, () if mean else over
+        self.over = over
+        self.averages, self.totals = (over, ()) if mean else ((), over)
         self.mean = mean
         # A tensor is a constant: nothing is differentiated with respect to it.
         self.discount = discount.detach() if isinstance(discount, Tensor) else discount
@@ -429,6 +468,7 @@ class Reduce(Node):
     def __init__(self, name: str, index: int, base: Node, over: Axes, fn: Callable[..., Any]) -> None:
         self.over = self.totals = over
         self.fn = fn
+        self.given = [fn]
         super().__init__(name, index, [base])
 
     def infer_axes(self) -> Axes:
@@ -479,6 +519,7 @@ class Stop(Node):
 
     kind = "stop"
     linear = Linearity.IN_ALL
+    stops = True
     flat = True
 
     def evaluate(self, run: Pass, values: list[Any]) -> Any:
@@ -508,6 +549,7 @@ class Sample(Node):
 
     kind = "sample"
     linear = Linearity.NOWHERE
+    is_draw = True
 
     def __init__(
         self,
@@ -526,10 +568,17 @@ class Sample(Node):
         self.time = time
         self.n = n
         self.within = within
-        self.pathwise = False
+        self.given = [law.source, *arguments.given]
         self.declared = self  # also of copies with other parents: what is recorded has the axes of this one
         self.event_dims = law.event_dims(arguments)
         super().__init__(name, index, arguments.nodes)
+
+    @property
+    def new_plate(self) -> Axis | None:
+        return self.plate
+
+    def role(self, i: int) -> str:
+        return "parent"
 
     def infer_axes(self) -> Axes:
         own = [axis for axis in (self.plate, self.time) if axis is not None]
@@ -573,6 +622,9 @@ class Update(Node):
     linear = Linearity.NOWHERE
     roles = ("params", "objective")  # what the first inputs are; those that follow are step sizes
 
+    def role(self, i: int) -> str:
+        return self.roles[i] if i < 2 else "rate"
+
     @property
     def params(self) -> Node:
         """The parameters before the update."""
@@ -612,6 +664,7 @@ class Step(Update):
 
     def __init__(self, name: str, index: int, params: Node, objective: Node, lr: Arguments, sign: int) -> None:
         self.lr = lr
+        self.given = lr.given
         self.sign = sign
         super().__init__(name, index, [params, objective, *lr.nodes])
 
@@ -629,6 +682,7 @@ class Unknown(Node):
     def __init__(self, name: str, index: int, like: Node) -> None:
         self.like = like  # no input: the unknown does not depend on what it is like
         super().__init__(name, index, [])
+        self.opens = frozenset([self])
 
     def infer_axes(self) -> Axes:
         return self.like.axes
@@ -651,6 +705,7 @@ class Argmax(Update):
         linear_solver: LinearSolver,
     ) -> None:
         self.unknown = unknown
+        self.solves = frozenset([unknown])
         self.solver = solver
         self.linear_solver = linear_solver
         super().__init__(name, index, [params, objective])

@@ -226,7 +226,7 @@ class _Check:
                 self.states[node] = self._state(node)
 
     def _state(self, node: nd.Node) -> _State:
-        if isinstance(node, nd.Sample) and not node.pathwise:
+        if node.held:
             return self._by_axes(node)  # replayed, whatever its parents are
         self._enter(node)
         known = [self.states[parent] for parent in node.inputs]
@@ -244,7 +244,7 @@ class _Check:
         return _State.OWN if self.plate in node.axes else _State.SAME
 
     def _mixed(self, node: nd.Node) -> _State:
-        if isinstance(node, nd.Reduction) and node.mean:
+        if self.plate in node.averages:
             return _State.MEAN
         raise self._refusal(node, _HOW.get(type(node), "compares or combines entries of the plate"))
 
