@@ -186,6 +186,7 @@ class Node:
     late = False  # whether it is evaluated as late as its users allow, and not in the order of the declaration
     carries = True  # whether its value depends on its inputs in a way that any result depends on
     named = False  # whether the user gave it its name, with name=
+    programs: Sequence[list["Node"]] = ()  # the nodes that it evaluates on its own, in order
     free: frozenset["Node"]  # the placeholders of updates that the value depends on
 
     def __init__(self, name: str, index: int, inputs: Sequence["Node"]) -> None:
