@@ -71,7 +71,7 @@ class Declaration:
 
 @singledispatch
 def _line(node: nd.Node) -> str:
-    """What is said of a node where a graph is printed; of most, nothing."""
+    """The line of a node where a graph is printed; most have none."""
     return ""
 
 

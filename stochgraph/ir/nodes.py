@@ -80,8 +80,32 @@ class Arguments:
         return fn(*args, **kwargs)
 
 
+class Ratio(Protocol):
+    """A log-ratio in a box, as those read it who count it: `stochgraph.surrogate.terms.Weight`."""
+
+    @property
+    def sample(self) -> "Sample":
+        """The sample whose draws it is of."""
+
+    @property
+    def aligned(self) -> Axes:
+        """The axes that it is kept along."""
+
+    @property
+    def summed(self) -> Axes:
+        """The sample's axes that are reduced."""
+
+    @property
+    def average(self) -> bool:
+        """True if plates are averaged, not summed."""
+
+    @property
+    def across_time(self) -> str:
+        """The number of times that products of scores at two time steps are counted."""
+
+
 class Watch(Protocol):
-    """What goes with a first pass into its updates, to see where derivatives lead."""
+    """An observer that goes with a first pass into its updates, to see where derivatives lead."""
 
     objectives: list[Tensor]  # those that the pass itself does not differentiate through
 
@@ -90,7 +114,7 @@ class Watch(Protocol):
 
 
 class Place(Protocol):
-    """What keeps account of the node that is computed."""
+    """An account of the node that is computed."""
 
     def enter(self, node: "Node") -> None:
         """From here on a node is computed."""
@@ -119,11 +143,11 @@ class Pass(Surroundings, Protocol):
 
     @property
     def watch(self) -> Watch | None:
-        """What looks at a first pass."""
+        """The observer of a first pass."""
 
     @property
     def place(self) -> Place | None:
-        """What keeps account of the node that is computed, where that is recorded."""
+        """The account of the node that is computed, where that is recorded."""
 
     @property
     def inputs(self) -> Mapping[str, Any]:
@@ -139,7 +163,7 @@ class Pass(Surroundings, Protocol):
 
     @property
     def device(self) -> torch.device | None:
-        """Where the inputs are."""
+        """The device of the inputs."""
 
     def rows(self, plate: Axis, value: object, dim: int) -> Any:
         """The rows of this pass, of data whose rows are along a dimension."""
@@ -183,6 +207,9 @@ class Node:
     within: Axes | None = None  # of a draw the plates that it says it lies in; nothing said: `None`
     inner: Sequence["Node"] = ()  # the program that it evaluates inside of itself
     given: Sequence[object] = ()  # the functions and constants that the user gave it
+    counts: Sequence["Ratio"] = ()  # the ratios with which it boxes what it carries: distributions that are counted
+    compares: frozenset[str] = frozenset()  # the samples whose costs are compared in it, so that no scores are summed
+    compares_below: frozenset[str] = frozenset()  # the same of the boxes in what it carries
     late = False  # whether it is evaluated as late as its users allow, and not in the order of the declaration
     carries = True  # whether its value depends on its inputs in a way that any result depends on
     named = False  # whether the user gave it its name, with name=
@@ -232,9 +259,14 @@ class Node:
         return "value"
 
     @property
+    def carried_places(self) -> Sequence[int]:
+        """The inputs whose value is carried on in its own."""
+        return [i for i, node in enumerate(self.inputs) if node.carries]
+
+    @property
     def carried(self) -> Sequence["Node"]:
         """The nodes whose value is carried on in its own: what lies on the paths of derivatives."""
-        return [node for node in self.inputs if node.carries]
+        return [self.inputs[i] for i in self.carried_places]
 
     @property
     def part_of(self) -> "Node | None":
@@ -251,7 +283,7 @@ class Node:
         )
 
     def linear_in(self, touched: Collection[int]) -> bool:
-        """Whether the value is affine in the inputs at these places together, the others held."""
+        """True if the value is affine in the inputs at these places together, the others held."""
         return self.linear.holds(touched)
 
     def with_inputs(self, inputs: Sequence["Node"]) -> "Node":
@@ -491,7 +523,7 @@ class Reduce(Node):
 def _named(
     node: Node, fn: Callable[..., Any], values: list[Any], dims: int, constants: Sequence[Tensor] = ()
 ) -> Iterator[None]:
-    """What a user's function raises, in words; and a refusal of functions that write into their arguments."""
+    """Errors of a user's function, in words; and a refusal of functions that write into their arguments."""
     read = [*values, *constants]
     before = _versions(read)
     try:
@@ -511,7 +543,7 @@ def _label(node: Node) -> str:
 
 
 def _versions(values: list[Any]) -> list[int]:
-    """How often each tensor has been written into. What was made in inference mode does not count it."""
+    """The number of times that each tensor was written into. What was made in inference mode does not count it."""
     return [leaf._version for value in values for leaf in tensors(value) if not leaf.is_inference()]
 
 
@@ -638,17 +670,17 @@ class Update(Node):
 
     @property
     def variable(self) -> Node:
-        """What the inner objective is a function of: the compiler puts a placeholder in its place."""
+        """The node that the inner objective is a function of: the compiler puts a placeholder in its place."""
         return self.params
 
     @property
     def before(self) -> Node:
-        """What it makes new parameters of: one step of a chain of updates back."""
+        """The parameters that it makes new ones of: one step of a chain of updates back."""
         return self.params
 
     @property
     def origin(self) -> Node:
-        """What the chain of updates that it is part of starts from."""
+        """The start of the chain of updates that it is part of."""
         node: Node = self
         while isinstance(node, Update):
             node = node.before

@@ -41,7 +41,7 @@ _FROM_NODE = object()  # marks a step size that a node gives
 
 
 class Placeholder(nd.Node):
-    """What an update's inner objective is a function of: a copy of the parameters for every remaining plate."""
+    """The argument of an update's inner objective: a copy of the parameters for every remaining plate."""
 
     kind = "placeholder"
     linear = Linearity.NOWHERE
@@ -253,7 +253,7 @@ def all_axes(program: Iterable[nd.Node]) -> Iterator[Axes]:
 
 
 def _is_differentiated(tree: object) -> bool:
-    """Whether a derivative may be taken through the values: inside transforms there is no telling, so yes."""
+    """True if a derivative may be taken through the values: inside transforms there is no telling, so it may."""
     if in_transform():
         return True
     watched = any(leaf.requires_grad for leaf in tensors(tree))
