@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from figures import ESTIMATORS, bias_and_variance, compiled, svg
+from figures import ESTIMATORS, bias_and_variance, compiled
 
 import stochgraph as sg
 
@@ -70,8 +70,8 @@ def write_sources(folder: Path) -> None:
 
 def made() -> dict[str, str]:
     """The texts of the files that are made, by their names."""
-    pages = {"figures/start.svg": svg(declared_in("index").draw()), "reproduced.md": _reproduced()}
-    pages["figures/sharpe.svg"] = svg(declared_in("showing").draw(fold=True))
+    pages = {"figures/start.svg": declared_in("index").draw().svg(), "reproduced.md": _reproduced()}
+    pages["figures/sharpe.svg"] = declared_in("showing").draw(fold=True).svg()
     for name in ESTIMATORS:
         pages[f"estimators/{name}.md"] = _estimator(name)
         pages[f"figures/{name}.svg"] = bias_and_variance(name)

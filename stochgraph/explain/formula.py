@@ -28,7 +28,7 @@ _LETTERS = "ijklmnpqrs"
 
 def latex(compiled: Any) -> str:
     r"""The estimator as LaTeX: one line per update, then the gradient. `\square(L)` stands for `exp(L - stop(L))`."""
-    return _Printer(compiled).print()
+    return Printer(compiled).print()
 
 
 def symbol(name: str, index: str = "") -> str:
@@ -45,7 +45,9 @@ def symbol(name: str, index: str = "") -> str:
     return text + primes + (f"_{{{subscripts}}}" if subscripts else "")
 
 
-class _Printer:
+class Printer:
+    """Writes the nodes of a compiled graph."""
+
     def __init__(self, compiled: Any) -> None:
         self.root = compiled._root
         self.wrt = ", ".join(symbol(name) for name in compiled.wrt)
@@ -59,6 +61,7 @@ class _Printer:
         self.index |= {axis: "t" + "'" * i for i, axis in enumerate(times)}
 
     def print(self) -> str:
+        """The updates, then the gradient."""
         objective = self.text(self.root)
         lines = [*self.updates.values(), rf"\hat g &= \nabla_{{{self.wrt}}} \Big[ {objective} \Big]"]
         if len(lines) == 1:

@@ -44,6 +44,11 @@ def _add_edge(graph: nx.DiGraph, parent: str, child: str, role: str, text: str) 
     graph.add_edge(parent, child, role=role, label=", ".join(dict.fromkeys(filter(None, texts))))
 
 
+def numbered(graph: Declaration) -> dict[str, int]:
+    """The places of the nodes in the order of the graph, by name."""
+    return {node.name: i for i, node in enumerate(graph.order)}
+
+
 def captions(graph: nx.DiGraph) -> dict[str, str]:
     """The caption of each axis: plates of draws have declared sizes, those of data have rows, other axes are times."""
     sizes = graph.graph["plates"]

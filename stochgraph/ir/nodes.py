@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -92,6 +92,14 @@ class Arguments:
         return fn(*args, **kwargs)
 
 
+class Place(NamedTuple):
+    """A line of a user's file, and the first one of the function that it is in."""
+
+    file: str
+    function: int
+    line: int
+
+
 class Node:
     """Base class. `index` is the place in the declaration; derived nodes keep the index of the node they stand for."""
 
@@ -99,6 +107,7 @@ class Node:
     late = False  # whether it is evaluated as late as its users allow, and not in the order of the declaration
     carries = True  # whether its value depends on its inputs in a way that any result depends on
     named = False  # whether the user gave it its name, with name=
+    declared_at: Place | None = None
     free: frozenset["Node"]  # the placeholders of updates that the value depends on
 
     def __init__(self, name: str, index: int, inputs: Sequence["Node"]) -> None:

@@ -8,6 +8,7 @@ import operator
 import sys
 from collections.abc import Callable, Sequence
 from contextvars import ContextVar
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from ..ir import nodes as nd
 from ..tensors.axes import Axis, describe
 from .functions import called_module, constant_in_words, held, surely_read, variable_of
 
+_BETWEEN = ("stochgraph.language.", "torch.")
 _current: ContextVar["Declaration | None"] = ContextVar("declaration", default=None)
 
 
@@ -59,6 +61,7 @@ class Declaration:
 
     def add(self, node: nd.Node, named: bool = False) -> "Symbol":
         node.named = named
+        node.declared_at = _caller()
         strange = [parent.name for parent in node.inputs if parent not in self.nodes[parent.index : parent.index + 1]]
         if strange or _current.get() is not self:
             raise DeclarationError(
@@ -76,6 +79,14 @@ class Declaration:
 
     def __exit__(self, *_: object) -> None:
         _current.reset(self._token)
+
+
+def _caller() -> nd.Place | None:
+    """The line that says a word, or applies an operation or a function of torch to a symbol."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_BETWEEN):
+        frame = frame.f_back
+    return frame and nd.Place(frame.f_code.co_filename, frame.f_code.co_firstlineno, frame.f_lineno)
 
 
 def current(word: str) -> Declaration:

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -18,6 +19,7 @@ from ..errors.checks import plate_size
 from ..errors.exceptions import CompileError, InputError, SamplingError
 from ..errors.failures import short_tracebacks
 from ..explain.explanation import explain
+from ..explain.report import report
 from ..ir import nodes as nd
 from ..ir.declaration import Declaration
 from ..ir.paths import open_unknowns, plates_in, samples_in, scored_samples
@@ -370,6 +372,36 @@ class Compiled:
     def explain(self) -> Any:
         """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula."""
         return explain(self)
+
+    def report(self, path: str | Path) -> Path:
+        """Write a report, one page of HTML that fetches nothing: picture, ledger, formula, and the declaring lines.
+
+        Pointing at a path of the ledger lights up its nodes, the terms of the formula that count it, and its lines; a
+        click keeps them lit, and the address of the page then names the path.
+
+        Args:
+            path: the file to write, `report.html` for instance.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            ImportError: the extra `plot` is not installed.
+
+        Example:
+            >>> import tempfile, torch, stochgraph as sg
+            >>> from torch.distributions import Normal
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     return sg.mean(sg.sample("x", Normal, theta, 1.0, n=100)) ** 2
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     page = objective.compile(sg.LSF()).report(f"{folder}/report.html").read_text()
+            >>> page.count("<svg"), page.count("<math"), page.count("<tr id=")
+            (1, 1, 1)
+        """
+        written = Path(path)
+        written.write_text(report(self, self.explain(), self.estimators), encoding="utf-8")
+        return written
 
     def _named(self, inputs: Any) -> dict[str, Any]:
         names = self.graph.inputs

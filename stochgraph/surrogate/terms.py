@@ -148,7 +148,7 @@ class Term(Box):
 
     def formula(self, term: str, sample: str) -> str:
         """The node as LaTeX, from the formulas of the term and of the sample."""
-        return rf"\mathrm{{{self.kind}}}_{{{sample}}}ig({term}ig)"
+        return rf"\mathrm{{{self.kind}}}_{{{sample}}}\big({term}\big)"
 
 
 class ScoreTerm(nd.Node):
