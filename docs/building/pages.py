@@ -4,8 +4,11 @@ What can be read off the library is not written a second time in `docs/`: defini
 figures are made by the library, exact biases are the rows of the page of biases.
 """
 
+import contextlib
+import io
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +74,7 @@ def write_sources(folder: Path) -> None:
 def made() -> dict[str, str]:
     """The texts of the files that are made, by their names."""
     pages = {"figures/start.svg": declared_in("index").draw().svg(), "reproduced.md": _reproduced()}
-    pages["figures/sharpe.svg"] = declared_in("showing").draw(fold=True).svg()
+    pages |= _shown()
     for name in ESTIMATORS:
         pages[f"estimators/{name}.md"] = _estimator(name)
         pages[f"figures/{name}.svg"] = bias_and_variance(name)
@@ -90,12 +93,28 @@ def _unlisted() -> list[str]:
 
 def declared_in(page: str) -> sg.Graph:
     """The graph of a page, as it is declared there first."""
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), flags=re.DOTALL)
-    if code is None:
-        raise ValueError(f"docs/{page}.md declares no graph")
-    namespace: dict[str, Any] = {}
-    exec(code[1], namespace)
-    return next(value for value in namespace.values() if isinstance(value, sg.Graph))
+    return next(value for value in _run(page, most=1).values() if isinstance(value, sg.Graph))
+
+
+def _run(page: str, most: int | None = None) -> dict[str, Any]:
+    """What the first blocks of code of a page leave behind, or all of them."""
+    path = ROOT / "docs" / f"{page}.md"
+    text, namespace = path.read_text(), dict[str, Any]()
+    for block in list(re.finditer(r"```python\n(.*?)```", text, flags=re.DOTALL))[:most]:
+        above = "\n" * text.count("\n", 0, block.start(1))  # so that its lines are those of the page
+        exec(compile(above + block[1], str(path), "exec"), namespace)
+    return namespace
+
+
+def _shown() -> dict[str, str]:
+    """The pictures and the report of the page on showing a graph, as its code makes them."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+        made = _run("showing")
+        return {
+            "figures/sharpe.svg": made["figure"].svg(),
+            "figures/profile.svg": made["profile"].plot().svg(),
+            "figures/report.html": Path("report.html").read_text(encoding="utf-8"),
+        }
 
 
 def _directive(kind: str, name: str) -> str:
