@@ -60,14 +60,13 @@ def captions(graph: nx.DiGraph) -> dict[str, str]:
 def text(graph: nx.DiGraph, node: str) -> str:
     """The text in a node: its name, and what it is; or the formula that it was folded into."""
     data = graph.nodes[node]
-    if "formula" in data:
-        return with_counted_primes(data["formula"])
-    return with_counted_primes(_words(graph, node))
+    words: str = data["formula"] if "formula" in data else _words(graph, node)
+    return words
 
 
-def with_counted_primes(text: str) -> str:
-    """Many primes as their number in brackets, raised."""
-    return re.sub("'{4,}", lambda primes: f"⁽{str(len(primes[0])).translate(SUPERSCRIPTS)}⁾", text)
+def raised(name: str) -> str:
+    """The name of an update with its number raised: of theta[4], the fourth in a chain."""
+    return re.sub(r"\[(\d+)\]$", lambda number: f"⁽{number[1].translate(SUPERSCRIPTS)}⁾", name)
 
 
 def _words(graph: nx.DiGraph, node: str) -> str:
@@ -75,7 +74,7 @@ def _words(graph: nx.DiGraph, node: str) -> str:
     if data["kind"] == "sample":
         return f"{node}\n~ {data['distribution']}"
     if data["kind"] == "update":
-        return f"{node}\n{data['label'].split('(')[0]}"
+        return f"{raised(node)}\n{data['label'].split('(')[0]}"
     if data["kind"] in ("reduction", "reduce"):
         (parent,) = graph.predecessors(node)
         gone = [axis for axis in graph.nodes[parent]["axes"] if axis not in data["axes"]]

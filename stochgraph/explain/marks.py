@@ -64,12 +64,10 @@ class _Marking(Printer):
     def _indexed(self, node: nd.Sample, renamed: dict[str, str] | None = None) -> str:
         return self._marked("draw", [node.name], super()._indexed(node, renamed))
 
-    def _update(self, node: CompiledUpdate, parts: list[str], depth: int) -> str:
-        name = super()._update(node, parts, depth)
+    def _declare(self, node: CompiledUpdate) -> None:
+        super()._declare(node)
         left, _, right = self.updates[node].partition(" &= ")
-        if not right.startswith(r"\class"):
-            self.updates[node] = f"{left} &= {self._marked('direction', [node.name], right)}"
-        return name
+        self.updates[node] = f"{left} &= {self._marked('direction', [node.name], right)}"
 
     def _marked(self, word: str, names: Iterable[str], text: str) -> str:
         classes = " ".join(f"{word}-{self._numbers[name]}" for name in names if name in self._numbers)
