@@ -7,8 +7,8 @@ body { margin: 0; padding: 1rem 1.5rem; color: #222; background: #fff; font: 15p
 h1 { font-size: 1.3rem; margin: 0 0 .2rem; } h2 { font-size: 1rem; margin: 1.4rem 0 .4rem; }
 p { margin: .2rem 0; } .pale { color: var(--pale); }
 main { display: grid; grid-template-columns: minmax(0, 1fr) minmax(0, 1.1fr); gap: 1.5rem; align-items: start; }
-figure { margin: 0; position: sticky; top: 1rem; }
-figure svg { width: auto; height: auto; max-width: 100%; max-height: 94vh; }
+figure { margin: 0; position: sticky; top: 1rem; max-height: 96vh; overflow: auto; }
+figure svg { width: auto; height: auto; max-width: 100%; }
 table { border-collapse: collapse; width: 100%; font-size: .87rem; }
 .wide { overflow: auto hidden; padding-bottom: .4rem; }
 th, td { text-align: left; padding: .3rem .5rem; border-bottom: 1px solid var(--line); vertical-align: top; }
@@ -22,7 +22,7 @@ math .lit { background: var(--lit); outline: 1px solid var(--edge); }
 svg .lit path { stroke: var(--edge) !important; stroke-width: 2.5 !important; }
 svg [id^=node-].lit path { fill: var(--lit) !important; }
 svg [id^=edge-].lit path:last-child:not(:first-child) { fill: var(--edge) !important; }
-@media (max-width: 900px) { main { display: block; } figure { position: static; } body { padding: .7rem; } }
+@media (max-width: 900px) { main { display: block; } figure { position: static; max-height: none; } body { padding: .7rem; } }
 """
 
 SCRIPT = """
