@@ -12,25 +12,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from algorithm_pages import NAMES, described, graphs
 from figures import ESTIMATORS, bias_and_variance, compiled
 
 import stochgraph as sg
 
 ROOT = Path(__file__).resolve().parents[2]
-ALGORITHMS = {
-    "maml": "MAML",
-    "emaml": "E-MAML",
-    "lsf": "LSF, DiCE-MAML",
-    "loo": "LOO",
-    "sgmrl": "SG-MRL",
-    "promp": "ProMP",
-    "tmaml": "TMAML",
-    "meta_sgd": "Meta-SGD",
-    "bomrl": "BO-MRL",
-    "reinforce": "REINFORCE",
-    "a2c": "A2C",
-    "ppo": "PPO",
-}
 REFERENCE = {
     "declare": "graph sample data mean sum reduce logmeanexp apply log_prob stop ascend descend unknown argmax "
     "vectorize",
@@ -78,7 +65,7 @@ def made() -> dict[str, str]:
     for name in ESTIMATORS:
         pages[f"estimators/{name}.md"] = _estimator(name)
         pages[f"figures/{name}.svg"] = bias_and_variance(name)
-    pages |= {f"algorithms/{name}.md": _algorithm(name) for name in ALGORITHMS}
+    pages |= {f"algorithms/{name}.md": described(name) for name in NAMES} | graphs()
     pages |= {f"reference/{part}.md": _exports(part, names.split()) for part, names in REFERENCE.items()}
     pages["reference/more.md"] = _exports("more", _unlisted())
     pages |= {f"reference/{part}.md": _modules(part, names) for part, names in PARTS.items()}
@@ -136,30 +123,6 @@ def _estimator(name: str) -> str:
             f"## Its bias and variance\n\n{shown}\n\n![Bias and variance of {name}](../figures/{name}.svg)\n",
         ]
     )
-
-
-def _algorithm(name: str) -> str:
-    table = [line for line in (ROOT / "docs" / "biases.md").read_text().splitlines() if line.startswith("| ")]
-    functions = set(
-        re.findall(r"^def ([a-z]\w*)\(", (ROOT / "algorithms" / f"{name}.py").read_text(), flags=re.MULTILINE)
-    )
-    rows = [line for line in table[2:] if not functions.isdisjoint(_spellings(line))]
-    found = "[How it was computed](../biases.md), and [what was reproduced](../reproduced.md) of the papers' curves."
-    # Without an inner step there is none of the paths that the table is about.
-    bias = ["## Exact bias\n", *table[:2], *rows, f"\n{found}"] if rows else []
-    return "\n".join(
-        [
-            f"# {ALGORITHMS[name]}\n",
-            _directive("automodule", f"stochgraph.algorithms.{name}"),
-            *bias,
-        ]
-    )
-
-
-def _spellings(row: str) -> list[str]:
-    """The functions that a row of the table of biases may be about: its words stand in either order."""
-    words = row.split("`")[1].split("-")
-    return ["_".join(words), "_".join([*words[1:], words[0]])]
 
 
 def _exports(part: str, names: list[str]) -> str:

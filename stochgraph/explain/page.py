@@ -22,7 +22,8 @@ math .lit { background: var(--lit); outline: 1px solid var(--edge); }
 svg .lit path { stroke: var(--edge) !important; stroke-width: 2.5 !important; }
 svg [id^=node-].lit path { fill: var(--lit) !important; }
 svg [id^=edge-].lit path:last-child:not(:first-child) { fill: var(--edge) !important; }
-@media (max-width: 900px) { main { display: block; } figure { position: static; max-height: none; } body { padding: .7rem; } }
+@media (max-width: 900px) { main { display: block; }
+  figure { position: static; max-height: none; } body { padding: .7rem; } }
 """
 
 SCRIPT = """
