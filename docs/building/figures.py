@@ -1,6 +1,7 @@
 """The figures of the site, made by the library: bias and variance of every estimator, by enumeration or measured."""
 
 import io
+from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -8,7 +9,7 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Bernoulli, Normal
 
 import stochgraph as sg
 
@@ -26,10 +27,12 @@ ESTIMATORS = {
     "SGMRLPublished": sg.SGMRLPublished(),
     "FirstOrder": sg.FirstOrder(),
     "PW": sg.PW(),
+    "DisARM": sg.DisARM(),
 }
+COINS = ("SF", "LOO", "Enumerate", "MVD", "LSF", "DisARM")  # those that are compared on coins, for which the last is
 SIZES = (2, 3, 4)
 EXACT = 1e-12  # a relative bias below it is rounding
-_WALK_THETA = torch.tensor(0.3, dtype=torch.float64)
+_THETA = torch.tensor(0.3, dtype=torch.float64)
 _NORMAL_THETA = torch.tensor(2.0, dtype=torch.float64)
 _REPEATS = 400
 
@@ -80,11 +83,31 @@ def squared_mean(n: int) -> sg.Graph:
     return squared
 
 
+def tossed(n: int) -> sg.Graph:
+    """The exponential of the mean of n coins: what estimators of coins are shown on."""
+
+    @sg.graph
+    def exponential(logit: Any) -> Any:
+        return torch.exp(sg.mean(sg.sample("x", Bernoulli, logits=logit, n=n)))
+
+    return exponential
+
+
 def compiled(name: str, n: int) -> sg.Compiled:
     """The estimator on its example."""
     if name == "PW":
         return squared_mean(n).compile(sg.PW())
+    return of_coins(name, n) if name == "DisARM" else of_walks(name, n)
+
+
+def of_walks(name: str, n: int) -> sg.Compiled:
+    """An estimator of the inner walks."""
     return adapted_walk(n).compile({"inner": ESTIMATORS[name], "outer": sg.SF()})
+
+
+def of_coins(name: str, n: int) -> sg.Compiled:
+    """An estimator of coins."""
+    return tossed(n).compile(ESTIMATORS[name])
 
 
 class Point(NamedTuple):
@@ -96,11 +119,11 @@ class Point(NamedTuple):
 
 
 @cache
-def enumerated(name: str) -> tuple[Point, ...]:
-    """Exact, over all outcomes."""
+def enumerated(name: str, example: Callable[[str, int], sg.Compiled]) -> tuple[Point, ...]:
+    """Exact, over all outcomes of an example."""
     points = []
     for n in SIZES:
-        found = sg.verify(compiled(name, n), _WALK_THETA)
+        found = sg.verify(example(name, n), _THETA)
         bias = found.relative_bias if found.relative_bias > EXACT else None
         points.append(Point(n, bias, float(found.total_variance)))
     return tuple(points)
@@ -126,7 +149,9 @@ def bias_and_variance(name: str) -> str:
     if name == "PW":
         _variances(figure.subplots(), measured(), name)
     else:
-        shown = {other: enumerated(other) for other in ESTIMATORS if other != "PW"}
+        coins = name == "DisARM"
+        others = COINS if coins else [other for other in ESTIMATORS if other not in ("PW", "DisARM")]
+        shown = {other: enumerated(other, of_coins if coins else of_walks) for other in others}
         left, right = figure.subplots(1, 2)
         _biases(left, shown, name)
         _variances(right, shown, name)
@@ -141,7 +166,7 @@ def _biases(axes: Any, shown: dict[str, tuple[Point, ...]], name: str) -> None:
         drawn = [(point.n, point.bias) for point in points if point.bias is not None]
         if drawn:
             axes.plot(*zip(*drawn, strict=True), **_style(other, name))
-    axes.set(xlabel="inner draws N", yscale="log", xscale="log")
+    axes.set(xlabel="draws N", yscale="log", xscale="log")
     exact = all(point.bias is None for point in shown[name])
     axes.set_title("relative bias" + (f": that of {name} is 0" if exact else ""), size=10)
 

@@ -18,6 +18,10 @@ from figures import ESTIMATORS, bias_and_variance, compiled
 import stochgraph as sg
 
 ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = {
+    "PW": "Measured on the square of the mean of N normal draws, 400 estimates a point.",
+    "DisARM": "Exact, over all outcomes: the exponential of the mean of N coins.",
+}
 REFERENCE = {
     "declare": "graph sample data mean sum reduce logmeanexp apply log_prob stop ascend descend unknown argmax "
     "vectorize",
@@ -110,11 +114,7 @@ def _directive(kind: str, name: str) -> str:
 
 def _estimator(name: str) -> str:
     explanation = compiled(name, 2).explain()
-    shown = (
-        "Measured on the square of the mean of N normal draws, 400 estimates a point."
-        if name == "PW"
-        else "Exact, over all outcomes: the return of a random walk after one inner step on N walks."
-    )
+    shown = EXAMPLES.get(name, "Exact, over all outcomes: the return of a random walk after one inner step on N walks.")
     return "\n".join(
         [
             f"# {name}\n",

@@ -9,8 +9,6 @@ from typing import Protocol
 
 from ..ir import nodes as nd
 from ..ir.declaration import Declaration
-from ..surrogate.steps import CompiledUpdate
-from ..surrogate.terms import Box, Weight
 from .formula import Printer
 from .grid import numbered
 from .ledger import Row
@@ -52,23 +50,6 @@ class _Marking(Printer):
         super().__init__(derived)
         self._numbers = numbered(derived.graph)
 
-    def _text(self, node: nd.Node, depth: int) -> str:
-        """What estimators put in the place of a box counts as a whole, and says so."""
-        text = super()._text(node, depth)
-        weights: tuple[Weight, ...] = getattr(node, "weights", ()) if getattr(node, "compares", False) else ()
-        return self._marked("box", [weight.sample.name for weight in weights], text)
-
-    def _factor(self, box: Box) -> str:
-        return self._marked("box", [weight.sample.name for weight in box.weights], super()._factor(box))
-
-    def _indexed(self, node: nd.Sample, renamed: dict[str, str] | None = None) -> str:
-        return self._marked("draw", [node.name], super()._indexed(node, renamed))
-
-    def _declare(self, node: CompiledUpdate) -> None:
-        super()._declare(node)
-        left, _, right = self.updates[node].partition(" &= ")
-        self.updates[node] = f"{left} &= {self._marked('direction', [node.name], right)}"
-
-    def _marked(self, word: str, names: Iterable[str], text: str) -> str:
+    def marked(self, word: str, names: Iterable[str], text: str) -> str:
         classes = " ".join(f"{word}-{self._numbers[name]}" for name in names if name in self._numbers)
         return rf"\class{{{classes}}}{{{text}}}" if classes else text
