@@ -118,7 +118,7 @@ def chunks(compiled: Compiled, trace: Trace, *, over: str, chunk: int | None = N
 
 
 def chunk_size(compiled: Compiled, trace: Trace, over: str, inputs: Sequence[Any] | None = None) -> int:
-    """How many entries of a plate one chunk has by default: those for which the largest node has 8000 entries.
+    """The entries of a plate in one chunk, by default: those for which the largest node has 8000 entries.
 
     A draw is an entry, and so is each of its time steps. That is for layers of 64 units; where the inputs are known and
     their layers are wider or narrower, a chunk has so many fewer or more: it is numbers that memory holds. A layer has

@@ -1,7 +1,8 @@
 """Compiled graphs: sampling, surrogates and gradients."""
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -11,7 +12,9 @@ from ..derive.estimator import plain
 from ..derive.printed import printed
 from ..errors.exceptions import SamplingError
 from ..errors.failures import short_tracebacks
-from ..explain.explanation import explain
+from ..explain.explanation import Explanation, explain
+from ..explain.magnitudes import Group
+from ..explain.report import report
 from ..ir.declaration import Declaration
 from ..ir.paths import samples_in
 from ..ir.traces import Trace
@@ -26,6 +29,20 @@ from .lowered import Lowered, held_still, lowering_of
 from .passes import recorded, seeded
 from .surrogates import Surrogate
 from .values import Values
+
+
+class Shares(Protocol):
+    """Whoever works out what every group of a ledger's rows gives: by the proofs, which know compiled graphs."""
+
+    def __call__(
+        self,
+        compiled: "Compiled",
+        inputs: Sequence[object],
+        sizes: Mapping[str, int] | None,
+        repeats: int | None,
+        generator: torch.Generator | None,
+        max_outcomes: int | None,
+    ) -> tuple[Group, ...]: ...
 
 
 class Compiled:
@@ -55,10 +72,12 @@ class Compiled:
         self,
         graph: Declaration,
         estimators: Given,
-        wrt: str | tuple[str, ...] | None = None,
-        lowering: str = "never",
+        wrt: str | tuple[str, ...] | None,
+        lowering: str,
+        shares: Shares,
     ) -> None:
         self.graph = graph
+        self._shares = shares
         self.wrt = choose_inputs(graph, wrt)
         given = given_estimators(graph, estimators)
         self.estimators = assigned(graph, given, self.wrt)
@@ -295,9 +314,77 @@ class Compiled:
         """
         return source(self)
 
-    def explain(self) -> Any:
-        """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula."""
-        return explain(self)
+    @short_tracebacks()
+    def explain(
+        self,
+        *inputs: Any,
+        sizes: Mapping[str, int] | None = None,
+        repeats: int | None = None,
+        generator: torch.Generator | None = None,
+        max_outcomes: int | None = None,
+    ) -> Explanation:
+        """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula.
+
+        With inputs also how much of the gradient each group of rows gives there, `rows`: exactly, where the joint
+        outcomes can be listed and are few, else from draws, with standard errors.
+
+        Args:
+            *inputs: the inputs of the graph; none for the ledger alone. For exact figures use float64.
+            sizes: sizes of plates by name, in place of the declared ones.
+            repeats: how many draws, at least 2; default: exact if possible, else 200.
+            generator: source of randomness of the draws; default: torch's default generators.
+            max_outcomes: the most joint outcomes that are listed; default: 20,000.
+
+        Raises:
+            SamplingError: as in `sample`.
+            ValueError: one draw.
+
+        Example:
+            >>> import torch, stochgraph as sg
+            >>> from torch.distributions import Bernoulli
+            >>> @sg.graph
+            ... def objective(logit):
+            ...     x = sg.sample("x", Bernoulli, logits=logit, n=3)
+            ...     return sg.mean(x) ** 2 + 0.1 * logit
+            >>> explained = objective.compile(sg.SF()).explain(torch.tensor(0.0, dtype=torch.float64))
+            >>> for row in explained.rows:
+            ...     print(row)
+            x, once: 71.4 %
+            values, once: 28.6 %
+        """
+        if not inputs:
+            return explain(self)
+        return explain(self, self._shares(self, inputs, sizes, repeats, generator, max_outcomes))
+
+    def report(self, path: str | Path) -> Path:
+        """Write a report, one page of HTML that fetches nothing: picture, ledger, formula, and the declaring lines.
+
+        Pointing at a path of the ledger lights up its nodes, the terms of the formula that count it, and its lines; a
+        click keeps them lit, and the address of the page then names the path.
+
+        Args:
+            path: the file to write, `report.html` for instance.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            ImportError: the extra `plot` is not installed.
+
+        Example:
+            >>> import tempfile, torch, stochgraph as sg
+            >>> from torch.distributions import Normal
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     return sg.mean(sg.sample("x", Normal, theta, 1.0, n=100)) ** 2
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     page = objective.compile(sg.LSF()).report(f"{folder}/report.html").read_text()
+            >>> page.count("<svg"), page.count("<math"), page.count("<tr id=")
+            (1, 1, 1)
+        """
+        written = Path(path)
+        written.write_text(report(self, self.explain(), self.estimators), encoding="utf-8")
+        return written
 
     def show(self, stage: str) -> str:
         """What a pass of the compiler decided, in lines.
