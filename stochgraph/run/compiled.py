@@ -236,7 +236,13 @@ class Compiled:
         return hand_over(self.graph.name, *self._estimates.fresh(point, generator, sizes), leaves)
 
     @short_tracebacks()
-    def lower(self, *inputs: object, trace: Trace | None = None, sizes: Mapping[str, int] | None = None) -> Lowered:
+    def lower(
+        self,
+        *inputs: object,
+        trace: Trace | None = None,
+        sizes: Mapping[str, int] | None = None,
+        backend: str = "flat",
+    ) -> Lowered:
         """The gradient as a flat program of tensor operations, for inputs like these: the same bits, without Python.
 
         What is recorded is one call: its operations, below autograd and `torch.vmap`. A call whose shapes, dtypes or
@@ -247,13 +253,14 @@ class Compiled:
             *inputs: the inputs of the graph, tensors on the CPU and numbers.
             trace: draws of which the program is a function; default: it draws.
             sizes: for fresh draws, sizes of plates by name, in place of the declared ones.
+            backend: "flat", or "inductor", through `torch.compile`: the same draws, and results that agree to rounding.
 
         Returns:
             A `Lowered`, for `value_and_grad(*inputs)`, or with a trace for `grad` and `surrogate(*inputs, trace)`.
 
         Raises:
             LoweringError: a function names what may change without a trace, looks at values where no record can tell,
-                or does not give the same bits twice.
+                or does not give the same bits twice; there is no C++ compiler for "inductor".
 
         Example:
             >>> import torch, stochgraph as sg
@@ -271,7 +278,7 @@ class Compiled:
         """
         with recorded():
             point = self._inputs.point("lower", inputs)
-            return Lowered(self, point, checked_sizes(self.graph, sizes), trace and held_still(trace))
+            return Lowered(self, point, checked_sizes(self.graph, sizes), trace and held_still(trace), backend)
 
     def source(self) -> Source:
         """The surrogate as a person would have written it: a Python module as text, which needs torch only.
