@@ -1,6 +1,7 @@
 """Compiled graphs: sampling, surrogates and gradients."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol, cast
 
 import torch
@@ -14,6 +15,7 @@ from ..errors.failures import short_tracebacks
 from ..explain.citation import citation
 from ..explain.explanation import Explanation, explain
 from ..explain.magnitudes import Group
+from ..explain.report import report
 from ..ir.declaration import Declaration
 from ..ir.paths import samples_in
 from ..ir.traces import Trace
@@ -368,6 +370,36 @@ class Compiled:
         if not inputs:
             return explain(self)
         return explain(self, self._shares(self, inputs, sizes, repeats, generator, max_outcomes))
+
+    def report(self, path: str | Path) -> Path:
+        """Write a report, one page of HTML that fetches nothing: picture, ledger, formula, and the declaring lines.
+
+        Pointing at a path of the ledger lights up its nodes, the terms of the formula that count it, and its lines; a
+        click keeps them lit, and the address of the page then names the path.
+
+        Args:
+            path: the file to write, `report.html` for instance.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            ImportError: the extra `plot` is not installed.
+
+        Example:
+            >>> import tempfile, torch, stochgraph as sg
+            >>> from torch.distributions import Normal
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     return sg.mean(sg.sample("x", Normal, theta, 1.0, n=100)) ** 2
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     page = objective.compile(sg.LSF()).report(f"{folder}/report.html").read_text()
+            >>> page.count("<svg"), page.count("<math"), page.count("<tr id=")
+            (1, 1, 1)
+        """
+        written = Path(path)
+        written.write_text(report(self, self.explain(), self.estimators), encoding="utf-8")
+        return written
 
     def show(self, stage: str) -> str:
         """What a pass of the compiler decided, in lines.
