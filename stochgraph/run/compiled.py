@@ -12,6 +12,7 @@ from ..derive.estimator import plain
 from ..derive.printed import printed
 from ..errors.exceptions import SamplingError
 from ..errors.failures import short_tracebacks
+from ..explain.citation import citation
 from ..explain.explanation import Explanation, explain
 from ..explain.magnitudes import Group
 from ..explain.report import report
@@ -279,6 +280,27 @@ class Compiled:
         with recorded():
             point = self._inputs.point("lower", inputs)
             return Lowered(self, point, checked_sizes(self.graph, sizes), trace and held_still(trace), backend)
+
+    def citation(self) -> str:
+        """The papers of the estimators in use, as BibTeX: each once, with the samples that it is for.
+
+        Example:
+            >>> import stochgraph as sg
+            >>> from torch.distributions import Normal
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     return sg.mean(sg.sample("x", Normal, theta, 1.0, n=2))
+            >>> print(objective.compile(sg.PW()).citation())  # doctest: +ELLIPSIS
+            % x
+            @inproceedings{kingma2014auto,
+              author = {Diederik P. Kingma and Max Welling},
+              title = {Auto-encoding variational {Bayes}},
+              booktitle = {International Conference on Learning Representations},
+              year = {2014},
+            }
+            ...
+        """
+        return citation(self.estimators)
 
     def source(self) -> Source:
         """The surrogate as a person would have written it: a Python module as text, which needs torch only.
