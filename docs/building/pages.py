@@ -26,7 +26,7 @@ REFERENCE = {
     "declare": "graph sample data mean sum reduce logmeanexp apply log_prob stop ascend descend unknown argmax "
     "vectorize",
     "compile": "Graph Compiled Trace accumulate chunks chunk_size",
-    "explain": "Explanation Row",
+    "explain": "Explanation Row Group",
     "prove": "verify Verification verify_loss profile Profile Figures",
     "samplers": "Sampler",
     "errors": "StochgraphError DeclarationError CompileError InputError FunctionError SamplingError SolverError "

@@ -198,7 +198,7 @@ def _controlled(node: Controlled, writing: Writing, depth: int) -> str:
 
 @singledispatch
 def _added(control: nd.Node, writing: Writing) -> str:
-    """What is added to a term, with its sign."""
+    """The formula of what is added to a term, with its sign."""
     raise _unknown(control)
 
 
@@ -242,7 +242,7 @@ def _update(node: CompiledUpdate, writing: Writing, depth: int) -> str:
 
 @singledispatch
 def direction(node: nd.Node, writing: Writing) -> tuple[str, str]:
-    r"""What stands in front of an update's objective: where it starts, and `\nabla` or `\arg\max`."""
+    r"""The formula in front of an update's objective: its start, and `\nabla` or `\arg\max`."""
     return "", r"\arg\max"
 
 

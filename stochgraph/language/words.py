@@ -387,7 +387,7 @@ def _parameters(fn: Callable[..., Any]) -> list[str]:
 
 
 def _symbol(x: object, word: str) -> Symbol:
-    """What a word is given, which must be a symbol."""
+    """The argument of a word, which must be a symbol."""
     if not isinstance(x, Symbol):
         raise DeclarationError(f"sg.{word} takes a node of the graph, got {type(x).__name__}")
     return x

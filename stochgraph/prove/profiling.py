@@ -2,16 +2,19 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..explain.magnitudes import Group
 from ..run.compiled import Compiled
 from .profile_picture import picture_of
+from .shares import sampled
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Figures:
         seconds: median seconds per estimate.
         unbiased: whether the ledger says so.
         variance_error: the standard error of the variance.
+        rows: the groups of the ledger's rows, each with what it gives to the mean; see `Group`.
     """
 
     mean: Tensor
@@ -40,6 +44,12 @@ class Figures:
     seconds: float
     unbiased: bool
     variance_error: float
+    _groups: Callable[[], tuple[Group, ...]] = field(default=tuple, repr=False, compare=False)
+
+    @cached_property
+    def rows(self) -> tuple[Group, ...]:
+        """The groups of the ledger's rows, with errors: from as many draws, made when they are asked for."""
+        return self._groups()
 
     @property
     def mse_per_second(self) -> float:
@@ -158,6 +168,7 @@ def profile(
         raise TypeError('profile takes compiled graphs by name: sg.profile({"SF": graph.compile(sg.SF())}, theta)')
     if not compiled or repeats < 2:
         raise ValueError(f"profile needs at least one estimator and two repeats, got {len(compiled)} and {repeats}")
+    begun = None if generator is None else generator.clone_state()
     estimates: dict[str, list[Tensor]] = {name: [] for name in compiled}
     seconds: dict[str, list[float]] = {name: [] for name in compiled}
     for one in compiled.values():  # the first call of a torch function is slow
@@ -170,10 +181,12 @@ def profile(
             estimates[name].append(_vector(grads))
     stacked = {name: torch.stack(found).double().cpu() for name, found in estimates.items()}
     reference = _reference(compiled, stacked, truth)
-    figures = {
-        name: _figures(found, reference, torch.tensor(seconds[name]).median().item(), name, compiled[name])
-        for name, found in stacked.items()
-    }
+    given = None if truth is None else reference.value
+    figures = {}
+    for name, found in stacked.items():
+        time_of_one = torch.tensor(seconds[name]).median().item()
+        rows = partial(_rows, compiled[name], inputs, sizes, repeats, begun, given)
+        figures[name] = _figures(found, reference, time_of_one, name, compiled[name], rows)
     return Profile(figures, reference.value, reference.words, repeats)
 
 
@@ -209,7 +222,26 @@ def _reference(compiled: Mapping[str, Compiled], estimates: Mapping[str, Tensor]
     return _Reference(f"the mean of {best}, which is unbiased", best, found.mean(0), found.var(0) / len(found))
 
 
-def _figures(estimates: Tensor, reference: _Reference, seconds: float, name: str, compiled: Compiled) -> Figures:
+def _rows(
+    compiled: Compiled,
+    inputs: Sequence[object],
+    sizes: Mapping[str, int] | None,
+    repeats: int,
+    begun: torch.Generator | None,
+    truth: Tensor | None,
+) -> tuple[Group, ...]:
+    """The groups of one estimator, on the draws that a generator begins with."""
+    return sampled(compiled, inputs, sizes, repeats, None if begun is None else begun.clone_state(), truth)
+
+
+def _figures(
+    estimates: Tensor,
+    reference: _Reference,
+    seconds: float,
+    name: str,
+    compiled: Compiled,
+    rows: Callable[[], tuple[Group, ...]],
+) -> Figures:
     mean, variance = estimates.mean(0), estimates.var(0)
     own = variance / len(estimates)
     error = own if name == reference.name else own + reference.variance
@@ -221,4 +253,4 @@ def _figures(estimates: Tensor, reference: _Reference, seconds: float, name: str
     distances = ((estimates - mean) ** 2).sum(1)
     spread = float(distances.std()) / math.sqrt(len(estimates))
     total, bias_error = float(variance.sum()), float(error.sum().sqrt())
-    return Figures(mean, own.sqrt(), total, bias, bias_error, mse, seconds, unbiased, spread)
+    return Figures(mean, own.sqrt(), total, bias, bias_error, mse, seconds, unbiased, spread, rows)
