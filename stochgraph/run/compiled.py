@@ -378,7 +378,15 @@ class Compiled:
             return explain(self)
         return explain(self, self._shares(self, inputs, sizes, repeats, generator, max_outcomes))
 
-    def report(self, path: str | Path) -> Path:
+    def report(
+        self,
+        path: str | Path,
+        *inputs: Any,
+        sizes: Mapping[str, int] | None = None,
+        repeats: int | None = None,
+        generator: torch.Generator | None = None,
+        max_outcomes: int | None = None,
+    ) -> Path:
         """Write a report, one page of HTML that fetches nothing: picture, ledger, formula, and the declaring lines.
 
         Pointing at a path of the ledger lights up its nodes, the terms of the formula that count it, and its lines; a
@@ -386,6 +394,11 @@ class Compiled:
 
         Args:
             path: the file to write, `report.html` for instance.
+            *inputs: the inputs of the graph, for a ledger with shares; this and what follows is as in `explain`.
+            sizes: sizes of plates by name.
+            repeats: how many draws.
+            generator: source of randomness.
+            max_outcomes: the most joint outcomes that are listed.
 
         Returns:
             The path of the file.
@@ -404,8 +417,11 @@ class Compiled:
             >>> page.count("<svg"), page.count("<math"), page.count("<tr id=")
             (1, 1, 1)
         """
+        explanation = self.explain(
+            *inputs, sizes=sizes, repeats=repeats, generator=generator, max_outcomes=max_outcomes
+        )
         written = Path(path)
-        written.write_text(report(self, self.explain(), self.estimators), encoding="utf-8")
+        written.write_text(report(self, explanation, self.estimators), encoding="utf-8")
         return written
 
     def show(self, stage: str) -> str:
