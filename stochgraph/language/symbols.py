@@ -143,7 +143,7 @@ class Symbol:
         # x.where(condition, other) has its arguments in another order than torch.where.
         known = {**ELEMENTWISE, **_CANONICAL}.get(node.key) if node.key != "where" and not kwargs else None
         base = Symbol(node.inputs[0], self._declaration)
-        return declare_apply(node.key, known or _Method(node.key), (base, *args), kwargs)
+        return declare_apply(node.key, known or Method(node.key), (base, *args), kwargs)
 
     @classmethod
     def __torch_function__(
@@ -198,7 +198,7 @@ class Symbol:
     __hash__ = object.__hash__
 
 
-class _Method:
+class Method:
     """A tensor method as a function of its tensor."""
 
     def __init__(self, name: str) -> None:

@@ -1,7 +1,7 @@
 """Compiled graphs: sampling, surrogates and gradients."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from ..explain.explanation import explain
 from ..ir.declaration import Declaration
 from ..ir.paths import samples_in
 from ..ir.traces import Trace
+from ..source.module import Source, source
 from .choices import Given, assigned, check, choose_inputs, constant_updates, given_estimators
 from .cuts import Cuts
 from .estimates import Estimates
@@ -76,7 +77,7 @@ class Compiled:
 
     @short_tracebacks()
     def sample(
-        self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
+        self, *inputs: object, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
     ) -> Trace:
         """Draw every sample node once.
 
@@ -101,7 +102,7 @@ class Compiled:
                 return self._values.trace(run)
 
     @short_tracebacks()
-    def surrogate(self, *inputs_and_trace: Any) -> Tensor:
+    def surrogate(self, *inputs_and_trace: object) -> Tensor:
         """The scalar whose gradient with respect to the inputs is the estimate: `surrogate(*inputs, trace)`.
 
         A pure function. At the inputs that drew the trace its value is the objective's; at others it is importance
@@ -110,7 +111,8 @@ class Compiled:
         Raises:
             SamplingError: a log-probability is not finite, or the trace lacks a sample node.
         """
-        *inputs, trace = inputs_and_trace
+        *inputs, last = inputs_and_trace
+        trace = cast(Trace, last)
         missing = [name for name in self._values.draws if name not in getattr(trace, "draws", ())]
         if missing:
             raise SamplingError(
@@ -128,7 +130,7 @@ class Compiled:
 
     @short_tracebacks()
     def value_and_grad(
-        self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
+        self, *inputs: object, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
     ) -> tuple[Tensor, Any]:
         """One estimate, of any number of tasks.
 
@@ -156,7 +158,7 @@ class Compiled:
     @short_tracebacks()
     def loss(
         self,
-        *inputs: Any,
+        *inputs: object,
         generator: torch.Generator | None = None,
         sizes: Mapping[str, int] | None = None,
         return_trace: bool = False,
@@ -215,7 +217,7 @@ class Compiled:
         return hand_over(self.graph.name, *self._estimates.fresh(point, generator, sizes), leaves)
 
     @short_tracebacks()
-    def lower(self, *inputs: Any, trace: Trace | None = None, sizes: Mapping[str, int] | None = None) -> Lowered:
+    def lower(self, *inputs: object, trace: Trace | None = None, sizes: Mapping[str, int] | None = None) -> Lowered:
         """The gradient as a flat program of tensor operations, for inputs like these: the same bits, without Python.
 
         What is recorded is one call: its operations, below autograd and `torch.vmap`. A call whose shapes, dtypes or
@@ -251,6 +253,40 @@ class Compiled:
         with recorded():
             point = self._inputs.point("lower", inputs)
             return Lowered(self, point, checked_sizes(self.graph, sizes), trace and held_still(trace))
+
+    def source(self) -> Source:
+        """The surrogate as a person would have written it: a Python module as text, which needs torch only.
+
+        The module defines `surrogate(*inputs, trace, **functions)`, with the value and the gradient of `surrogate`
+        here. `trace` is a dict: `draws`, and the `log_probs` and `noise` of a trace where it has them. What text
+        cannot hold (functions, the `log_prob` of samplers, large constants) are keyword arguments, listed in the
+        module's `FUNCTIONS`; those of this graph are the attribute `functions` of the text. Functions return real
+        numbers or, where they are not averaged, whole ones.
+
+        Raises:
+            CompileError: a solution of `argmax`, or an estimator's node that is not written; the message names it.
+
+        Example:
+            >>> import torch, stochgraph as sg
+            >>> from torch.distributions import Bernoulli
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     x = sg.sample("x", Bernoulli, logits=theta, n=10)
+            ...     return torch.exp(sg.mean(x))
+            >>> compiled, theta = objective.compile(sg.LSF()), torch.tensor(0.3)
+            >>> text, trace = compiled.source(), compiled.sample(theta)
+            >>> print(text[text.index("    log_p_x"):])
+                log_p_x = Bernoulli(logits=theta).log_prob(x)
+                # x: counted once, linearised at the mean over x
+                box_x = torch.exp(log_p_x - log_probs.get("x", log_p_x.detach()))
+                return torch.exp((box_x * x).mean())
+            <BLANKLINE>
+            >>> module = {}
+            >>> exec(text, module)
+            >>> bool(module["surrogate"](theta, trace._asdict(), **text.functions) == trace.value)
+            True
+        """
+        return source(self)
 
     def explain(self) -> Any:
         """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula."""

@@ -179,7 +179,7 @@ class Cuts:
     def _slice(self, trace: Trace, piece: Piece) -> Trace:
         plate, start, length = piece
 
-        def narrow(tree: Any, axes: Axes) -> Any:
+        def narrow(tree: object, axes: Axes) -> Any:
             if plate not in axes:
                 return tree
             dim = axes.index(plate)
