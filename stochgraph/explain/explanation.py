@@ -1,11 +1,11 @@
 """Explanations: the ledger in words, the class of bias and variance, the estimator as a formula."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..derive.replays import Replay
 from ..ir import nodes as nd
 from ..ir.paths import averaging_plate
+from .derived import Derived
 from .formula import latex
 from .ledger import Row, largest, read_ledger
 
@@ -101,7 +101,7 @@ class Explanation:
         return "\n".join([self._title, "", head, *rows, *notes, "", self._summary(), "", f"$${self.latex}$$", "", _BOX])
 
 
-def explain(compiled: Any) -> Explanation:
+def explain(compiled: Derived) -> Explanation:
     """The explanation of a `Compiled`."""
     order, names = compiled.graph.order, list(compiled.estimators)
     rows = tuple(read_ledger(compiled._root, order, names, compiled.wrt))
@@ -129,7 +129,7 @@ def explain(compiled: Any) -> Explanation:
     )
 
 
-def _uncompared(compiled: Any) -> tuple[str, ...]:
+def _uncompared(compiled: Derived) -> tuple[str, ...]:
     """The samples for which leave-one-out is the score function: nothing nonlinear follows the mean of their plate."""
     compared = {node.sample.name for node in compiled._program if isinstance(node, Replay)}
     controls = {name: estimator.control for name, estimator in compiled.estimators.items()}

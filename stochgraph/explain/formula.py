@@ -1,10 +1,9 @@
 """The derived surrogate as a formula."""
 
-from typing import Any
-
 from ..ir import nodes as nd
 from ..surrogate.steps import CompiledUpdate
 from ..tensors.axes import Axis
+from .derived import Derived
 from .notation import direction, is_atom, written
 from .symbols import letter, symbol
 
@@ -12,7 +11,7 @@ _DEEPEST = 12
 _MOST_UPDATES = 12
 
 
-def latex(compiled: Any) -> str:
+def latex(compiled: Derived) -> str:
     r"""The estimator as LaTeX: one line per update, then the gradient. `\square(L)` stands for `exp(L - stop(L))`.
 
     Raises:
@@ -22,7 +21,7 @@ def latex(compiled: Any) -> str:
 
 
 class _Printer:
-    def __init__(self, compiled: Any) -> None:
+    def __init__(self, compiled: Derived) -> None:
         self.root = compiled._root
         self.wrt = ", ".join(symbol(name) for name in compiled.wrt)
         self.updates: dict[nd.Node, str] = {}
