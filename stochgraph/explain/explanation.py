@@ -1,11 +1,11 @@
 """Explanations: the ledger in words, the class of bias and variance, the estimator as a formula."""
 
 from dataclasses import dataclass
-from typing import Any
 
 from ..derive.replays import Replay
 from ..ir import nodes as nd
 from ..ir.paths import averaging_plate
+from .derived import Derived
 from .formula import latex
 from .ledger import Row, Source, largest, read_ledger
 from .magnitudes import Group, percent
@@ -131,7 +131,7 @@ def _key(row: Row | Group) -> tuple[Source, bool]:
     return row.source, row.counted == "dropped"
 
 
-def explain(compiled: Any, groups: tuple[Group, ...] = ()) -> Explanation:
+def explain(compiled: Derived, groups: tuple[Group, ...] = ()) -> Explanation:
     """The explanation of a `Compiled`, with what the groups of its rows give."""
     order, names = compiled.graph.order, list(compiled.estimators)
     rows = tuple(read_ledger(compiled._root, order, names, compiled.wrt))
@@ -160,7 +160,7 @@ def explain(compiled: Any, groups: tuple[Group, ...] = ()) -> Explanation:
     )
 
 
-def _uncompared(compiled: Any) -> tuple[str, ...]:
+def _uncompared(compiled: Derived) -> tuple[str, ...]:
     """The samples for which leave-one-out is the score function: nothing nonlinear follows the mean of their plate."""
     compared = {node.sample.name for node in compiled._program if isinstance(node, Replay)}
     controls = {name: estimator.control for name, estimator in compiled.estimators.items()}
