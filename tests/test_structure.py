@@ -135,7 +135,7 @@ class Walk:
         self.classes: set[type] = set()
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
-        if event != "call" or ("stochgraph" not in frame.f_code.co_filename and "estimators" not in module(frame)):
+        if event != "call":
             return
         if module(frame).startswith("estimators/"):
             self.files.add(module(frame))

@@ -13,6 +13,7 @@ from torch.utils import _pytree as pytree
 
 from ..explain.magnitudes import Group
 from ..run.compiled import Compiled
+from .profile_picture import picture_of
 from .shares import sampled
 
 
@@ -30,6 +31,7 @@ class Figures:
         mse: mean squared distance from the truth; NaN without one.
         seconds: median seconds per estimate.
         unbiased: whether the ledger says so.
+        variance_error: the standard error of the variance.
         rows: the groups of the ledger's rows, each with what it gives to the mean; see `Group`.
     """
 
@@ -41,6 +43,7 @@ class Figures:
     mse: float
     seconds: float
     unbiased: bool
+    variance_error: float
     _groups: Callable[[], tuple[Group, ...]] = field(default=tuple, repr=False, compare=False)
 
     @cached_property
@@ -55,7 +58,7 @@ class Figures:
         The variance shrinks with the number of estimates, the squared bias stays: that which is measured, less what its
         standard error explains, and 0 if the ledger says so.
         """
-        return self._squared_bias + self.variance * self.seconds
+        return self.squared_bias + self.variance * self.seconds
 
     @property
     def mse_per_second_error(self) -> float:
@@ -67,10 +70,11 @@ class Figures:
         """
         if self.unbiased:
             return 0.0
-        return math.sqrt(4 * self._squared_bias * self.bias_error**2 + 2 * self.bias_error**4)
+        return math.sqrt(4 * self.squared_bias * self.bias_error**2 + 2 * self.bias_error**4)
 
     @property
-    def _squared_bias(self) -> float:
+    def squared_bias(self) -> float:
+        """The squared bias less what its standard error explains; 0 if the ledger says so."""
         return 0.0 if self.unbiased else max(self.bias**2 - self.bias_error**2, 0.0)
 
 
@@ -113,30 +117,13 @@ class Profile(Mapping[str, Figures]):
         return "\n".join([head, "|---|" + "---|" * 7, *rows, note])
 
     def plot(self) -> Any:
-        """Bias, variance, MSE, time, and MSE at equal time as bars, one colour each: a `matplotlib` figure."""
-        from ..explain.picture import Picture
+        """A `matplotlib` figure: the mean squared error against time, the bias, the variance, two errors each way.
 
-        figure = Picture(figsize=(13, 2.8), layout="constrained")
-        panels = {
-            "bias": "bias",
-            "variance": "variance",
-            "mse": "MSE",
-            "seconds": "seconds per estimate",
-            "mse_per_second": "MSE at one second",
-        }
-        names = list(self.figures)
-        tilt = {"rotation": 30, "ha": "right"} if len(names) * max(map(len, names)) > 20 else {}
-        for axes, (attribute, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-            values = [getattr(self.figures[name], attribute) for name in names]
-            error = {"bias": "bias_error", "mse_per_second": "mse_per_second_error"}.get(attribute)
-            errors = [getattr(self.figures[name], error) for name in names] if error else None
-            axes.bar(names, values, yerr=errors, color=[f"C{i}" for i in range(len(names))], capsize=4)
-            axes.set_xticks(range(len(names)), names, **tilt)
-            axes.set_title(title)
-            smallest, largest = min(values), max(values)
-            if 30 * smallest < largest < 1e20 * smallest:  # anything smaller is zero, but for rounding
-                axes.set_yscale("log")
-        return figure
+        With time t there are t / s estimates of s seconds each; their mean has the error :math:`b^2 + v s / t` of a
+        bias b and a variance v. A curve stops where the error of b squared is as large; a bias that cannot be told from
+        none is shown as the largest that it may be.
+        """
+        return picture_of(self.figures)
 
     def __repr__(self) -> str:
         return self.to_markdown()
@@ -263,5 +250,7 @@ def _figures(
         bias = float((mean - reference.value).norm())
         mse = float(((estimates - reference.value) ** 2).sum(1).mean())
     unbiased = compiled.explain().unbiased
-    error_of_bias = float(error.sum().sqrt())
-    return Figures(mean, own.sqrt(), float(variance.sum()), bias, error_of_bias, mse, seconds, unbiased, rows)
+    distances = ((estimates - mean) ** 2).sum(1)
+    spread = float(distances.std()) / math.sqrt(len(estimates))
+    total, bias_error = float(variance.sum()), float(error.sum().sqrt())
+    return Figures(mean, own.sqrt(), total, bias, bias_error, mse, seconds, unbiased, spread, rows)
