@@ -39,6 +39,15 @@ def pathwise_update(theta):
 
 
 @sg.graph
+def pathwise_vectors(theta):
+    """Noise of vectors, in plates that torch draws in another order, and a constant with a dimension of one draw."""
+    task = sg.sample("task", Normal, theta, 1.0, n=3)
+    y = sg.sample("y", Normal, task, 0.5, n=4)
+    z = sg.sample("z", Normal, sg.apply(torch.sum, task), torch.tensor([1.0, 2.0, 3.0], dtype=F64), n=3)
+    return sg.mean(sg.apply(lambda y, z: (y * torch.sin(z)).sum(), y, z))
+
+
+@sg.graph
 def pathwise_functions(theta):
     """Draws of functions and of other families, of vectors, and in plates that torch draws in another order."""
     x = sg.sample("x", lambda t, scale: Normal(t[0], scale * t[1].exp()), theta, 0.5, n=4)
@@ -141,6 +150,7 @@ def stepped(theta):
 TREE = {"a": THETA[0], "b": THETA[1:]}
 CASES = {
     "pathwise": Case(pathwise, (THETA,), sg.PW()),
+    "pathwise, vectors": Case(pathwise_vectors, (THETA,), sg.PW()),
     "pathwise, functions": Case(pathwise_functions, (THETA,), sg.PW()),
     "pathwise, in an update": Case(pathwise_update, (THETA,), sg.PW()),
     "vectors, SF": Case(vectors, (THETA,), sg.SF()),
