@@ -107,6 +107,14 @@ def across(theta):
 
 
 @sg.graph
+def prior(theta):
+    """The density of a draw whose distribution has numbers for parameters, of which none is a binary fraction."""
+    z = sg.sample("z", Normal, 0.1, 0.7, n=3)
+    y = sg.sample("y", Normal, theta[0] * z, 0.3)
+    return sg.mean(torch.exp(sg.log_prob(z)) * y)
+
+
+@sg.graph
 def counts(theta):
     """Truth values and integers that are added, multiplied and averaged."""
     x = sg.sample("x", Categorical, logits=theta, n=4)
@@ -160,6 +168,7 @@ CASES = {
     "tree": Case(tree, (TREE,), sg.LSF()),
     "learned rate": Case(learned_rate, (THETA, torch.tensor(0.3, dtype=F64)), sg.SF()),
     "data": Case(data, (THETA, ROWS), sg.SF()),
+    "prior": Case(prior, (THETA,), sg.SF()),
     "across": Case(across, (THETA,), sg.SF()),
     "counts": Case(counts, (THETA,), sg.SF()),
     "log-mean-exp": Case(log_mean_exp, (THETA,), sg.LSF()),
