@@ -8,6 +8,7 @@ from .explain.drawing import draw
 from .explain.mermaid import mermaid
 from .ir.declaration import Declaration
 from .language.words import declare
+from .prove.shares import shares
 from .run.choices import Given
 from .run.compiled import Compiled
 
@@ -50,7 +51,7 @@ class Graph(Declaration):
             wrt: the inputs to differentiate, by name; default: the first.
             lowering: how gradients are computed. "never": interpreted; "auto": by a flat program as soon as a
                 signature has been called 20 times, the same bits; "flat": from the first call on, and it raises where
-                it cannot. See `Compiled.lower`.
+                it cannot; "inductor": the same through `torch.compile`, to rounding. See `Compiled.lower`.
 
         Raises:
             CompileError: no estimators, an estimator for a node that does not exist, a node without one, or an
@@ -61,7 +62,7 @@ class Graph(Declaration):
                 f"{self.name}: give an estimator, for instance sg.LOO(), or one for each sample node by name: "
                 f"{self.name}.compile(sg.LOO())"
             )
-        return Compiled(self, estimators, wrt, lowering)
+        return Compiled(self, estimators, wrt, lowering, shares)
 
     def __call__(self, *inputs: object) -> Any:
         """A graph is no function of values: compile it first."""

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Categorical, MultivariateNormal, Normal, Uniform
+from torch.distributions import Categorical, Gumbel, LogNormal, MultivariateNormal, Normal, Uniform
 
 import stochgraph as sg
 
@@ -35,6 +35,16 @@ def pathwise_update(theta):
     x = sg.sample("x", Normal, theta[0], 1.0, n=4)
     adapted = sg.descend(theta, sg.mean((x - theta[1]) ** 2) * theta[2], lr=0.1)
     return sg.mean(sg.sample("y", Normal, adapted[0], 1.0, n=2)) * adapted[1]
+
+
+@sg.graph
+def pathwise_functions(theta):
+    """Draws of functions and of other families, of vectors, and in plates that torch draws in another order."""
+    x = sg.sample("x", lambda t, scale: Normal(t[0], scale * t[1].exp()), theta, 0.5, n=4)
+    y = sg.sample("y", LogNormal, x, 0.3, n=3)
+    z = sg.sample("z", lambda t: Gumbel(t, 1.0), theta)
+    w = sg.sample("w", MultivariateNormal, z, scale_tril=torch.eye(3, dtype=F64), n=2)
+    return sg.mean(torch.sin(x) * y) + sg.mean(sg.apply(lambda w, z: (w * z).sum(), w, z))
 
 
 @sg.graph
@@ -130,6 +140,7 @@ def stepped(theta):
 TREE = {"a": THETA[0], "b": THETA[1:]}
 CASES = {
     "pathwise": Case(pathwise, (THETA,), sg.PW()),
+    "pathwise, functions": Case(pathwise_functions, (THETA,), sg.PW()),
     "pathwise, in an update": Case(pathwise_update, (THETA,), sg.PW()),
     "vectors, SF": Case(vectors, (THETA,), sg.SF()),
     "vectors, LSF": Case(vectors, (THETA,), sg.LSF()),

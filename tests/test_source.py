@@ -284,7 +284,7 @@ def rates(theta):
         (squared, sg.SF(baseline=lambda trace: 0.3), r"source of 'squared': .* \(Called\), which is not written"),
         (squared, sg.Enumerate(), r"source of 'squared': .* which is not written"),
         (bound, sg.LOO(), "is the scale of a log-mean-exp of which one draw is left out"),
-        (gammas, sg.PW(), "'x' is a pathwise draw from Gamma; only those from Normal and Uniform are written"),
+        (gammas, sg.PW(), "'x' is a pathwise draw from Gamma, whose noise depends on its parameters"),
         (rates, sg.SF(), "has step sizes that are a pytree, or that vary with a plate"),
     ],
 )
@@ -296,7 +296,20 @@ def test_what_is_not_written_is_refused_in_words(graph, estimator, words) -> Non
 
 def test_the_readme_shows_a_source_as_it_is() -> None:
     shown, module = README.read_text(), dict[str, Any]()
-    declared = shown[shown.index("rewards = torch.tensor([0.1") : shown.index("print(popular.explain())")]
+    declared = shown[shown.index("rewards = torch.tensor([0.1") : shown.index("print(popular.explain(")]
     exec("import torch\nimport stochgraph as sg\nfrom torch.distributions import Categorical\n" + declared, module)
     source = module["popular"].source()
     assert f"```python\n{source[source.index('def surrogate') :]}```" in shown
+
+
+def test_noise_that_a_function_hides_is_refused_when_it_runs() -> None:
+    """Nothing is known of what a function builds before it does: a gamma draw is noticed by the noise that is left."""
+
+    @sg.graph
+    def objective(theta):
+        return sg.sample("x", lambda t: torch.distributions.Gamma(torch.exp(t), 1.0), theta)
+
+    theta = torch.tensor(0.3, dtype=F64)
+    compiled = objective.compile(sg.PW())
+    with pytest.raises(ValueError, match="no function of its noise alone"):
+        loaded(compiled)(theta, traces(compiled, theta)[0])

@@ -25,7 +25,8 @@ FLOORS = [
     ["stochgraph.algorithms.policies", "stochgraph.algorithms.environments", "stochgraph.algorithms.optimizers"],
     ["stochgraph"],
     ["stochgraph.estimators"],
-    ["stochgraph.graphs", "stochgraph.prove"],
+    ["stochgraph.graphs"],
+    ["stochgraph.prove"],
     ["stochgraph.run"],
     ["stochgraph.source"],
     ["stochgraph.explain", "stochgraph.lower"],
@@ -134,7 +135,7 @@ class Walk:
         self.classes: set[type] = set()
 
     def __call__(self, frame: FrameType, event: str, _: Any) -> None:
-        if event != "call" or ("stochgraph" not in frame.f_code.co_filename and "estimators" not in module(frame)):
+        if event != "call":
             return
         if module(frame).startswith("estimators/"):
             self.files.add(module(frame))

@@ -18,11 +18,23 @@ from ..surrogate.steps import CompiledUpdate
 from ..tensors.axes import Axis
 
 Counted = Literal["once", "linearized", "dropped", "scaled", "twice"]
+Kind = Literal["distribution", "pathwise", "value"]
 
 _MOST_ROUTES = 4
 _MANY = frozenset({"many"})
 _T = TypeVar("_T")
 _ACROSS = "across time steps"
+
+
+class Source(NamedTuple):
+    """What a path of a gradient passes first: a sample's distribution, a pathwise draw, an update's direction, or none.
+
+    Paths through values alone have neither sample nor update.
+    """
+
+    kind: Kind
+    sample: str = ""
+    update: str = ""
 
 
 @dataclass(frozen=True)
@@ -50,12 +62,17 @@ class Row:
     update: str
     path: tuple[str, ...]
     counted: Counted
-    kind: Literal["distribution", "pathwise", "value"]
+    kind: Kind
     weight: str
     plates: tuple[str, ...]
     paths: int
     variance: str
     part: str = ""
+
+    @property
+    def source(self) -> Source:
+        """What its paths pass first."""
+        return Source(self.kind, self.sample, self.update)
 
 
 class _Count(NamedTuple):

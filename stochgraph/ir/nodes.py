@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import prod
-from typing import Any, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -102,6 +102,14 @@ class Ratio(Protocol):
     @property
     def across_time(self) -> str:
         """The number of times that products of scores at two time steps are counted."""
+
+
+class Line(NamedTuple):
+    """A line of a user's file, and the first one of the function that it is in."""
+
+    file: str
+    function: int
+    number: int
 
 
 class Watch(Protocol):
@@ -213,6 +221,7 @@ class Node:
     late = False  # whether it is evaluated as late as its users allow, and not in the order of the declaration
     carries = True  # whether its value depends on its inputs in a way that any result depends on
     named = False  # whether the user gave it its name, with name=
+    declared_at: Line | None = None
     programs: Sequence[list["Node"]] = ()  # the nodes that it evaluates on its own, in order
     free: frozenset["Node"]  # the placeholders of updates that the value depends on
 

@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from functools import singledispatch
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from ..tensors.axes import Axis, describe
 from ..tensors.trees import tensors
 from .functions import called_module, constant_in_words, held, surely_read, variable_of
 
+_BETWEEN = ("stochgraph.language.", "torch.")
 _current: ContextVar["Declaration | None"] = ContextVar("declaration", default=None)
 
 
@@ -62,6 +64,7 @@ class Declaration:
 
     def add(self, node: nd.Node, named: bool = False) -> "Symbol":
         node.named = named
+        node.declared_at = _caller()
         strange = [parent.name for parent in node.inputs if parent not in self.nodes[parent.index : parent.index + 1]]
         if strange or _current.get() is not self:
             raise DeclarationError(
@@ -79,6 +82,14 @@ class Declaration:
 
     def __exit__(self, *_: object) -> None:
         _current.reset(self._token)
+
+
+def _caller() -> nd.Line | None:
+    """The line that says a word, or applies an operation or a function of torch to a symbol."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_BETWEEN):
+        frame = frame.f_back
+    return frame and nd.Line(frame.f_code.co_filename, frame.f_code.co_firstlineno, frame.f_lineno)
 
 
 def name_after(node: nd.Node) -> str:

@@ -335,6 +335,8 @@ def declare(fn: Callable[..., Any]) -> tuple[list[nd.Input], nd.Node, list[nd.Da
     declaration = Declaration()
     with declaration:
         inputs = [declaration.add(nd.Input(p, i, [])) for i, p in enumerate(_parameters(fn))]
+        for symbol in inputs:
+            symbol._node.declared_at = None  # by the head of the function, and by no line of it
         result = fn(*inputs)
     if not isinstance(result, Symbol):
         raise DeclarationError(

@@ -1,7 +1,8 @@
 """Compiled graphs: sampling, surrogates and gradients."""
 
-from collections.abc import Mapping
-from typing import Any, cast
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -11,7 +12,10 @@ from ..derive.estimator import plain
 from ..derive.printed import printed
 from ..errors.exceptions import SamplingError
 from ..errors.failures import short_tracebacks
-from ..explain.explanation import explain
+from ..explain.citation import citation
+from ..explain.explanation import Explanation, explain
+from ..explain.magnitudes import Group
+from ..explain.report import report
 from ..ir.declaration import Declaration
 from ..ir.paths import samples_in
 from ..ir.traces import Trace
@@ -26,6 +30,20 @@ from .lowered import Lowered, held_still, lowering_of
 from .passes import recorded, seeded
 from .surrogates import Surrogate
 from .values import Values
+
+
+class Shares(Protocol):
+    """Whoever works out what every group of a ledger's rows gives: by the proofs, which know compiled graphs."""
+
+    def __call__(
+        self,
+        compiled: "Compiled",
+        inputs: Sequence[object],
+        sizes: Mapping[str, int] | None,
+        repeats: int | None,
+        generator: torch.Generator | None,
+        max_outcomes: int | None,
+    ) -> tuple[Group, ...]: ...
 
 
 class Compiled:
@@ -55,10 +73,12 @@ class Compiled:
         self,
         graph: Declaration,
         estimators: Given,
-        wrt: str | tuple[str, ...] | None = None,
-        lowering: str = "never",
+        wrt: str | tuple[str, ...] | None,
+        lowering: str,
+        shares: Shares,
     ) -> None:
         self.graph = graph
+        self._shares = shares
         self.wrt = choose_inputs(graph, wrt)
         given = given_estimators(graph, estimators)
         self.estimators = assigned(graph, given, self.wrt)
@@ -217,7 +237,13 @@ class Compiled:
         return hand_over(self.graph.name, *self._estimates.fresh(point, generator, sizes), leaves)
 
     @short_tracebacks()
-    def lower(self, *inputs: object, trace: Trace | None = None, sizes: Mapping[str, int] | None = None) -> Lowered:
+    def lower(
+        self,
+        *inputs: object,
+        trace: Trace | None = None,
+        sizes: Mapping[str, int] | None = None,
+        backend: str = "flat",
+    ) -> Lowered:
         """The gradient as a flat program of tensor operations, for inputs like these: the same bits, without Python.
 
         What is recorded is one call: its operations, below autograd and `torch.vmap`. A call whose shapes, dtypes or
@@ -228,13 +254,14 @@ class Compiled:
             *inputs: the inputs of the graph, tensors on the CPU and numbers.
             trace: draws of which the program is a function; default: it draws.
             sizes: for fresh draws, sizes of plates by name, in place of the declared ones.
+            backend: "flat", or "inductor", through `torch.compile`: the same draws, and results that agree to rounding.
 
         Returns:
             A `Lowered`, for `value_and_grad(*inputs)`, or with a trace for `grad` and `surrogate(*inputs, trace)`.
 
         Raises:
             LoweringError: a function names what may change without a trace, looks at values where no record can tell,
-                or does not give the same bits twice.
+                or does not give the same bits twice; there is no C++ compiler for "inductor".
 
         Example:
             >>> import torch, stochgraph as sg
@@ -252,7 +279,28 @@ class Compiled:
         """
         with recorded():
             point = self._inputs.point("lower", inputs)
-            return Lowered(self, point, checked_sizes(self.graph, sizes), trace and held_still(trace))
+            return Lowered(self, point, checked_sizes(self.graph, sizes), trace and held_still(trace), backend)
+
+    def citation(self) -> str:
+        """The papers of the estimators in use, as BibTeX: each once, with the samples that it is for.
+
+        Example:
+            >>> import stochgraph as sg
+            >>> from torch.distributions import Normal
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     return sg.mean(sg.sample("x", Normal, theta, 1.0, n=2))
+            >>> print(objective.compile(sg.PW()).citation())  # doctest: +ELLIPSIS
+            % x
+            @inproceedings{kingma2014auto,
+              author = {Diederik P. Kingma and Max Welling},
+              title = {Auto-encoding variational {Bayes}},
+              booktitle = {International Conference on Learning Representations},
+              year = {2014},
+            }
+            ...
+        """
+        return citation(self.estimators)
 
     def source(self) -> Source:
         """The surrogate as a person would have written it: a Python module as text, which needs torch only.
@@ -288,9 +336,93 @@ class Compiled:
         """
         return source(self)
 
-    def explain(self) -> Any:
-        """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula."""
-        return explain(self)
+    @short_tracebacks()
+    def explain(
+        self,
+        *inputs: Any,
+        sizes: Mapping[str, int] | None = None,
+        repeats: int | None = None,
+        generator: torch.Generator | None = None,
+        max_outcomes: int | None = None,
+    ) -> Explanation:
+        """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula.
+
+        With inputs also how much of the gradient each group of rows gives there, `rows`: exactly, where the joint
+        outcomes can be listed and are few, else from draws, with standard errors.
+
+        Args:
+            *inputs: the inputs of the graph; none for the ledger alone. For exact figures use float64.
+            sizes: sizes of plates by name, in place of the declared ones.
+            repeats: how many draws, at least 2; default: exact if possible, else 200.
+            generator: source of randomness of the draws; default: torch's default generators.
+            max_outcomes: the most joint outcomes that are listed; default: 20,000.
+
+        Raises:
+            SamplingError: as in `sample`.
+            ValueError: one draw.
+
+        Example:
+            >>> import torch, stochgraph as sg
+            >>> from torch.distributions import Bernoulli
+            >>> @sg.graph
+            ... def objective(logit):
+            ...     x = sg.sample("x", Bernoulli, logits=logit, n=3)
+            ...     return sg.mean(x) ** 2 + 0.1 * logit
+            >>> explained = objective.compile(sg.SF()).explain(torch.tensor(0.0, dtype=torch.float64))
+            >>> for row in explained.rows:
+            ...     print(row)
+            x, once: 71.4 %
+            values, once: 28.6 %
+        """
+        if not inputs:
+            return explain(self)
+        return explain(self, self._shares(self, inputs, sizes, repeats, generator, max_outcomes))
+
+    def report(
+        self,
+        path: str | Path,
+        *inputs: Any,
+        sizes: Mapping[str, int] | None = None,
+        repeats: int | None = None,
+        generator: torch.Generator | None = None,
+        max_outcomes: int | None = None,
+    ) -> Path:
+        """Write a report, one page of HTML that fetches nothing: picture, ledger, formula, and the declaring lines.
+
+        Pointing at a path of the ledger lights up its nodes, the terms of the formula that count it, and its lines; a
+        click keeps them lit, and the address of the page then names the path.
+
+        Args:
+            path: the file to write, `report.html` for instance.
+            *inputs: the inputs of the graph, for a ledger with shares; this and what follows is as in `explain`.
+            sizes: sizes of plates by name.
+            repeats: how many draws.
+            generator: source of randomness.
+            max_outcomes: the most joint outcomes that are listed.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            ImportError: the extra `plot` is not installed.
+
+        Example:
+            >>> import tempfile, torch, stochgraph as sg
+            >>> from torch.distributions import Normal
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     return sg.mean(sg.sample("x", Normal, theta, 1.0, n=100)) ** 2
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     page = objective.compile(sg.LSF()).report(f"{folder}/report.html").read_text()
+            >>> page.count("<svg"), page.count("<math"), page.count("<tr id=")
+            (1, 1, 1)
+        """
+        explanation = self.explain(
+            *inputs, sizes=sizes, repeats=repeats, generator=generator, max_outcomes=max_outcomes
+        )
+        written = Path(path)
+        written.write_text(report(self, explanation, self.estimators), encoding="utf-8")
+        return written
 
     def show(self, stage: str) -> str:
         """What a pass of the compiler decided, in lines.

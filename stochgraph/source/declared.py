@@ -136,7 +136,8 @@ def scale(writer: Writer, scope: Scope, node: Scale) -> Written:
     (parent,) = node.inputs
     dims = tuple(i for i, axis in enumerate(parent.axes) if axis in node.plates)
     largest = method(method(scope.text(parent), "detach"), "amax", str(dims if len(dims) > 1 else dims[0]))
-    return Written(largest, f"largest_{identifier(parent.name)}", keep=True)
+    finite = method(largest, "nan_to_num", "0.0", "0.0", "0.0")  # a plate of infinities has no scale
+    return Written(finite, f"largest_{stem_of(parent)}", keep=True)
 
 
 def exponential(writer: Writer, scope: Scope, node: Exponential) -> Written:

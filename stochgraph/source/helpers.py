@@ -59,6 +59,40 @@ def log_prob_of(distribution):
 
     return log_prob
 ''',
+    "replayed": '''
+class Replay(TorchFunctionMode):
+    """Recorded noise in the place of fresh noise."""
+
+    in_place = "normal_ uniform_ exponential_ cauchy_ log_normal_ geometric_"
+    fresh = {torch.rand, torch.randn, torch.rand_like, torch.randn_like, torch.randint}
+    fresh |= {getattr(torch.Tensor, name) for name in in_place.split()}
+
+    def __init__(self, noise):
+        super().__init__()
+        self.noise = list(noise)
+
+    def __torch_function__(self, fn, types, args=(), kwargs=None):
+        return self.noise.pop(0) if fn in self.fresh else fn(*args, **(kwargs or {}))
+
+
+def replayed(distribution):
+    """One draw, of recorded noise and of its parents; a function builds its distribution."""
+
+    def draw(noise, *parents):
+        before = Distribution._validate_args
+        # Checks look at values, which torch.vmap forbids.
+        Distribution.set_default_validate_args(False)
+        try:
+            with Replay(noise) as replay:
+                value = distribution(*parents).rsample()
+        finally:
+            Distribution.set_default_validate_args(before)
+        if replay.noise:
+            raise ValueError("the draw is no function of its noise alone, as gamma draws are none")
+        return value
+
+    return draw
+''',
     "per_draw": '''
 def per_draw(log_prob, axes):
     """One number for each entry of the leading dimensions: what is behind them is one draw's."""

@@ -11,6 +11,8 @@ from .nodes import KINDS
 from .scope import Scope
 from .writer import CompiledGraph, Writer
 
+_UNCHECKED = {"log_prob_of", "replayed"}
+
 
 class Source(str):
     """A Python module as text, which needs torch only.
@@ -65,11 +67,13 @@ def _heading(writer: Writer) -> str:
 
 def _imports(writer: Writer, scope: Scope) -> str:
     body = "\n".join([*scope.lines, *writer.preamble.lines, *(HELPERS[name] for name in writer.helpers)])
-    distributions = writer.distributions | ({"Distribution"} if "log_prob_of" in writer.helpers else set())
+    distributions = writer.distributions | ({"Distribution"} if _UNCHECKED & writer.helpers else set())
     trees = [name for name in ("tree_leaves", "tree_map") if f"{name}(" in body]
     lines = ["import torch"]
     if distributions:
         lines.append(f"from torch.distributions import {', '.join(sorted(distributions))}")
+    if "replayed" in writer.helpers:
+        lines.append("from torch.overrides import TorchFunctionMode")
     if trees:
         lines.append(f"from torch.utils._pytree import {', '.join(trees)}")
     return "\n".join(lines)

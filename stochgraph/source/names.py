@@ -13,7 +13,7 @@ from .helpers import HELPERS
 
 _TAKEN = frozenset(
     [
-        *"torch trace draws log_probs noise surrogate FUNCTIONS tree_map tree_leaves".split(),
+        *"torch trace draws log_probs noise surrogate FUNCTIONS Replay TorchFunctionMode tree_map tree_leaves".split(),
         *HELPERS,
         *torch.distributions.__all__,
     ]

@@ -7,7 +7,8 @@ from ..ir import nodes as nd
 from .calls import broadcast
 from .names import constant
 from .scope import Scope
-from .text import PRODUCT, SUM, Text, aligned, infix, method
+from .scores import builder
+from .text import PRODUCT, SUM, Text, aligned, call, infix, mapped, method
 from .writer import Writer
 
 _PARAMETERS = {"Normal": ("loc", "scale"), "Uniform": ("low", "high")}
@@ -15,32 +16,50 @@ _UNIT = Text("1.0")
 
 
 def moved_draw(writer: Writer, scope: Scope, node: nd.Sample) -> Text:
-    """`start + width * noise`.
+    """A draw that moves with its parameters.
 
     Raises:
-        CompileError: of another family, or of parameters whose dimensions are not known.
+        CompileError: the noise depends on the parameters.
     """
-    law, family = node.law, node.law.name
-    if not (isinstance(law, DistributionLaw) and law.is_torchs_own and family in _PARAMETERS and node.arguments.flat):
-        known = " and ".join(_PARAMETERS)
-        raise writer.refuse(node.name, f"is a pathwise draw from {family}; only those from {known} are written")
+    law = node.law
+    assert isinstance(law, DistributionLaw)
+    if law.noise_parents(node.arguments):
+        raise writer.refuse(node.name, f"is a pathwise draw from {law.name}, whose noise depends on its parameters")
+    writer.preamble.measures(node.declared.drawn_axes, f"noise[{dumps(node.name)}][0]")
     texts = broadcast(writer, node, [scope.text(parent) for parent in node.inputs])
-    if texts is None:
-        raise writer.refuse(node.name, "is a pathwise draw of parameters of which the dimensions are not known")
-    leaves = node.arguments.mapped(texts, lambda leaf: Text(constant(leaf, writer.handed)))
-    given = dict(zip(law.parameters(node.arguments), leaves, strict=True))
-    start, width = (given[name] for name in _PARAMETERS[family])
-    if family == "Uniform":
+    if law.is_torchs_own and law.name in _PARAMETERS and node.arguments.flat and texts is not None:
+        leaves = node.arguments.mapped(texts, lambda leaf: Text(constant(leaf, writer.handed)))
+        given = dict(zip(law.parameters(node.arguments), leaves, strict=True))
+        return _located(writer, node, *(given[name] for name in _PARAMETERS[law.name]))
+    return _replayed(writer, scope, node, law)
+
+
+def _located(writer: Writer, node: nd.Sample, start: Text, width: Text) -> Text:
+    """`start + width * noise`."""
+    if node.law.name == "Uniform":
         width = infix("-", SUM, width, start)
-    noise = aligned(_recorded(writer, node), node.declared.axes, node.axes)
+    noise = Text(f"noise[{dumps(node.name)}][0]")
+    order = _order(node)
+    if order:
+        noise = method(noise, "permute", *map(str, order))
+    noise = aligned(noise, node.declared.axes, node.axes)
     return infix("+", SUM, start, noise if width == _UNIT else infix("*", PRODUCT, width, noise))
 
 
-def _recorded(writer: Writer, node: nd.Sample) -> Text:
-    """The noise, in the order of the draw's axes; torch draws with repeated plates in front."""
+def _replayed(writer: Writer, scope: Scope, node: nd.Sample, law: DistributionLaw) -> Text:
+    """The `rsample` of one draw, its noise played back, mapped."""
+    noise, order = Text(f"noise[{dumps(node.name)}]"), _order(node)
+    if order:
+        moved = f"x.movedim({tuple(order)}, {tuple(range(len(order)))})"
+        noise = Text(f"[{moved} for x in {noise.code}]")
+    pairs = [(noise, node.declared.axes), *((scope.text(parent), parent.axes) for parent in node.inputs)]
+    function = f"{writer.helper('replayed')}({builder(writer, node, law)})"
+    if not node.axes:
+        return call(function, *(text.code for text, _ in pairs))
+    return mapped(function, pairs, node.axes)
+
+
+def _order(node: nd.Sample) -> list[int]:
+    """The places of the draw's axes in the noise, where torch has drawn in another order: repeated plates in front."""
     axes, drawn = node.declared.axes, node.declared.drawn_axes
-    noise = Text(f"noise[{dumps(node.name)}][0]")
-    writer.preamble.measures(drawn, noise.code)
-    if axes == drawn:
-        return noise
-    return method(noise, "permute", *(str(drawn.index(axis)) for axis in axes))
+    return [] if axes == drawn else [drawn.index(axis) for axis in axes]

@@ -18,10 +18,10 @@ def log_prob(writer: Writer, scope: Scope, node: nd.Node, sample: nd.Sample) -> 
     law = sample.law
     if isinstance(law, SamplerLaw):
         return _by_sampler(writer, scope, node, sample, law)
-    if isinstance(law, DistributionLaw) and not law.is_torchs_own:
+    assert isinstance(law, DistributionLaw)
+    in_line = sample.event_dims is not None and (_is_known(writer, node, sample) or _is_in_line(node))
+    if not (law.is_torchs_own and in_line):
         return _by_function(writer, scope, node, sample, law)
-    if sample.event_dims is None or not (_is_known(writer, node, sample) or _is_in_line(node)):
-        return _mapped_class(writer, scope, node, sample)
     texts = [aligned(scope.text(parent), parent.axes, node.axes).code for parent in node.inputs[1:]]
     unchecked = [_UNCHECKED] if scope.left_out else []
     built = call(_name(writer, sample), *arguments_of(writer, sample, texts), *unchecked)
@@ -57,23 +57,33 @@ def arguments_of(writer: Writer, sample: nd.Sample, texts: Sequence[str]) -> lis
     return [*leaves[: arguments.positional], *(f"{name}={text}" for name, text in named)]
 
 
-def _mapped_class(writer: Writer, scope: Scope, node: nd.Node, sample: nd.Sample) -> Text:
-    """A class of which little is known: its log-probability of one draw, mapped."""
-    letters = ["draw", *"abcdefgh"[: len(node.inputs) - 1]]
-    built = call(_name(writer, sample), *arguments_of(writer, sample, letters[1:]), _UNCHECKED)
-    pairs = [(scope.text(parent), parent.axes) for parent in node.inputs]
-    return mapped(f"lambda {', '.join(letters)}: {built.code}.log_prob(draw).sum()", pairs, node.axes)
+def builder(writer: Writer, sample: nd.Sample, law: DistributionLaw) -> str:
+    """What builds the distribution of one draw from its parents."""
+    letters = list("abcdefgh"[: len(sample.inputs)])
+    function = _name(writer, sample) if law.is_torchs_own else _handed(writer, sample, law)
+    if sample.arguments.simple and len(sample.arguments.leaves) == len(sample.inputs):
+        return function
+    return f"lambda {', '.join(letters)}: {function}({', '.join(arguments_of(writer, sample, letters))})"
+
+
+def _handed(writer: Writer, sample: nd.Sample, law: DistributionLaw) -> str:
+    """The user's function that builds a distribution."""
+    stem = getattr(law.factory, "__name__", "")
+    parents = ", ".join(identifier(parent.name) for parent in sample.inputs)
+    return writer.handed.name(
+        law.factory,
+        stem if stem.isidentifier() else f"distribution_of_{identifier(sample.name)}",
+        f"the distribution of {sample.name}, a function of {parents}",
+    )
 
 
 def _by_function(writer: Writer, scope: Scope, node: nd.Node, sample: nd.Sample, law: DistributionLaw) -> Text:
-    """A distribution that the user's function builds."""
-    stem = getattr(law.factory, "__name__", "")
-    name = writer.handed.name(
-        law.factory,
-        stem if stem.isidentifier() else f"distribution_of_{identifier(sample.name)}",
-        f"the distribution of {sample.name}, a function of {', '.join(identifier(p.name) for p in sample.inputs)}",
-    )
-    return _of_one_draw(writer, scope, node, sample, f"{writer.helper('log_prob_of')}({name})", node.axes)
+    """The log-probability of one draw, mapped: of what a function builds, or of a class of which little is known."""
+    function = f"{writer.helper('log_prob_of')}({builder(writer, sample, law)})"
+    pairs = [(scope.text(parent), parent.axes) for parent in node.inputs]
+    if not node.axes:
+        return call(function, *(text.code for text, _ in pairs))
+    return mapped(function, pairs, node.axes)
 
 
 def _by_sampler(writer: Writer, scope: Scope, node: nd.Node, sample: nd.Sample, law: SamplerLaw) -> Text:
