@@ -339,7 +339,7 @@ class Compiled:
     @short_tracebacks()
     def explain(
         self,
-        *inputs: Any,
+        *inputs: object,
         sizes: Mapping[str, int] | None = None,
         repeats: int | None = None,
         generator: torch.Generator | None = None,
@@ -381,7 +381,7 @@ class Compiled:
     def report(
         self,
         path: str | Path,
-        *inputs: Any,
+        *inputs: object,
         sizes: Mapping[str, int] | None = None,
         repeats: int | None = None,
         generator: torch.Generator | None = None,

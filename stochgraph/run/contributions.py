@@ -217,15 +217,15 @@ def _floats(tree: object) -> _Leaves:
     return [leaf for leaf in pytree.tree_leaves(tree) if _is_float(leaf)]
 
 
-def _constant(tree: Any) -> Any:
+def _constant(tree: object) -> Any:
     return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)
 
 
-def _less(one: Any, other: Any) -> Any:
+def _less(one: object, other: object) -> Any:
     return pytree.tree_map(lambda x, y: x - y if _is_float(x) else x, one, other)
 
 
-def _changed(tree: Any, changes: _Leaves) -> Any:
+def _changed(tree: object, changes: _Leaves) -> Any:
     """The tree with changes added to its floating-point leaves."""
     supply = iter(changes)
     return pytree.tree_map(lambda leaf: leaf + next(supply) if _is_float(leaf) else leaf, tree)
