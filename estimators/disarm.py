@@ -24,6 +24,7 @@ from ..ir import nodes as nd
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, describe, union, without
 from ..tensors.trees import map_tensors, tensors
+from .beside import LawBeside, drawn_beside
 
 
 class Partner(NamedTuple):
@@ -33,19 +34,8 @@ class Partner(NamedTuple):
     probability: Tensor
 
 
-class PartnerLaw:
+class PartnerLaw(LawBeside):
     """The distribution of the partners, given the draws and the parents of their distribution."""
-
-    time = False
-    fixed_support = True
-    has_moving_support = False
-    name = "the antithetic partner"
-
-    def __init__(self, sample: nd.Sample) -> None:
-        self.sample = sample
-
-    def event_dims(self, arguments: Any) -> None:
-        return None
 
     def _one_too(self, values: Sequence[Any], run: Any) -> tuple[Tensor, Tensor]:
         """The probability that the draw is one, and that its partner is, of every entry: `(*plates, ...)`."""
@@ -60,23 +50,9 @@ class PartnerLaw:
             other = torch.bernoulli(one)
         return Partner(other.to(values[0].dtype), probability), None
 
-    def score(
-        self,
-        node: nd.Sample,
-        value: Partner,
-        inputs: Sequence[nd.Node],
-        values: Sequence[Any],
-        run: Any,
-        kept: None = None,
-    ) -> Tensor:
+    def log_prob(self, value: Partner, values: Sequence[Any], run: Any) -> Tensor:
         _, one = self._one_too(values, run)
-        return summed_entries(torch.where(value.other == 1, one, 1 - one).log(), len(node.plates))
-
-    def margins(self, node: nd.Sample, values: Sequence[Any], run: Any) -> list[Tensor]:
-        return []
-
-    def trials(self, node: nd.Sample, values: Sequence[Any], run: Any) -> Tensor:
-        return torch.zeros(())
+        return summed_entries(torch.where(value.other == 1, one, 1 - one).log(), len(self.sample.plates))
 
     def outcomes(self, node: nd.Sample, values: Sequence[Any], run: Any, trials: int) -> tuple[Partner, int]:
         probability, _ = self._one_too(values, run)
@@ -119,8 +95,7 @@ class Coupled(GradientEstimator):
             raise CompileError(_not_a_coin(sample, law.name))
 
     def noise(self, sample: nd.Sample) -> nd.Sample:
-        given = nd.Arguments((sample, *sample.inputs), {})
-        return nd.Sample(f"{sample.name} partner", sample.index, PartnerLaw(sample), given, None, None, None)
+        return drawn_beside(sample, "partner", PartnerLaw(sample, "antithetic partners"), [sample, *sample.inputs])
 
     @property
     def control(self) -> Control:
