@@ -10,7 +10,7 @@ from ..ir import nodes as nd
 from ..surrogate.terms import Term
 from .outcomes import Changes, not_finite, outcomes_of
 from .replaced import AtParents, Replaced
-from .shortlists import Chosen, WeightedChanges, shortlists_of
+from .shortlists import Chosen, ComparedChanges, shortlists_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Enumeration(GradientEstimator):
 
     def _shortened(self, site: Site) -> Term:
         chosen = site.once(("chosen", site.sample), lambda: Chosen(site))
-        changes = site.once(("changes", chosen), lambda: WeightedChanges(site, chosen))
+        changes = site.once(("changes", chosen), lambda: ComparedChanges(site, chosen))
         return EnumeratedInPart(site, changes, site.put(chosen), own=False)
 
     def __repr__(self) -> str:
@@ -55,7 +55,7 @@ class Enumerated(Replaced):
 
 
 class EnumeratedInPart(Enumerated):
-    """The same over the outcomes of a shortlist, each with its weight."""
+    """The same over the outcomes of a shortlist, the draw for the rest compared with the mean of the likeliest."""
 
     def formula(self, term: str, sample: str) -> str:
         likeliest = rf"\sum_{{k \in T}} p({sample} = k) \, \big({term}\big)_{{{sample} = k}}"
@@ -77,8 +77,8 @@ def Enumerate(top: int | None = None) -> Enumeration:
 
     Args:
         top: how many of the outcomes are summed, the likeliest ones of every draw; one more, drawn among the rest,
-            stands for these with their mass. It is recorded in the trace as another sample, "x shortlist" of x. The
-            bias stays 0. Default: all.
+            stands for these with their mass, compared with the mean of the likeliest. It is recorded in the trace as
+            another sample, "x shortlist" of x. The bias stays 0. Default: all.
 
     Raises:
         ValueError: a `top` that is no positive number.

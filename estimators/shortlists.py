@@ -110,12 +110,20 @@ class Chosen(nd.Node):
         return map_tensors(lambda leaf: leaf.movedim(len(self.sample.plates), 0), values[0].outcomes)
 
 
-class WeightedChanges(Changes):
-    """The same, times how many outcomes each stands for, by its probability to be chosen."""
+class ComparedChanges(Changes):
+    """What each is multiplied with, all of them compared with the mean of the likeliest: of value 0.
+
+    All changes of probabilities sum to 0, so that any number may be taken off all terms. Off those of a shortlist, that
+    changes no mean and less is left to the draw for the rest.
+    """
 
     def __init__(self, site: Site, outcomes: nd.Node) -> None:
         super().__init__(site, outcomes, site.noise)
 
     def evaluate(self, run: Any, values: list[Any]) -> Tensor:
-        *others, chosen = values
-        return super().evaluate(run, others) * chosen.weights.movedim(-1, 0)
+        outcomes, *parents, chosen = values
+        weights = chosen.weights.movedim(-1, 0)
+        probability = probabilities(self.sample, outcomes, self.parents, parents, run)
+        changes = weights * (probability - probability.detach())
+        likely = torch.where(weights == 1, probability.detach(), 0.0)
+        return changes - changes.sum(0) * likely / likely.sum(0)

@@ -97,7 +97,7 @@ def test_a_rest_of_impossible_outcomes():
 
 
 def test_the_gradient_by_hand():
-    """Of one draw: the likeliest term, and that of another outcome over its chance among the rest."""
+    """Of one draw: another outcome over its chance among the rest, compared with the likeliest one."""
 
     @sg.graph
     def objective(theta):
@@ -111,7 +111,7 @@ def test_the_gradient_by_hand():
         assert int(likeliest) == int(p.argmax())
         jacobian = torch.func.jacrev(lambda t: t.softmax(-1))(BANDIT_THETA)
         weight = (1 - p[likeliest]) / p[other]
-        by_hand = BANDIT_REWARD[likeliest] * jacobian[likeliest] + weight * BANDIT_REWARD[other] * jacobian[other]
+        by_hand = weight * (BANDIT_REWARD[other] - BANDIT_REWARD[likeliest]) * jacobian[other]
         assert torch.allclose(torch.func.grad(compiled.surrogate)(BANDIT_THETA, trace), by_hand, atol=1e-14)
 
 
