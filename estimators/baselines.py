@@ -50,15 +50,18 @@ class MeanOfOthers(Control):
     def __init__(self, innermost: bool) -> None:
         self.innermost = innermost
 
-    def node(self, site: Site) -> nd.Node:
-        sample, node, plates = site.sample, site.place, shared_plates(site)
-        if not plates:
+    def check(self, site: Site) -> None:
+        sample, node = site.sample, site.place
+        if not shared_plates(site):
             raise CompileError(
                 f"sample {site.name!r} (axes: {describe(sample.axes)}): its draws have no costs of their own at "
                 f"{node.name!r} (axes: {describe(node.axes)}), so there is no mean of the other draws' costs to "
                 "compare with; use a function of the trace as the baseline, or none; or LOO for this node, if its "
                 "mean follows"
             )
+
+    def node(self, site: Site) -> nd.Node:
+        plates = shared_plates(site)
         return others(site, plates[-1:] if self.innermost else plates)
 
 
@@ -77,15 +80,19 @@ class FunctionOfTrace(Control):
 class Linear(Control):
     """Returns-to-go, fitted to features of the observations."""
 
-    def node(self, site: Site) -> nd.Node:
-        sample, node, time = site.sample, site.node, _own_time(site)
-        if time is None or set(node.axes) != set(sample.axes) or not sample.plates:
+    def check(self, site: Site) -> None:
+        sample, node = site.sample, site.node
+        if _own_time(site) is None or set(node.axes) != set(sample.axes) or not sample.plates:
             raise CompileError(
                 f"sample {site.name!r} (axes: {describe(sample.axes)}): the linear feature baseline is fitted to the "
                 f"costs of trajectories, one for each draw and time step, but at {node.name!r} the costs have the axes "
                 f"{describe(node.axes)}; use another baseline for this node"
             )
-        fitted = Fitted(site.term, site.drawn, sample, site.discount(time))
+
+    def node(self, site: Site) -> nd.Node:
+        time = _own_time(site)
+        assert time is not None
+        fitted = Fitted(site.term, site.drawn, site.sample, site.discount(time))
         return control_variate(site, fitted, site.kept, time)
 
 

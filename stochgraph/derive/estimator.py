@@ -8,9 +8,9 @@ where a part of the graph is evaluated again (`exact`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from enum import Enum
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -20,6 +20,8 @@ from ..ir import nodes as nd
 from ..surrogate.terms import Score, Weight
 from ..tensors.axes import Axis
 from .routes import Routes
+
+Made = TypeVar("Made")
 
 
 class Crossing(Enum):
@@ -105,7 +107,7 @@ class Site(ABC):
         """The discount of the sum over a time axis that the place goes into."""
 
     @abstractmethod
-    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """One node for one key in the whole surrogate: what is equal is computed once."""
 
     @abstractmethod
@@ -143,6 +145,13 @@ class Control(ABC):
 
     whole: ClassVar[bool] = False
     later_only: ClassVar[bool] = False
+
+    def check(self, site: Site) -> None:  # noqa: B027 - most have nothing to refuse
+        """Refuse a site that there is no control variate for; all those of a term are asked before any is made.
+
+        Raises:
+            CompileError: with the sample, and what to use in its place.
+        """
 
     @abstractmethod
     def node(self, site: Site) -> nd.Node | None:
@@ -269,3 +278,13 @@ class Exact(GradientEstimator):
 
 
 SCORED = Exact()
+
+
+def plain(estimators: Mapping[str, GradientEstimator]) -> dict[str, GradientEstimator]:
+    """The estimators where nothing is boxed: every node has the value that the declaration gives it."""
+    return {name: SCORED if estimator.scored else estimator for name, estimator in estimators.items()}
+
+
+def replaces_terms(estimator: GradientEstimator) -> bool:
+    """Whether an estimator has something to put in the place of boxed terms."""
+    return type(estimator).term is not GradientEstimator.term

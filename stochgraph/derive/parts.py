@@ -35,10 +35,10 @@ def part_of(derivation: Deriving, node: nd.Node, pending: Pending, name: str) ->
 def _covered(derivation: Deriving, key: Key, name: str) -> dict[int, Key | None]:
     """The summands of a node: where the box moves on to, or `None` where it does not. Empty if it stays."""
     node, pending = key
-    if any(s == name for s, _ in derivation.stuck(node, pending)):
+    if any(s == name for s, _ in derivation.placement.staying(node, pending)):
         return {}
-    received = derivation.received(node, pending)
-    summands = derivation.operands(node, pending, Kind.WEIGHT) or ()
+    received = derivation.placement.received(node, pending)
+    summands = derivation.scope.operands(node, pending, Kind.WEIGHT) or ()
     return {i: received[i] if any(s == name for s, _ in received[i][1]) else None for i in summands}
 
 

@@ -52,7 +52,7 @@ def replay(derivation: Deriving, site: Site, plate: Axis) -> "Replay":
 
 def _ratios(exact: Deriving, site: Site) -> Pending:
     """What is weighted in the replays of a site, and how: the draws' own plate plainly, others with their controls."""
-    pending = exact.weighted(exact.reach[Kind.WEIGHT][site.node])
+    pending = exact.scope.weighted(exact.scope.reach[Kind.WEIGHT][site.node])
     return settled(pending, {site.name} | uncontrolled(exact, site))
 
 
@@ -60,7 +60,7 @@ def uncontrolled(exact: Deriving, site: Site) -> set[str]:
     """The samples whose control variate is for replays of earlier draws on another plate only, which these are not."""
     after, plate = descends_from(exact.order, site.sample), averaging_plate(site.sample)
     found = set()
-    for name, sample in exact.samples.items():
+    for name, sample in exact.scope.samples.items():
         control = exact.estimators[name].control
         later = sample in after and averaging_plate(sample) != plate
         if control and control.later_only and not later:
@@ -105,7 +105,8 @@ class Replay(nd.Node):
     kind = "replay"
 
     def __init__(self, node: nd.Node, name: str, plate: Axis, root: nd.Node, derivation: Deriving) -> None:
-        self.sample, self.plate, self.left_out, self.root = derivation.samples[name], plate, left_out_axis(plate), root
+        self.sample, self.root = derivation.scope.samples[name], root
+        self.plate, self.left_out = plate, left_out_axis(plate)
         self.node = node
         self.term_axes = node.axes
         self.program, self.captured = _split(root, plate, name)
@@ -162,14 +163,19 @@ def stays(node: nd.Node) -> bool:
     return isinstance(node, Replay) or (isinstance(node, nd.Sample) and not node.pathwise)
 
 
+def read(node: nd.Node) -> Sequence[nd.Node]:
+    """The inputs that replays look at: what is behind a node that stays is not evaluated again on its account."""
+    return () if stays(node) else node.inputs
+
+
 def _split(root: nd.Node, plate: Axis, name: str) -> tuple[list[nd.Node], list[nd.Node]]:
     """The nodes whose value changes when a draw is left out of the plate's means, in order, and what else they read."""
 
     def moves(node: nd.Node, touched: bool) -> bool:
         return not stays(node) and (touched or _reduces(node, plate))
 
-    _refuse_other_reductions(schedule([root]), plate, name)
-    return split(root, moves)
+    _refuse_other_reductions(schedule([root], read), plate, name)
+    return split(root, moves, read=read)
 
 
 def _reduces(node: nd.Node, plate: Axis) -> bool:

@@ -28,7 +28,7 @@ from ..tensors.axes import Axes, Axis, describe, union, without
 from ..tensors.trees import map_tensors, tensors
 from .boxes import Kind, Pending, settled
 from .deriving import Deriving
-from .estimator import GradientEstimator, Site
+from .estimator import Site, replaces_terms
 from .replays import as_drawn, in_chunks, refuse_moving_supports, stays, uncontrolled, weighted_in
 
 _FIRST, _BEFORE_PLATES = -(10**9), -(10**6)  # in front of all axes come alternatives, then those of replays
@@ -65,21 +65,17 @@ def _boxes(derivation: Deriving, exact: Deriving, site: Site) -> Pending:
 
     Of several that do, the later drawn is innermost: its replays are in those of the earlier ones, not the reverse.
     """
-    reaching = exact.reach[Kind.WEIGHT][site.node]
+    reaching = exact.scope.reach[Kind.WEIGHT][site.node]
     boxed = [s for s in reaching if s != site.name and not _replaces(derivation, s, site)]
     # What a replay is multiplied with depends on the ancestors of the draw: their control variates have no zero mean.
     above = samples_in(schedule(site.sample.inputs))
-    return settled(exact.weighted(boxed), above.keys() | uncontrolled(exact, site))
+    return settled(exact.scope.weighted(boxed), above.keys() | uncontrolled(exact, site))
 
 
 def _replaces(derivation: Deriving, name: str, site: Site) -> bool:
-    earlier = name in derivation.samples and derivation.samples[name].index < site.sample.index
+    samples = derivation.scope.samples
+    earlier = name in samples and samples[name].index < site.sample.index
     return earlier and replaces_terms(derivation.estimators[name])
-
-
-def replaces_terms(estimator: GradientEstimator) -> bool:
-    """Whether an estimator has something to put in the place of boxed terms."""
-    return type(estimator).term is not GradientEstimator.term
 
 
 def refuse_children(site: Site, order: list[nd.Node]) -> None:

@@ -459,6 +459,19 @@ class Update(Node):
         return self.params
 
     @property
+    def before(self) -> Node:
+        """What it makes new parameters of: one step of a chain of updates back."""
+        return self.params
+
+    @property
+    def origin(self) -> Node:
+        """What the chain of updates that it is part of starts from."""
+        node: Node = self
+        while isinstance(node, Update):
+            node = node.before
+        return node
+
+    @property
     def word(self) -> str:
         """The word that declares it."""
         raise NotImplementedError
@@ -510,3 +523,7 @@ class Argmax(Update):
     @property
     def variable(self) -> Node:
         return self.unknown
+
+    @property
+    def before(self) -> Node:
+        return self.unknown.like

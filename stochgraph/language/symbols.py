@@ -78,6 +78,16 @@ class Declaration:
         _current.reset(self._token)
 
 
+def name_after(node: nd.Node) -> str:
+    """The name of what an update makes of parameters: theta', theta'', theta''', then theta[4], theta[5] and so on."""
+    if node.name.endswith("'''"):
+        return f"{node.name[:-3]}[4]"
+    stem, _, count = node.name.removesuffix("]").rpartition("[")
+    if node.kind == "update" and not node.named and stem and count.isdigit():  # theta[4] may be an entry of theta
+        return f"{stem}[{int(count) + 1}]"
+    return node.name + "'"
+
+
 def current(word: str) -> Declaration:
     """The declaration being made; `word` is what the user called."""
     declaration = _current.get()

@@ -62,7 +62,7 @@ class Values:
     ) -> None:
         derivation = Derivation(order, estimators)
         self.objective = derivation.derive(objective)
-        self.scores = {name: derivation.score(node) for name, node in derivation.samples.items()}
+        self.scores = {name: derivation.score(node) for name, node in derivation.scope.samples.items()}
         self.scores_beside = {node.name: derivation.score(node) for node in beside}
         drawn = [*_samples(order), *beside]
         self.parents = {node.name: [derivation.derive(parent) for parent in node.inputs] for node in drawn}

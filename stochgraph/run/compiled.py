@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..derive.derivation import Derivation, plain
-from ..derive.estimator import SCORED, GradientEstimator
+from ..derive.derivation import Derivation
+from ..derive.estimator import SCORED, GradientEstimator, plain
 from ..derive.reach import data_of
 from ..derive.routes import Routes
 from ..errors.checks import plate_size
@@ -85,11 +85,11 @@ class Compiled:
             self._derivation.derive(node) for s, node in samples_in(order).items() if s in self._derivation.pathwise
         ]
         self._program = schedule([self._root, *drawn, *graph.data])  # rows are counted, whoever reads them
-        found = (self._derivation.noise(sample) for sample in self._derivation.samples.values())
+        found = (self._derivation.noise(sample) for sample in self._derivation.scope.samples.values())
         self._noise = {node.name: node for node in found if node is not None}
         value = Derivation(order, plain(self.estimators))
         self._value_root = value.derive(objective)
-        self._scores = {name: value.score(node) for name, node in value.samples.items()}
+        self._scores = {name: value.score(node) for name, node in value.scope.samples.items()}
         samples = {**samples_in(order), **self._noise}
         self._draws = {name: value.derive(node) for name, node in samples.items()}
         unsolved = open_unknowns(order)
@@ -267,9 +267,12 @@ class Compiled:
         """The value and gradient for fresh draws: of one pass, or of draws and then of chunks of a plate."""
         sizes = _check_sizes(self.graph, sizes or {})
         with seeded(generator, point.named):
+            found = None if self._lowering is None else self._lowering.fresh(point, sizes)
+            if found is not None:
+                return found
             run = Run(point.named, sizes)
-            if not self._is_large(run, point):
-                return self._pass(point, run) if self._lowering is None else self._lowering.fresh(point, run)
+            if not self._is_large(run, point) and not (self._lowering is not None and self._lowering.draws_apart):
+                return self._pass(point, run)
             trace = drawn(self, run)
         return self._replayed(point, trace)
 
@@ -319,10 +322,9 @@ class Compiled:
         """The weighted sum of the values and of the gradients of some chunks."""
         total: list[Tensor] = []
         for weight, trace, piece in parts:
-            if self._lowering is None or (piece is not None and piece.plate.data):  # rows are cut out of the inputs
-                value, gradient = self._pass(point, Run(point.named, {}, trace, piece))
-            else:
-                value, gradient = self._lowering.at(point, trace)
+            of_rows = piece is not None and piece.plate.data  # they are cut out of the inputs
+            found = None if self._lowering is None or of_rows else self._lowering.at(point, trace)
+            value, gradient = found or self._pass(point, Run(point.named, {}, trace, piece))
             scaled = [leaf * weight for leaf in (value, *gradient)]
             total = list(map(torch.add, total, scaled)) if total else scaled
         return total[0], total[1:]
