@@ -54,9 +54,17 @@ class LawBeside(ABC):
     def log_prob(self, value: Any, values: Sequence[Any], run: Any) -> Tensor:
         """The log-probability of what was drawn beside every draw, `(*plates,)`; `values` are those of its parents."""
 
+    def nodes(self, node: nd.Sample, values: Sequence[Any], run: Any, count: int) -> tuple[Any, Tensor, int]:
+        """Nodes that stand for a continuous draw, and the logarithm of their weights, in front as outcomes are."""
+        raise NotImplementedError(f"{self.name} have outcomes")
+
     @abstractmethod
     def outcomes(self, node: nd.Sample, values: Sequence[Any], run: Any, trials: int) -> tuple[Any, int]:
-        """All outcomes, in front, and how many dimensions behind the plates have outcomes of their own."""
+        """All outcomes, in front, and how many dimensions behind the plates have outcomes of their own.
+
+        Raises:
+            NotImplementedError: it is continuous, and has nodes.
+        """
 
 
 class Made(nd.Node):

@@ -12,19 +12,17 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Independent
 
 from ..derive.controls import ZeroMean
 from ..derive.estimator import Control, GradientEstimator, Site
 from ..derive.routes import Routes
 from ..derive.substitutions import alternatives
-from ..distributions.laws import DistributionLaw
-from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
 from ..tensors import vectorize as vz
-from ..tensors.axes import Axes, describe, union, without
+from ..tensors.axes import Axes, union, without
 from ..tensors.trees import map_tensors, tensors
 from .beside import LawBeside, drawn_beside
+from .coins import coins, entries, refuse_others, summed_entries
 
 
 class Partner(NamedTuple):
@@ -40,7 +38,7 @@ class PartnerLaw(LawBeside):
     def _one_too(self, values: Sequence[Any], run: Any) -> tuple[Tensor, Tensor]:
         """The probability that the draw is one, and that its partner is, of every entry: `(*plates, ...)`."""
         drawn, *parents = values
-        probability = entries(self.sample, coins(self.sample, parents, run).probs, drawn).detach()
+        probability = entries(self.sample, coins(self.sample, parents, run, "DisARM").probs, drawn).detach()
         one = ((2 * probability - 1) / probability).clamp(min=0)
         return probability, torch.where(drawn == 1, one, (probability / (1 - probability)).clamp(max=1))
 
@@ -60,39 +58,12 @@ class PartnerLaw(LawBeside):
         return Partner(both, probability.expand(2, *probability.shape)), probability.dim() - len(node.plates)
 
 
-def coins(sample: nd.Sample, parents: Sequence[Any], run: Any) -> Bernoulli:
-    """The distribution of the single coins.
-
-    Raises:
-        SamplingError: it is another one.
-    """
-    assert isinstance(sample.law, DistributionLaw)
-    built = sample.law.build(sample, sample.inputs, parents, sample.parent_axes, run, validate=False)
-    while isinstance(built, Independent):
-        built = built.base_dist
-    if not isinstance(built, Bernoulli):
-        raise SamplingError(_not_a_coin(sample, type(built).__name__))
-    return built
-
-
-def entries(sample: nd.Sample, parameter: Tensor, drawn: Tensor) -> Tensor:
-    """A parameter of every single coin, shaped as the draws are."""
-    return vz.align(parameter, sample.parent_axes, sample.plates).expand(drawn.shape)
-
-
-def summed_entries(value: Tensor, plates: int) -> Tensor:
-    """The sum over the entries of a draw, which are behind its plates."""
-    return value.flatten(plates).sum(-1) if value.dim() > plates else value
-
-
 class Coupled(GradientEstimator):
     """Compares Bernoulli draws with antithetic partners. Made by `DisARM`."""
 
     def check(self, sample: nd.Sample, routes: Routes) -> None:
         super().check(sample, routes)
-        law = sample.law
-        if not isinstance(law, DistributionLaw) or (law.is_class and law.factory not in (Bernoulli, Independent)):
-            raise CompileError(_not_a_coin(sample, law.name))
+        refuse_others(sample, "DisARM")
 
     def noise(self, sample: nd.Sample) -> nd.Sample:
         return drawn_beside(sample, "partner", PartnerLaw(sample, "antithetic partners"), [sample, *sample.inputs])
@@ -159,7 +130,7 @@ class PairLessScore(ZeroMean):
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         term, ratio, replay, drawn, partner, *parents = values
-        odds = entries(self.sample, coins(self.sample, parents, run).logits, drawn)
+        odds = entries(self.sample, coins(self.sample, parents, run, "DisARM").logits, drawn)
         change, probability = odds - odds.detach(), partner.probability
         sign = torch.where(partner.other == 1, -0.5, 0.5) * (drawn != partner.other)
         paired = self._summed(change * sign * torch.maximum(probability, 1 - probability))
@@ -185,13 +156,6 @@ class PairLessScore(ZeroMean):
     def formula(self, term: str, sample: str) -> str:
         difference = rf"{term} - \big({term}\big)_{{{sample}'}}"
         return rf" + \sum (\phi - \mathrm{{stop}}(\phi)) \, \big(a \, ({difference}) - ({sample} - p) \, ({term})\big)"
-
-
-def _not_a_coin(sample: nd.Sample, name: str) -> str:
-    return (
-        f"DisARM on sample {sample.name!r} (axes: {describe(sample.axes)}): {name} is not Bernoulli, and pairs "
-        "are made of coins; use LOO or Enumerate for this node"
-    )
 
 
 def DisARM() -> Coupled:

@@ -23,6 +23,8 @@ from .estimators import LVC as LVC
 from .estimators import MAML as MAML
 from .estimators import MVD as MVD
 from .estimators import PW as PW
+from .estimators import REBAR as REBAR
+from .estimators import RELAX as RELAX
 from .estimators import SF as SF
 from .estimators import DisARM as DisARM
 from .estimators import Enumerate as Enumerate
@@ -70,6 +72,8 @@ __all__ = [
     "MAML",
     "MVD",
     "PW",
+    "REBAR",
+    "RELAX",
     "SF",
     "CompileError",
     "Compiled",

@@ -17,10 +17,12 @@ class Routes:
         order: the declared nodes.
         objective: the declared objective.
         pathwise: the names of the samples whose draw is differentiated.
+        inputs: the names of the inputs.
     """
 
     def __init__(self, graph: Declaration, pathwise: Iterable[str]) -> None:
         self.order, self.objective, self.pathwise = graph.order, graph.objective, frozenset(pathwise)
+        self.inputs = tuple(graph.inputs)
 
     def arrive(self, source: nd.Node) -> bool:
         """Whether a derivative with respect to a node can reach the objective."""

@@ -99,6 +99,7 @@ class Outcomes:
         self.held_values = self._values(self._differentiated_by_updates())
         self.all = Outcome({}, {}, torch.zeros(1, dtype=torch.float64))
         self.count = 1  # a graph without draws has one outcome
+        self.uses_nodes = False
         self._enumerate()
 
     def _values(self, pathwise: Mapping[str, GradientEstimator]) -> Values:
@@ -112,7 +113,7 @@ class Outcomes:
 
     def _enumerate(self) -> None:
         for node in self.samples:
-            if self.quadrature is not None and self._is_continuous(node):
+            if self.quadrature is not None and has_nodes(node) and not self._lists_outcomes(node):
                 self._extend_by_nodes(node, self.quadrature)
                 continue
             if node.name in self.differentiated:
@@ -124,22 +125,20 @@ class Outcomes:
 
     def _extend_beside(self, node: nd.Sample) -> None:
         """Every outcome so far, times every outcome of what an estimator draws: its probability is a weight."""
-        if self.quadrature is not None and self._is_continuous(node):
-            self._extend_by_nodes(node, self.quadrature)
+        if self.quadrature is not None and not self._lists_outcomes(node):
+            self._extend(node, self.quadrature)
             return
         self._extend(node)
         score = self.values.scores_beside[node.name]
         self._drop_impossible(score)
         self.all = self.all._replace(log_weight=self.all.log_weight + self._scored(score))
 
-    def _is_continuous(self, node: nd.Sample) -> bool:
-        if not has_nodes(node):
-            return False
+    def _lists_outcomes(self, node: nd.Sample) -> bool:
         try:
             self._at_parents(node, lambda *place: node.law.outcomes(*place, 1)[0])
         except NotImplementedError:
-            return True
-        return False
+            return False
+        return True
 
     def _extend_by_nodes(self, node: nd.Sample, count: int) -> None:
         """Every outcome so far, times every combination of the nodes of a sample's noise."""
@@ -148,6 +147,7 @@ class Outcomes:
         noise = noise_of(node, values, run)
         self._refuse_too_many(node, f"{count} nodes", count, entries(noise))
         found, log_weight = grid(noise, count)
+        self.uses_nodes = True
         before = self.count
         self._repeat(len(log_weight))
         tiled = [x.repeat(before, *[1] * (x.dim() - 1)) for x in found]
@@ -166,9 +166,9 @@ class Outcomes:
         assert isinstance(node.law, DistributionLaw)
         return node.law.draw_pathwise(node, values, run, noise)[0]
 
-    def _extend(self, node: nd.Sample) -> None:
-        """Every outcome so far, times every joint outcome of the node's draws."""
-        support, own = self._support(node)
+    def _extend(self, node: nd.Sample, nodes: int | None = None) -> None:
+        """Every outcome so far, times every joint outcome of the node's draws, or of its nodes and their weights."""
+        support, own = self._support(node) if nodes is None else self._weighted_support(node, nodes)
         leaves, spec = pytree.tree_flatten(support)
         lead = len(node.parent_axes)
         shape = leaves[0].shape
@@ -182,7 +182,25 @@ class Outcomes:
         places = [1 + node.plates.index(axis) for axis in (*node.parent_axes, *node.repeats)]
         grown = [leaf.movedim(list(range(1, 1 + len(places))), places) for leaf in combined]
         self._repeat(len(index))
-        self.all.draws[node.name] = pytree.tree_unflatten(grown, spec)
+        found = pytree.tree_unflatten(grown, spec)
+        if nodes is not None:
+            found, log_weight = found
+            self.uses_nodes = True
+            self.all = self.all._replace(
+                log_weight=self.all.log_weight + log_weight.reshape(len(log_weight), -1).sum(1)
+            )
+        self.all.draws[node.name] = found
+
+    def _weighted_support(self, node: nd.Sample, count: int) -> tuple[Any, int]:
+        """The nodes of every draw, and the logarithm of their weights, at every outcome."""
+        own: list[int] = []
+
+        def nodes(*place: Any) -> Any:
+            found, log_weight, dims = node.law.nodes(*place, count)
+            own[:] = [dims]
+            return found, log_weight
+
+        return self._at_parents(node, nodes), own[0]
 
     def _refuse_too_many(self, node: nd.Sample, what: str, choices: int, n: int) -> None:
         if self.count * choices**n > self.limit:

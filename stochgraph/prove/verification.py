@@ -169,7 +169,7 @@ def verify(
     if quadrature is None:
         return proof(None).result(None)
     found = proof(at_least_two(quadrature))
-    if not found.outcomes.all.noise:
+    if not found.outcomes.uses_nodes:
         return found.result(None)  # all draws are discrete: there is nothing to approximate
     return found.result(found.accuracy(proof(quadrature // 2), quadrature))
 
