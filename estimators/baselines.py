@@ -16,6 +16,7 @@ from ..derive.controls import control_variate
 from ..derive.estimator import Control, Site
 from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..ir.traces import Trace
 from ..tensors.axes import Axes, Axis, at_least_two, describe, union
 from ..tensors.trees import map_tensors
@@ -114,6 +115,7 @@ class Others(nd.Node):
     """For each draw the mean of a term over all other draws of some plates."""
 
     kind = "baseline"
+    linear = Linearity.NOWHERE
 
     def __init__(self, term: nd.Node, sample: nd.Sample, plates: Axes) -> None:
         self.sample, self.plates = sample, plates
@@ -143,6 +145,7 @@ class Called(nd.Node):
     """A function of the trace: one number, or one for each draw and time step with a cost of its own."""
 
     kind = "baseline"
+    linear = Linearity.NOWHERE
 
     def __init__(self, site: Site, fn: Callable[[Trace], Any]) -> None:
         self.fn, self.sample, self.term = fn, site.sample, site.place
@@ -188,6 +191,7 @@ class Fitted(nd.Node):
     """Returns-to-go predicted from observations, by least squares on all other trajectories of the plate."""
 
     kind = "baseline"
+    linear = Linearity.NOWHERE
 
     def __init__(self, term: nd.Node, drawn: nd.Node, sample: nd.Sample, discount: float | Tensor) -> None:
         self.sample, self.discount = sample, discount

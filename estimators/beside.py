@@ -1,17 +1,20 @@
 """What an estimator draws beside a sample: the law of it, and the node that draws it."""
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..distributions.interfaces import Call, Node, SampleNode, Surroundings
+from ..distributions.laws import Law
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..tensors.axes import Axes
 
 
-class LawBeside(ABC):
+class LawBeside(Law):
     """The law of what is drawn beside a sample, which is recorded and never differentiated.
 
     Attributes:
@@ -19,47 +22,43 @@ class LawBeside(ABC):
         name: what is drawn, in words.
     """
 
-    time = False
-    fixed_support = True
-    has_moving_support = False
-
     def __init__(self, sample: nd.Sample, name: str) -> None:
-        self.sample, self.name = sample, name
+        self.sample, self._name = sample, name
 
-    def event_dims(self, arguments: nd.Arguments) -> None:
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def event_dims(self, arguments: Call) -> None:
         return None
 
-    def margins(self, node: nd.Sample, values: Sequence[Any], run: Any) -> list[Tensor]:
+    def margins(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> list[Tensor]:
         return []
 
-    def trials(self, node: nd.Sample, values: Sequence[Any], run: Any) -> Tensor:
+    def trials(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> Tensor:
         return torch.zeros(())
 
     @abstractmethod
-    def draw(self, node: nd.Sample, values: Sequence[Any], run: Any) -> tuple[Any, None]:
+    def draw(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> tuple[Any, None]:
         """What is drawn, with the plates of the sample in front, and nothing that a score can reuse."""
 
     def score(
         self,
-        node: nd.Sample,
+        node: SampleNode,
         value: Any,
-        inputs: Sequence[nd.Node],
+        inputs: Sequence[Node],
         values: Sequence[Any],
-        run: Any,
-        kept: None = None,
+        run: Surroundings,
+        kept: object = None,
     ) -> Tensor:
         return self.log_prob(value, values, run)
 
     @abstractmethod
-    def log_prob(self, value: Any, values: Sequence[Any], run: Any) -> Tensor:
+    def log_prob(self, value: Any, values: Sequence[Any], run: Surroundings) -> Tensor:
         """The log-probability of what was drawn beside every draw, `(*plates,)`; `values` are those of its parents."""
 
-    def nodes(self, node: nd.Sample, values: Sequence[Any], run: Any, count: int) -> tuple[Any, Tensor, int]:
-        """Nodes that stand for a continuous draw, and the logarithm of their weights, in front as outcomes are."""
-        raise NotImplementedError(f"{self.name} have outcomes")
-
     @abstractmethod
-    def outcomes(self, node: nd.Sample, values: Sequence[Any], run: Any, trials: int) -> tuple[Any, int]:
+    def outcomes(self, node: SampleNode, values: Sequence[Any], run: Surroundings, trials: int) -> tuple[Any, int]:
         """All outcomes, in front, and how many dimensions behind the plates have outcomes of their own.
 
         Raises:
@@ -75,6 +74,7 @@ class Made(nd.Node):
     """
 
     kind = "made"
+    linear = Linearity.NOWHERE
     carries = False
 
     def __init__(self, sample: nd.Sample) -> None:
@@ -88,6 +88,6 @@ class Made(nd.Node):
         return None
 
 
-def drawn_beside(sample: nd.Sample, name: str, law: Any, given: Sequence[nd.Node]) -> nd.Sample:
+def drawn_beside(sample: nd.Sample, name: str, law: Law, given: Sequence[nd.Node]) -> nd.Sample:
     """The node that draws beside a sample, "x partner" of x; the law is given the values of some nodes."""
     return nd.Sample(f"{sample.name} {name}", sample.index, law, nd.Arguments(tuple(given), {}), None, None, None)

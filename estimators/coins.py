@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor
 from torch.distributions import Bernoulli, Independent
 
+from ..distributions.interfaces import Surroundings
 from ..distributions.laws import DistributionLaw
 from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
@@ -16,11 +17,11 @@ from ..tensors.axes import describe
 def refuse_others(sample: nd.Sample, estimator: str) -> None:
     """Refuse a sample that is known not to be Bernoulli."""
     law = sample.law
-    if not isinstance(law, DistributionLaw) or (law.is_class and law.factory not in (Bernoulli, Independent)):
+    if not isinstance(law, DistributionLaw) or law.family not in (None, Bernoulli, Independent):
         raise CompileError(_not_a_coin(sample, law.name, estimator))
 
 
-def coins(sample: nd.Sample, parents: Sequence[Any], run: Any, estimator: str) -> Bernoulli:
+def coins(sample: nd.Sample, parents: Sequence[Any], run: Surroundings, estimator: str) -> Bernoulli:
     """The distribution of the single coins.
 
     Raises:

@@ -17,7 +17,9 @@ from ..derive.controls import ZeroMean
 from ..derive.estimator import Control, GradientEstimator, Site
 from ..derive.routes import Routes
 from ..derive.substitutions import alternatives
+from ..distributions.interfaces import SampleNode, Surroundings
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, union, without
 from ..tensors.trees import map_tensors, tensors
@@ -35,24 +37,24 @@ class Partner(NamedTuple):
 class PartnerLaw(LawBeside):
     """The distribution of the partners, given the draws and the parents of their distribution."""
 
-    def _one_too(self, values: Sequence[Any], run: Any) -> tuple[Tensor, Tensor]:
+    def _one_too(self, values: Sequence[Any], run: Surroundings) -> tuple[Tensor, Tensor]:
         """The probability that the draw is one, and that its partner is, of every entry: `(*plates, ...)`."""
         drawn, *parents = values
         probability = entries(self.sample, coins(self.sample, parents, run, "DisARM").probs, drawn).detach()
         one = ((2 * probability - 1) / probability).clamp(min=0)
         return probability, torch.where(drawn == 1, one, (probability / (1 - probability)).clamp(max=1))
 
-    def draw(self, node: nd.Sample, values: Sequence[Any], run: Any) -> tuple[Partner, None]:
+    def draw(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> tuple[Partner, None]:
         probability, one = self._one_too(values, run)
         with run.placed():
             other = torch.bernoulli(one)
         return Partner(other.to(values[0].dtype), probability), None
 
-    def log_prob(self, value: Partner, values: Sequence[Any], run: Any) -> Tensor:
+    def log_prob(self, value: Partner, values: Sequence[Any], run: Surroundings) -> Tensor:
         _, one = self._one_too(values, run)
         return summed_entries(torch.where(value.other == 1, one, 1 - one).log(), len(self.sample.plates))
 
-    def outcomes(self, node: nd.Sample, values: Sequence[Any], run: Any, trials: int) -> tuple[Partner, int]:
+    def outcomes(self, node: SampleNode, values: Sequence[Any], run: Surroundings, trials: int) -> tuple[Partner, int]:
         probability, _ = self._one_too(values, run)
         both = torch.stack([torch.zeros_like(values[0]), torch.ones_like(values[0])])
         return Partner(both, probability.expand(2, *probability.shape)), probability.dim() - len(node.plates)
@@ -91,6 +93,7 @@ class Others(nd.Node):
     """The partners as alternatives to the draws: one, `(1, *plates, ...)`."""
 
     kind = "alternatives"
+    linear = Linearity.NOWHERE
 
     def __init__(self, site: Site) -> None:
         self.sample = site.sample

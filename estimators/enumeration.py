@@ -4,7 +4,6 @@ from dataclasses import dataclass
 
 from ..derive.estimator import GradientEstimator, Site
 from ..derive.routes import Routes
-from ..distributions.laws import DistributionLaw
 from ..errors.exceptions import CompileError
 from ..ir import nodes as nd
 from ..surrogate.terms import Term
@@ -21,9 +20,9 @@ class Enumeration(GradientEstimator):
 
     def check(self, sample: nd.Sample, routes: Routes) -> None:
         super().check(sample, routes)
-        law = sample.law
-        known = isinstance(law, DistributionLaw) and law.is_class and law.is_torchs_own
-        if known and not law.factory.has_enumerate_support and law.name != "Multinomial":
+        law, family = sample.law, sample.law.family
+        listed = family is None or family.has_enumerate_support or law.name == "Multinomial"
+        if law.is_torchs_own and not listed:
             raise CompileError(not_finite(sample, f"{law.name} has no finite support"))
 
     def noise(self, sample: nd.Sample) -> nd.Sample | None:

@@ -12,6 +12,7 @@ from ..derive.estimator import Site
 from ..derive.substitutions import alternatives
 from ..errors.exceptions import SamplingError
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..tensors import vectorize as vz
 from ..tensors.axes import describe
 from ..tensors.trees import map_tensors, tensors
@@ -23,6 +24,7 @@ class Changes(nd.Node):
     """The probability of every outcome less its value: `(outcomes, *plates)`."""
 
     kind = "alternatives"
+    linear = Linearity.NOWHERE
 
     def __init__(self, site: Site, outcomes: nd.Node, *others: nd.Node) -> None:
         self.sample, self.parents = site.sample, tuple(site.parents())

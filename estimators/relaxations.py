@@ -15,7 +15,9 @@ from torch import Tensor
 
 from ..derive.estimator import Site
 from ..derive.substitutions import alternatives
+from ..distributions.interfaces import SampleNode, Surroundings
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..tensors.axes import Axes, union
 from .beside import LawBeside, drawn_beside
 from .coins import coins, entries
@@ -31,25 +33,27 @@ class Uniforms(NamedTuple):
 class UniformsLaw(LawBeside):
     """The distribution of the noise, given the coins."""
 
-    def _at(self, values: Sequence[Any], run: Any, along: Tensor) -> Tensor:
+    def _at(self, values: Sequence[Any], run: Surroundings, along: Tensor) -> Tensor:
         """Where the noise of every coin is, on its side of 1 - p: from 0, its lower end, to 1."""
         drawn, *parents = values
         probability = entries(self.sample, coins(self.sample, parents, run, self.name).probs, drawn).detach()
         return torch.where(drawn == 1, 1 - probability + probability * along, (1 - probability) * along)
 
-    def draw(self, node: nd.Sample, values: Sequence[Any], run: Any) -> tuple[Uniforms, None]:
+    def draw(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> tuple[Uniforms, None]:
         like = entries(self.sample, coins(self.sample, values[1:], run, self.name).probs, values[0]).detach()
         with run.placed():
             along, other = torch.rand_like(like), torch.rand_like(like)
         return Uniforms(self._at(values, run, along), other), None
 
-    def log_prob(self, value: Uniforms, values: Sequence[Any], run: Any) -> Tensor:
+    def log_prob(self, value: Uniforms, values: Sequence[Any], run: Surroundings) -> Tensor:
         raise NotImplementedError("it is never scored")
 
-    def outcomes(self, node: nd.Sample, values: Sequence[Any], run: Any, trials: int) -> tuple[Any, int]:
+    def outcomes(self, node: SampleNode, values: Sequence[Any], run: Surroundings, trials: int) -> tuple[Any, int]:
         raise NotImplementedError("noise of relaxed draws is continuous")
 
-    def nodes(self, node: nd.Sample, values: Sequence[Any], run: Any, count: int) -> tuple[Uniforms, Tensor, int]:
+    def nodes(
+        self, node: SampleNode, values: Sequence[Any], run: Surroundings, count: int
+    ) -> tuple[Uniforms, Tensor, int]:
         found, weights = (torch.from_numpy(x) for x in legendre.leggauss(count))
         places = (found + 1) / 2
         shape = [-1, *[1] * values[0].dim()]
@@ -68,6 +72,7 @@ class LogOdds(nd.Node):
     """The relaxed draws z that made the coins, and others like them: `(2, *plates, ...)`."""
 
     kind = "relaxed"
+    linear = Linearity.NOWHERE
 
     def __init__(self, site: Site, estimator: str) -> None:
         self.sample, self.estimator = site.sample, estimator
@@ -88,6 +93,7 @@ class Soft(nd.Node):
     """Relaxed coins, between 0 and 1: `sigmoid(z / temperature)`."""
 
     kind = "relaxed"
+    linear = Linearity.NOWHERE
 
     def __init__(self, odds: LogOdds, temperature: nd.Node) -> None:
         self.sample = odds.sample
@@ -105,6 +111,7 @@ class Setting(nd.Node):
     """A number of an estimator: as it is, or an input of the graph, by its name."""
 
     kind = "setting"
+    linear = Linearity.NOWHERE
 
     def __init__(self, value: float) -> None:
         self.value = value

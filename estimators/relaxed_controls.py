@@ -20,6 +20,7 @@ from ..derive.estimator import Control, GradientEstimator, Site
 from ..derive.routes import Routes
 from ..errors.exceptions import CompileError
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, describe, without
 from ..tensors.trees import map_tensors, tensors
@@ -66,6 +67,7 @@ class Scaled(nd.Node):
     """A number times a node."""
 
     kind = "scaled"
+    linear = Linearity.NOWHERE
 
     def __init__(self, node: nd.Node, factor: nd.Node) -> None:
         super().__init__(f"scaled({node.name})", node.index, [node, factor])
@@ -81,6 +83,7 @@ class Called(nd.Node):
     """A learned function of the relaxed draws that one term depends on, and its parameters."""
 
     kind = "learned"
+    linear = Linearity.NOWHERE
 
     def __init__(self, site: Site, odds: LogOdds, fn: Learned, parameters: str | None) -> None:
         self.fn, self.sample = fn, site.sample

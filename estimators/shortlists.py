@@ -10,7 +10,9 @@ from torch.utils import _pytree as pytree
 
 from ..derive.estimator import Site
 from ..derive.substitutions import alternatives
+from ..distributions.interfaces import SampleNode, Surroundings
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..tensors.axes import Axes, union
 from ..tensors.trees import map_tensors
 from .beside import LawBeside, Made, drawn_beside
@@ -39,7 +41,7 @@ class ShortlistLaw(LawBeside):
         super().__init__(sample, f"the {top} likeliest outcomes and another one")
         self.top = top
 
-    def draw(self, node: nd.Sample, values: Sequence[Any], run: Any) -> tuple[Shortlist, None]:
+    def draw(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> tuple[Shortlist, None]:
         found, likeliest, chance = self._ranked(values, run)
         if len(chance) <= self.top:
             return _shortlist(found, likeliest, chance), None
@@ -47,10 +49,12 @@ class ShortlistLaw(LawBeside):
             other = Categorical(chance.movedim(0, -1), validate_args=False).sample()
         return _shortlist(found, torch.cat([likeliest, other[None]]), chance), None
 
-    def log_prob(self, value: Shortlist, values: Sequence[Any], run: Any) -> Tensor:
+    def log_prob(self, value: Shortlist, values: Sequence[Any], run: Surroundings) -> Tensor:
         return -value.weights[..., -1].log()
 
-    def outcomes(self, node: nd.Sample, values: Sequence[Any], run: Any, trials: int) -> tuple[Shortlist, int]:
+    def outcomes(
+        self, node: SampleNode, values: Sequence[Any], run: Surroundings, trials: int
+    ) -> tuple[Shortlist, int]:
         found, likeliest, chance = self._ranked(values, run)
         if len(chance) <= self.top:
             lists = [_shortlist(found, likeliest, chance)]
@@ -59,7 +63,7 @@ class ShortlistLaw(LawBeside):
             lists = [_shortlist(found, torch.cat([likeliest, other]), chance) for other in others]
         return pytree.tree_map(lambda *leaves: torch.stack(leaves), *lists), 0
 
-    def _ranked(self, values: Sequence[Any], run: Any) -> tuple[Any, Tensor, Tensor]:
+    def _ranked(self, values: Sequence[Any], run: Surroundings) -> tuple[Any, Tensor, Tensor]:
         """All outcomes, the places of the likeliest, and of every one the chance to be drawn for the rest."""
         *parents, _ = values
         found = self._at_all_plates(outcomes_at(self.sample, parents, run), run)
@@ -72,7 +76,7 @@ class ShortlistLaw(LawBeside):
         possible = left.sum(0) > 0
         return found, likeliest, torch.where(possible, left / left.sum(0), rest / rest.sum(0))
 
-    def _at_all_plates(self, found: Any, run: Any) -> Any:
+    def _at_all_plates(self, found: Any, run: Surroundings) -> Any:
         sizes = [run.sizes[plate] for plate in self.sample.plates]
         return map_tensors(lambda leaf: leaf.expand(-1, *sizes, *leaf.shape[1 + len(sizes) :]), found)
 
@@ -98,6 +102,7 @@ class Chosen(nd.Node):
     """The outcomes that are summed, as they were recorded: `(outcomes, *plates, ...)`."""
 
     kind = "alternatives"
+    linear = Linearity.NOWHERE
 
     def __init__(self, site: Site) -> None:
         self.sample = site.sample

@@ -9,13 +9,14 @@ compared, and a baseline for every one of them accounts for the whole box.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..surrogate.terms import Weight
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, Axis, union
@@ -32,6 +33,7 @@ class ZeroMean(nd.Node, ABC):
     """
 
     kind = "control variate"
+    linear = Linearity.NOWHERE
     left_out = None
     sample: nd.Sample
     part: nd.Node
@@ -55,6 +57,7 @@ class ControlVariate(nd.Node):
     """
 
     kind = "control variate"
+    linear = Linearity.NOWHERE
 
     def __init__(
         self,
@@ -129,11 +132,15 @@ class Uncovered(nd.Node):
     """
 
     kind = "uncovered"
+    linear = Linearity.IN_ALL
     left_out = None
 
     def __init__(self, cost: nd.Node, part: nd.Node, weight: Weight) -> None:
         self.sample, self.weight = weight.sample, weight
         super().__init__(f"uncovered({cost.name}, {weight.sample.name})", cost.index, [cost, part, weight])
+
+    def linear_in(self, touched: Collection[int]) -> bool:
+        return 2 not in touched
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         cost, part, weight = values

@@ -13,8 +13,6 @@ from ..ir import nodes as nd
 from .boxes import Key, Kind, Pending
 from .deriving import Deriving
 
-_SUMS = (operator.add, operator.sub)
-
 
 def part_of(derivation: Deriving, node: nd.Node, pending: Pending, name: str) -> nd.Node:
     """The node without the summands that the box of a sample, one of the pending boxes, does not move to."""
@@ -46,7 +44,7 @@ def _rebuilt(derivation: Deriving, node: nd.Node, parts: Mapping[int, nd.Node | 
     """A node on the parts of its summands; of those that are left aside nothing stays."""
     if not parts:
         return node
-    if isinstance(node, nd.Apply) and node.fn in _SUMS and _leaves_aside(node, parts):
+    if isinstance(node, nd.Apply) and node.adds and _leaves_aside(node, parts):
         return _sum(derivation, node, parts)
     inputs = [parts.get(i) or parent for i, parent in enumerate(node.inputs)]
     return _shared(derivation, node, inputs)

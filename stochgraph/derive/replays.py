@@ -6,7 +6,6 @@ The replays are forward evaluations: their values are constants of the surrogate
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -16,11 +15,13 @@ from torch import Tensor
 from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
 from ..ir.exponentials import Exponential, Scale
+from ..ir.operations import Linearity
 from ..ir.paths import averaging_plate, descends_from, samples_in
 from ..ir.programs import execute, schedule, split
 from ..surrogate.steps import CompiledUpdate, all_axes
 from ..surrogate.terms import Score, Weight
 from ..tensors.axes import Axes, Axis, at_least_two, describe
+from ..tensors.left_out import LeftOut
 from ..tensors.trees import map_tensors
 from .boxes import Kind, Pending, settled
 from .deriving import Deriving
@@ -68,41 +69,11 @@ def uncontrolled(exact: Deriving, site: Site) -> set[str]:
     return found
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """Which draw of which plate is left out: the one at `index`, of `count`."""
-
-    plate: Axis
-    index: Tensor
-    count: int
-
-    def own(self, value: Tensor, axes: Axes) -> Tensor:
-        """The part of a value `(*axes, ...)` that belongs to the draw left out, along a dimension of size 1."""
-        dim = axes.index(self.plate)
-        full = value.expand(*value.shape[:dim], self.count, *value.shape[dim + 1 :])
-        return full.index_select(dim, self.index.reshape(1))
-
-    def replaced(self, value: Tensor, axes: Axes, number: float) -> Tensor:
-        """The value with a number in place of what belongs to the draw left out."""
-        dim = axes.index(self.plate)
-        own = torch.arange(self.count, device=value.device) == self.index
-        filled = torch.full((), number, dtype=value.dtype, device=value.device)
-        return torch.where(own.reshape([-1] + [1] * (value.dim() - dim - 1)), filled, value)
-
-    def mean(self, value: Tensor, axes: Axes, dims: tuple[int, ...]) -> Tensor:
-        """The mean over some dimensions, the plate's among them, without the draw left out."""
-        scale = self.count / (self.count - 1)
-        return scale * (value.mean(dims) - self.own(value, axes).mean(dims) / self.count)
-
-    def sum(self, value: Tensor, axes: Axes, dims: tuple[int, ...]) -> Tensor:
-        """The sum over some dimensions, the plate's among them, without the draw left out."""
-        return value.sum(dims) - self.own(value, axes).sum(dims)
-
-
 class Replay(nd.Node):
     """A term with each draw of a plate left out in turn; shape `(N, *axes, ...)`."""
 
     kind = "replay"
+    linear = Linearity.NOWHERE
 
     def __init__(self, node: nd.Node, name: str, plate: Axis, root: nd.Node, derivation: Deriving) -> None:
         self.sample, self.root = derivation.scope.samples[name], root

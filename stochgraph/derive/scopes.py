@@ -1,6 +1,5 @@
 """The objectives that are derived, that of a graph and that of an update, and which samples are boxed in them."""
 
-import operator
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping
 from functools import cached_property
@@ -141,9 +140,12 @@ class UpdateScope(Scope):
         self._moving = moves_with(order, [update.variable], self.pathwise)
         inner = {s: node for s, node in self.samples.items() if any(p in self._moving for p in node.inputs)}
         data = {s: node for s, node in self.samples.items() if s not in inner}
+        # What data does to an earlier update is counted there, and moves this one as a value: of
+        # D1 -> theta' -> D2 -> theta'' a box of D1 in the objective of theta'' would be one too many.
+        earlier = [node for node in order if isinstance(node, nd.Update)]
         self.reach = {
-            Kind.SCORE: Reach(order, inner, dict.fromkeys(inner, SCORED), cut=update.variable),
-            Kind.WEIGHT: Reach(order, data, estimators, cut=update.variable),
+            Kind.SCORE: Reach(order, inner, dict.fromkeys(inner, SCORED), cuts=[update.variable]),
+            Kind.WEIGHT: Reach(order, data, estimators, cuts=[update.variable, *earlier]),
         }
 
     @property
@@ -177,6 +179,5 @@ class UpdateScope(Scope):
             return operands
         # A factor that moves with `psi` would multiply a score term, whose value is no use: its derivative would be
         # lost.
-        scaling = isinstance(node, nd.Apply) and node.fn in (operator.mul, operator.truediv)
         others = [parent for i, parent in enumerate(node.inputs) if i not in operands]
-        return None if scaling and any(parent in self._moving for parent in others) else operands
+        return None if any(parent in self._moving for parent in others) else operands

@@ -22,6 +22,7 @@ from torch.distributions import Binomial
 from ..distributions.laws import DistributionLaw
 from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..ir.paths import moves_with, samples_in
 from ..ir.programs import execute, schedule, split
 from ..tensors.axes import Axes, Axis, describe, union, without
@@ -103,6 +104,7 @@ class Substituted(nd.Node):
     """A term with other values in the place of draws; axes: alternatives, plates one at a time, then its own."""
 
     kind = "replay"
+    linear = Linearity.NOWHERE
 
     def __init__(
         self, site: Site, values: nd.Node, root: nd.Node, derivation: Deriving, differentiable: bool, plates: Axes

@@ -6,7 +6,6 @@ says how: a nonlinear operation above the box linearises, an average scales, an 
 stop-gradient cuts boxes below it off. Estimators are not looked at, so custom ones get their ledger in the same way.
 """
 
-import operator
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import reduce
@@ -210,10 +209,10 @@ class _Walk:
         """Through a declared operation, to one of its inputs."""
         if isinstance(node, nd.Stop):
             return state._replace(cut=True, stopped=True)
-        if isinstance(node, (nd.Reduction, nd.Reduce)):
+        if node.over:
             # A box that scores each draw's own term does not cover what other draws do to the term through a mean.
             covering = tuple(box for box in state.boxes if box.aligned.isdisjoint(node.over))
-            totalled = () if getattr(node, "mean", False) else [axis for axis in node.over if not axis.time]
+            totalled = [axis for axis in node.totals if not axis.time]
             state = state._replace(boxes=covering, totalled=state.totalled.union(totalled))
         bent = self._bent(node, position)
         if not bent:
@@ -248,15 +247,10 @@ class _Walk:
 
     def _bent(self, node: nd.Node, position: int) -> frozenset[str]:
         """The samples in which the node is not linear, seen from one of its inputs."""
-        if isinstance(node, (nd.Reduction, Total, nd.Stop)):
-            return frozenset()
-        fn = node.fn if isinstance(node, nd.Apply) and node.arguments.simple else None
-        if fn in (operator.add, operator.sub, operator.neg, operator.pos):
-            return frozenset()
-        if fn is operator.mul or (fn is operator.truediv and _is_numerator(node, position)):
-            others = [parent for i, parent in enumerate(node.inputs) if i != position]
-            return frozenset().union(*(self.below[parent] for parent in others))
-        return self.below[node]
+        if not node.linear_in([position]):
+            return self.below[node]
+        factors = [parent for i, parent in enumerate(node.inputs) if not node.linear_in({position, i})]
+        return frozenset().union(*(self.below[parent] for parent in factors))
 
 
 def _few(passed: _Passed) -> _Passed:
@@ -277,10 +271,6 @@ def _with(passed: _Passed, landmark: str) -> _Passed:
         longer = via if via == _MANY else via | {landmark}
         found[longer] = found[longer].joined(routes) if longer in found else routes
     return found
-
-
-def _is_numerator(node: nd.Node, position: int) -> bool:
-    return position == 0 and isinstance(node, nd.Apply) and isinstance(node.arguments.leaves[0], nd.Node)
 
 
 def _count(weight: Weight, box: Box, state: _State) -> _Count:

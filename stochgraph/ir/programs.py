@@ -103,7 +103,7 @@ def up_to(root: nd.Node, source: nd.Node) -> list[nd.Node]:
     return schedule([root], lambda node: () if node is source else node.inputs)
 
 
-def execute(program: Sequence[nd.Node], run: Any, known: dict[nd.Node, Any]) -> None:
+def execute(program: Sequence[nd.Node], run: nd.Pass, known: dict[nd.Node, Any]) -> None:
     """Evaluate the nodes of a program in order, adding their values to `known`."""
     value_of = known.__getitem__
     for node in program:

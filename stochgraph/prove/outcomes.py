@@ -135,7 +135,7 @@ class Outcomes:
 
     def _lists_outcomes(self, node: nd.Sample) -> bool:
         try:
-            self._at_parents(node, lambda *place: node.law.outcomes(*place, 1)[0])
+            self._at_parents(node, lambda node, parents, run: node.law.outcomes(node, parents, run, 1)[0])
         except NotImplementedError:
             return False
         return True
@@ -195,8 +195,8 @@ class Outcomes:
         """The nodes of every draw, and the logarithm of their weights, at every outcome."""
         own: list[int] = []
 
-        def nodes(*place: Any) -> Any:
-            found, log_weight, dims = node.law.nodes(*place, count)
+        def nodes(node: nd.Sample, values: list[Any], run: Run) -> Any:
+            found, log_weight, dims = node.law.nodes(node, values, run, count)
             own[:] = [dims]
             return found, log_weight
 
@@ -226,8 +226,8 @@ class Outcomes:
         own: list[int] = []
         trials = int(self._at_parents(node, node.law.trials).max())
 
-        def outcomes(*place: Any) -> Any:
-            found, dims = node.law.outcomes(*place, trials)
+        def outcomes(node: nd.Sample, parents: list[Any], run: Run) -> Any:
+            found, dims = node.law.outcomes(node, parents, run, trials)
             own[:] = [dims]
             return found
 
