@@ -21,6 +21,7 @@ from .pathwise import PW as PW
 from .published import EMAML as EMAML
 from .published import MAML as MAML
 from .published import SGMRLPublished as SGMRLPublished
+from .relaxed import Relaxed as Relaxed
 from .relaxed_controls import REBAR as REBAR
 from .relaxed_controls import RELAX as RELAX
 from .replaced import AtParents as AtParents

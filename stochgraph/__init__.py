@@ -31,6 +31,7 @@ from .estimators import Enumerate as Enumerate
 from .estimators import Estimator as Estimator
 from .estimators import FirstOrder as FirstOrder
 from .estimators import LoadedDiCE as LoadedDiCE
+from .estimators import Relaxed as Relaxed
 from .estimators import SGMRLPublished as SGMRLPublished
 from .estimators import Taylor as Taylor
 from .explain.explanation import Explanation as Explanation
@@ -91,6 +92,7 @@ __all__ = [
     "Lowered",
     "LoweringError",
     "Profile",
+    "Relaxed",
     "Row",
     "SGMRLPublished",
     "Sampler",

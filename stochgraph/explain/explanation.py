@@ -12,6 +12,7 @@ from .ledger import Row, largest, read_ledger
 _WORDS = {
     "once": "counted exactly once",
     "linearized": "counted once, linearised {}",
+    "relaxed": "counted through a draw of another law: biased",
     "dropped": "not counted: the estimate ignores this path",
     "scaled": "counted {} times",
     "twice": "counted twice",

@@ -512,6 +512,7 @@ class Sample(Node):
         self.n = n
         self.within = within
         self.pathwise = False
+        self.relaxed = False  # drawn from another law than the declared one
         self.declared = self  # also of copies with other parents: what is recorded has the axes of this one
         self.event_dims = law.event_dims(arguments)
         super().__init__(name, index, arguments.nodes)

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..derive.derivation import Derivation
 from ..derive.estimator import SCORED, GradientEstimator
-from ..distributions.laws import DistributionLaw
+from ..distributions.laws import arrange
 from ..distributions.mends import at_edge, edge_message
 from ..errors.exceptions import VerificationError
 from ..ir import nodes as nd
@@ -69,6 +69,13 @@ class Values:
         self.program = schedule([self.objective, *self.scores.values()])
 
 
+def relaxed_in(compiled: Compiled) -> dict[str, nd.Sample]:
+    """The samples that an estimator draws from another law than the declared one, as it draws them."""
+    declared = {node.name: node for node in _samples(compiled.graph.order)}
+    moved = {s: compiled._derivation.derive(declared[s]) for s in compiled._derivation.pathwise}
+    return {s: node for s, node in moved.items() if isinstance(node, nd.Sample) and node.relaxed}
+
+
 def _samples(order: list[nd.Node]) -> list[nd.Sample]:
     return [node for node in order if isinstance(node, nd.Sample)]
 
@@ -82,10 +89,17 @@ class Outcomes:
         sizes: sizes of plates by name.
         limit: the most outcomes.
         quadrature: the number of nodes for every number of noise; `None`: continuous draws are refused.
+        declared: whether draws are as declared, and not as an estimator relaxes them.
     """
 
     def __init__(
-        self, compiled: Compiled, inputs: Any, sizes: Mapping[str, int], limit: int, quadrature: int | None = None
+        self,
+        compiled: Compiled,
+        inputs: Any,
+        sizes: Mapping[str, int],
+        limit: int,
+        quadrature: int | None = None,
+        declared: bool = False,
     ) -> None:
         self.names, self.inputs, self.limit, self.quadrature = compiled.graph.inputs, inputs, limit, quadrature
         run = compiled._run(inputs, sizes)  # refuses wrong inputs and sizes
@@ -93,7 +107,9 @@ class Outcomes:
         self.wanted = {**sizes, **data_sizes(compiled.graph.data, run.inputs)}
         self.order, self.goal = compiled.graph.order, compiled.graph.objective
         self.samples = _samples(self.order)
-        self.pathwise = {s: compiled.estimators[s] for s in compiled._derivation.pathwise}
+        self.relaxed = {} if declared else relaxed_in(compiled)
+        kept = compiled._derivation.pathwise - (relaxed_in(compiled).keys() if declared else set())
+        self.pathwise = {s: compiled.estimators[s] for s in kept}
         self.beside = [node.declared for node in compiled._noise.values()]
         self.values = self._values(self.pathwise)
         self.held_values = self._values(self._differentiated_by_updates())
@@ -113,6 +129,9 @@ class Outcomes:
 
     def _enumerate(self) -> None:
         for node in self.samples:
+            if self.quadrature is not None and node.name in self.relaxed:
+                self._extend_relaxed(self.relaxed[node.name], self.quadrature)
+                continue
             if self.quadrature is not None and has_nodes(node) and not self._lists_outcomes(node):
                 self._extend_by_nodes(node, self.quadrature)
                 continue
@@ -155,6 +174,13 @@ class Outcomes:
         self.all = self.all._replace(log_weight=self.all.log_weight + log_weight.repeat(before))
         self.all.draws[node.name] = self.map(lambda outcome: self._at_nodes(node, *self._prepared(node, outcome)))
 
+    def _extend_relaxed(self, node: nd.Sample, count: int) -> None:
+        """The same for a draw that an estimator relaxes, whose law has the nodes of its noise."""
+        self._extend(node, count)
+        found = self.all.draws.pop(node.name)
+        self.all.noise[node.name] = [torch.vmap(lambda one: arrange(one, node.axes, node.drawn_axes))(found)]
+        self.all.draws[node.name] = self.map(lambda outcome: self._at_nodes(node, *self._prepared(node, outcome)))
+
     def _prepared(self, node: nd.Sample, outcome: Outcome) -> tuple[list[Any], Run, list[Tensor]]:
         run, values = self._run_to_parents(self.inputs, outcome, node)
         for axis in node.plates:
@@ -163,7 +189,6 @@ class Outcomes:
 
     def _at_nodes(self, node: nd.Sample, values: list[Any], run: Run, noise: list[Tensor]) -> Tensor:
         """The draw that the noise makes of the values of its parents."""
-        assert isinstance(node.law, DistributionLaw)
         return node.law.draw_pathwise(node, values, run, noise)[0]
 
     def _extend(self, node: nd.Sample, nodes: int | None = None) -> None:

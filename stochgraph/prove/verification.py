@@ -163,8 +163,10 @@ def verify(
         )
 
     def proof(nodes: int | None) -> _Proof:
-        outcomes = Outcomes(compiled, inputs, sizes or {}, max_outcomes, nodes)
-        return _Proof(compiled, inputs, outcomes, surrogate or compiled.surrogate, order)
+        given = (compiled, inputs, sizes or {}, max_outcomes, nodes)
+        outcomes = Outcomes(*given)
+        declared = Outcomes(*given, declared=True) if outcomes.relaxed else outcomes
+        return _Proof(compiled, inputs, outcomes, declared, surrogate or compiled.surrogate, order)
 
     if quadrature is None:
         return proof(None).result(None)
@@ -175,15 +177,24 @@ def verify(
 
 
 class _Proof:
-    """The figures of an estimator over some outcomes; derivatives are of the vector of differentiated inputs."""
+    """The figures of an estimator over some outcomes; derivatives are of the vector of differentiated inputs.
+
+    The truth is that of declared outcomes, which are others where an estimator relaxes draws.
+    """
 
     def __init__(
-        self, compiled: Compiled, inputs: Any, outcomes: Outcomes, surrogate: Callable[..., Tensor], order: int
+        self,
+        compiled: Compiled,
+        inputs: Any,
+        outcomes: Outcomes,
+        declared: Outcomes,
+        surrogate: Callable[..., Tensor],
+        order: int,
     ) -> None:
-        self.outcomes, self.order = outcomes, order
+        self.outcomes, self.declared, self.order = outcomes, declared, order
         self.shape = _shaper(compiled, inputs, order)
         self.flat, self.restore = _flatten(compiled, inputs)
-        self.truth = self._derivative_of(outcomes.weighted)
+        self.truth = self._derivative_of(declared.weighted)
         self.probability, log_probs = self._probabilities(compiled.graph.name)
         self.estimates = _estimates(surrogate, outcomes, self.restore, self.flat, log_probs, order)
         self.weights = self.probability.reshape(-1, *[1] * order)
@@ -203,7 +214,7 @@ class _Proof:
 
     def _derivative_of(self, weighted: Callable[[Any, Outcome], Tensor]) -> Tensor:
         """The derivative of a sum over outcomes."""
-        parts = [self.outcomes.some(start) for start in range(0, self.outcomes.count, CHUNK)]
+        parts = [self.declared.some(start) for start in range(0, self.declared.count, CHUNK)]
         return torch.stack([self._of_part(part, weighted) for part in parts]).sum(0)
 
     def _of_part(self, part: Outcomes, weighted: Callable[[Any, Outcome], Tensor]) -> Tensor:
@@ -222,10 +233,10 @@ class _Proof:
         return relative(bias, self.truth, (self.probability * self.estimates.flatten(1).norm(dim=1)).sum())
 
     def _disagreement(self) -> float | None:
-        if not self.outcomes.holds_nodes:
+        if not self.declared.holds_nodes:
             return None
         try:
-            held = self._derivative_of(self.outcomes.weighted_and_held)
+            held = self._derivative_of(self.declared.weighted_and_held)
         except SamplingError:  # a support moves with the parameters: a density has no derivative at its bounds
             return None
         return self.relative(held - self.truth)[0]
