@@ -8,6 +8,7 @@ from .explain.drawing import draw
 from .explain.mermaid import mermaid
 from .ir.declaration import Declaration
 from .language.words import declare
+from .run.choices import Given
 from .run.compiled import Compiled
 
 
@@ -39,7 +40,7 @@ class Graph(Declaration):
     """A stochastic computation graph with one objective. Made by `stochgraph.graph`."""
 
     def compile(
-        self, estimators: Any = None, wrt: str | tuple[str, ...] | None = None, lowering: str = "never"
+        self, estimators: Given | None = None, wrt: str | tuple[str, ...] | None = None, lowering: str = "never"
     ) -> Compiled:
         """Derive the surrogate. See `stochgraph.Compiled`.
 

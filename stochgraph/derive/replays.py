@@ -81,7 +81,7 @@ class Replay(nd.Node):
         self.node = node
         self.term_axes = node.axes
         self.program, self.captured = _split(root, plate, name)
-        self.names = weighted_in(self.program)
+        self.programs, self.names = [self.program], weighted_in(self.program)
         refuse_moving_supports(self.program)
         declared = samples_in(derivation.order)
         drawn = [n.name for n in self.program if isinstance(n, nd.Sample)]

@@ -115,7 +115,7 @@ class Substituted(nd.Node):
         self.put_for = [n for n in schedule([root]) if isinstance(n, nd.Sample) and n.name == site.name]
         self.program, self.captured = split(root, _recomputed, self.put_for)
         refuse_moving_supports(self.program)
-        self.names = weighted_in(self.program)
+        self.programs, self.names = [self.program], weighted_in(self.program)
         declared = samples_in(derivation.order)
         pathwise = [derivation.derive(declared[n.name]) for n in self.program if isinstance(n, nd.Sample)]
         scores = [derivation.score(declared[name]) for name in self.names]

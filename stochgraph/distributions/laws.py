@@ -8,7 +8,7 @@ rebuilt around the mapped parameters. Either way the draw itself is one batched 
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -151,6 +151,15 @@ class DistributionLaw(Law):
         constants = [leaf for d, leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > d]
         # The batch dimensions of a constant would be taken for plates: such a distribution is mapped instead.
         return None if constants else [dims[i] for i in arguments.places]
+
+    def bound(self, parents: Sequence[object], parameters: Mapping[str, object]) -> inspect.BoundArguments:
+        """Parents as they fit the class or function.
+
+        Raises:
+            TypeError: they do not.
+            ValueError: it does not say what it takes.
+        """
+        return inspect.signature(self.factory).bind(*parents, **parameters)
 
     def parameters(self, arguments: Call) -> list[str]:
         """The names of the distribution's parameters, in the order of the arguments."""
@@ -332,6 +341,10 @@ class SamplerLaw(Law):
     @property
     def name(self) -> str:
         return type(self.sampler).__name__
+
+    def bound(self, parents: Sequence[object], parameters: Mapping[str, object]) -> inspect.BoundArguments:
+        """Parents as they fit the sampler's `log_prob`, behind a draw."""
+        return inspect.signature(self.sampler.log_prob).bind(None, *parents, **parameters)
 
     def draw(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> tuple[Any, None]:
         plates = node.plates

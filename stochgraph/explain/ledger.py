@@ -14,14 +14,12 @@ from typing import Literal, NamedTuple, TypeVar
 from ..ir import nodes as nd
 from ..ir.paths import averaging_plate, descends_from
 from ..ir.programs import up_to
-from ..surrogate.expansions import Expansion
-from ..surrogate.steps import CompiledUpdate, Placeholder
-from ..surrogate.terms import Box, Controlled, ScoreTerm, Total, Weight
+from ..surrogate.steps import CompiledUpdate
+from ..surrogate.terms import Box, Controlled, ScoreTerm, Weight
 from ..tensors.axes import Axis
 
 Counted = Literal["once", "linearized", "relaxed", "dropped", "scaled", "twice"]
 
-_TRANSPARENT = (Box, Controlled, ScoreTerm, Total, Placeholder)
 _MOST_ROUTES = 4
 _MANY = frozenset({"many"})
 _T = TypeVar("_T")
@@ -84,6 +82,7 @@ class _State(NamedTuple):
     cut: bool = False  # a derivative cannot pass from above
     stopped: bool = False  # by declaration, not by the estimator
     share: Counted = "once"  # how the distributions crossed so far count what lies above them
+    drawn: bool = False  # it passes a draw
     chain: str = ""  # in an update's objective: the parameters that its chain of updates starts from
 
 
@@ -162,7 +161,7 @@ class _Walk:
                     self._add(child, self._narrowed(node, child, below), _with(above, landmark))
 
     def _through_node(self, node: nd.Node, routes: _Routes) -> _Routes:
-        if isinstance(node, _TRANSPARENT):
+        if node.transparent:
             return routes
         return routes._replace(way=_Way(node.name, routes.way, _length(routes.way) + 1))
 
@@ -201,7 +200,7 @@ class _Walk:
             if node.relaxed:
                 state = state._replace(share=_times(state.share, "relaxed"))
             for i, parent in enumerate(node.inputs):
-                yield parent, (crossed or self._through(node, i, state))._replace(chain=""), passed
+                yield parent, (crossed or self._through(node, i, state))._replace(chain="", drawn=True), passed
         else:
             for i, parent in enumerate(node.inputs):
                 if parent.carries:
@@ -257,11 +256,9 @@ class _Walk:
 
 def _few(passed: _Passed) -> _Passed:
     """Routes told apart by what they pass as long as they are few: a dense graph has exponentially many."""
-    longer = {via: routes for via, routes in passed.items() if via}
-    if len(longer) <= _MOST_ROUTES and _MANY not in longer:
+    if len(passed) <= _MOST_ROUTES and _MANY not in passed:
         return passed
-    direct = {via: routes for via, routes in passed.items() if not via}
-    return {**direct, _MANY: reduce(_Routes.joined, longer.values())}
+    return {_MANY: reduce(_Routes.joined, passed.values())}
 
 
 def _with(passed: _Passed, landmark: str) -> _Passed:
@@ -285,17 +282,8 @@ def _count(weight: Weight, box: Box, state: _State) -> _Count:
     averaged = [a.name for a in sample.plates if a in box.inputs[0].axes and a not in state.outside and not a.time]
     compared = box.compares or sample.name in state.left_out
     grows = averaging_plate(sample) in summed and not weight.average and not compared
-    across = weight.curvature.across_time if isinstance(weight, Expansion) and weight.directs else "1"
     aligned = frozenset(weight.aligned)
-    return _Count(sample.name, _times(state.share, how), number, tuple(averaged), aligned, grows, across)
-
-
-def _children(node: nd.Node) -> tuple[nd.Node, ...]:
-    if isinstance(node, (Box, Controlled, ScoreTerm)):
-        return node.inputs[:1]
-    if isinstance(node, CompiledUpdate):
-        return (*node.inputs[: 1 + node.rate_count], node.surrogate)
-    return tuple(parent for parent in node.inputs if parent.carries)
+    return _Count(sample.name, _times(state.share, how), number, tuple(averaged), aligned, grows, weight.across_time)
 
 
 def top_down(root: nd.Node) -> Iterator[nd.Node]:
@@ -310,7 +298,7 @@ def top_down(root: nd.Node) -> Iterator[nd.Node]:
         elif node not in done:
             done.add(node)
             stack.append((node, True))
-            stack.extend((child, False) for child in _children(node) if child not in done)
+            stack.extend((child, False) for child in node.carried if child not in done)
     return reversed(finished)
 
 
@@ -318,7 +306,7 @@ def _below(bottom_up: Iterable[nd.Node], own: Callable[[nd.Node], Iterable[_T]])
     """What all nodes below have, together. Where nothing is added the set is the same object."""
     below: dict[nd.Node, frozenset[_T]] = {}
     for node in bottom_up:
-        sets = [below[child] for child in _children(node)]
+        sets = [below[child] for child in node.carried]
         largest = max(sets, key=len, default=frozenset[_T]())
         together = largest.union(own(node), *sets)
         below[node] = largest if len(together) == len(largest) else together
@@ -350,7 +338,7 @@ def _rows_of(walk: _Walk, prefixes: dict[str, tuple[str, ...]]) -> Iterator[Row]
         for state, passed in walk.routes[node].items():
             for via, routes in passed.items():
                 path = (*prefixes[node.name], node.name, *(routes.way.names if routes.way else ()))
-                for row in _rows(node, state, via, routes.paths, path, walk.scored):
+                for row in _rows(node, state, routes.paths, path, walk.scored):
                     rows = alike.setdefault((row.sample, row.update, row.counted, row.kind, row.weight, row.part), {})
                     rows[via] = _merge(rows[via], row) if via in rows else row
     for rows in alike.values():
@@ -368,10 +356,8 @@ def largest(orders: Iterable[str]) -> str:
     return max(orders, key=["O(1/N)", "O(1)", "O(N)"].index, default="O(1/N)")
 
 
-def _rows(
-    node: nd.Node, state: _State, via: frozenset[str], count: int, path: tuple[str, ...], scored: frozenset[str]
-) -> Iterator[Row]:
-    row = _row(node, state, via, count, path, scored)
+def _rows(node: nd.Node, state: _State, count: int, path: tuple[str, ...], scored: frozenset[str]) -> Iterator[Row]:
+    row = _row(node, state, count, path, scored)
     if row is None:
         return
     yield row
@@ -381,11 +367,9 @@ def _rows(
         yield replace(row, counted="dropped" if weight == "0" else "scaled", weight=weight, part=_ACROSS)
 
 
-def _row(
-    node: nd.Node, state: _State, via: frozenset[str], count: int, path: tuple[str, ...], scored: frozenset[str]
-) -> Row | None:
+def _row(node: nd.Node, state: _State, count: int, path: tuple[str, ...], scored: frozenset[str]) -> Row | None:
     if isinstance(node, (nd.Input, CompiledUpdate)):
-        return None if isinstance(node, nd.Input) and via else _value_row(node, state, count, path)
+        return _value_row(node, state, count, path)
     if not isinstance(node, nd.Sample) or node.name not in scored:
         return None
     small = "O(1/N)" if averaging_plate(node) is not None else "O(1)"
@@ -405,8 +389,8 @@ def _row(
 
 
 def _value_row(node: nd.Node, state: _State, count: int, path: tuple[str, ...]) -> Row | None:
-    """Through an update's direction, or from an input straight to the objective. A declared stop is no path."""
-    if state.stopped or (isinstance(node, nd.Input) and state.cut):
+    """Through an update's direction, or from an input by no direction and no draw. A declared stop is no path."""
+    if state.stopped or (isinstance(node, nd.Input) and (state.cut or state.drawn or state.chain)):
         return None
     update = node.name if isinstance(node, CompiledUpdate) else ""
     cut = state.cut or (isinstance(node, CompiledUpdate) and node.detach)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import prod
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ from .operations import Linearity, operation
 
 # Integers that wrap around, and booleans, on which torch's + is an `or`: both are counted in whole numbers.
 _SMALL = frozenset([torch.bool, torch.uint8, torch.int8, torch.int16])
+
+_T = TypeVar("_T")
 
 
 class Arguments:
@@ -61,6 +63,11 @@ class Arguments:
             return filled[: self.positional], dict(zip(self.keywords, filled[self.positional :], strict=True))
         args, kwargs = pytree.tree_unflatten(filled, self.spec)
         return args, kwargs
+
+    def mapped(self, values: Sequence[_T], constant: Callable[[Any], _T]) -> list[_T]:
+        """The leaves in order: a value for each node, and what a function makes of each constant."""
+        of_nodes = dict(zip(self.places, values, strict=True))
+        return [of_nodes[i] if i in of_nodes else constant(leaf) for i, leaf in enumerate(self.leaves)]
 
     def bind(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """`fn` with the constants in their places: a function of the nodes' values alone."""
@@ -162,11 +169,14 @@ class Node:
     moves_boxes = False  # whether a box may become boxes of the inputs in which the value is linear
     adds = False  # whether it has summands, constants among them, which a draw may miss
     flat = False  # whether its derivative is zero wherever it has one
+    vanishes = False  # whether it is zero, whatever its inputs are
+    transparent = False  # whether it is no station on the paths through it, being added by the compiler
     over: Axes = ()  # the axes that are reduced
     totals: Axes = ()  # those of them that are summed, not averaged
     late = False  # whether it is evaluated as late as its users allow, and not in the order of the declaration
     carries = True  # whether its value depends on its inputs in a way that any result depends on
     named = False  # whether the user gave it its name, with name=
+    programs: Sequence[list["Node"]] = ()  # the nodes that it evaluates on its own, in order
     free: frozenset["Node"]  # the placeholders of updates that the value depends on
 
     def __init__(self, name: str, index: int, inputs: Sequence["Node"]) -> None:
@@ -191,6 +201,11 @@ class Node:
     def mixes(self) -> Axes:
         """The axes along which one entry of the value depends on other entries of the inputs."""
         return ()
+
+    @property
+    def carried(self) -> Sequence["Node"]:
+        """The nodes whose value is carried on in its own: what lies on the paths of derivatives."""
+        return [node for node in self.inputs if node.carries]
 
     @property
     def part_of(self) -> "Node | None":
@@ -275,7 +290,7 @@ class Apply(Node):
         self.fn = fn
         self.arguments = arguments
         self.operation = operation(fn)
-        self.adds, self.flat = self.operation.adds, self.operation.flat
+        self.adds, self.flat = bool(self.operation.signs), self.operation.flat
         # Broadcasting would take the dimensions of a constant tensor for plates: vmap tells them apart.
         self.elementwise = arguments.flat and not arguments.constant_dims and self.operation.elementwise
         self._call = arguments.bind(fn)
@@ -476,6 +491,7 @@ class Zero(Node):
 
     kind = "zero"
     linear = Linearity.IN_ALL
+    vanishes = True
     carries = False
 
     def __init__(self, base: Node) -> None:

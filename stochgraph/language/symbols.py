@@ -6,7 +6,7 @@ be known of a value that does not exist yet is refused, with what to do instead.
 
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from typing import Any
 
@@ -104,10 +104,10 @@ def current(word: str) -> Declaration:
 def _operator(name: str, reflected: bool = False) -> Callable[..., Any]:
     fn = getattr(operator, name)
 
-    def forward(self: "Symbol", *others: Any) -> "Symbol":
+    def forward(self: "Symbol", *others: object) -> "Symbol":
         return declare_apply(name.strip("_"), fn, (self, *others), {})
 
-    def backward(self: "Symbol", other: Any) -> "Symbol":
+    def backward(self: "Symbol", other: object) -> "Symbol":
         return declare_apply(name.strip("_"), fn, (other, self), {})
 
     return backward if reflected else forward
@@ -133,7 +133,7 @@ class Symbol:
             return declare_apply("getitem", operator.getitem, (self, key), {})
         return _select(self, key, attribute=False)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> "Symbol":
+    def __call__(self, *args: object, **kwargs: object) -> "Symbol":
         node = self._node
         if not (isinstance(node, nd.Select) and node.attribute):
             raise DeclarationError(f"{node.name!r} is a symbolic node, not a function: use sg.apply(fn, node)")
@@ -145,13 +145,13 @@ class Symbol:
 
     @classmethod
     def __torch_function__(
-        cls, fn: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls, fn: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         _refuse_distribution_built_inside(_nodes_in((args, kwargs)))
         _refuse_in_place(getattr(fn, "__name__", ""), _nodes_in((args, kwargs))[0])
         return declare_apply(getattr(fn, "__name__", "apply").strip("_"), fn, args, kwargs or {})
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: object, value: object) -> None:
         _refuse_in_place("__setitem__", self._node)
 
     def __bool__(self) -> bool:
@@ -202,12 +202,12 @@ class _Method:
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __call__(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, value: object, *args: object, **kwargs: object) -> Any:
         return getattr(value, self.name)(*args, **kwargs)
 
 
 def declare_apply(
-    label: str, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any], name: str | None = None
+    label: str, fn: Callable[..., Any], args: Iterable[object], kwargs: dict[str, Any], name: str | None = None
 ) -> Symbol:
     """Declare the node `fn(*args, **kwargs)`, some of the arguments being symbols."""
     symbols = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Symbol)]
@@ -258,23 +258,23 @@ def _select(symbol: Symbol, key: Any, attribute: bool) -> Symbol:
     return declaration.selected[node, repr(key), attribute]
 
 
-def to_nodes(tree: Any) -> Any:
+def to_nodes(tree: object) -> Any:
     """The tree with nodes in place of symbols."""
     return pytree.tree_map(_to_node, tree)
 
 
-def _to_node(leaf: Any) -> Any:
+def _to_node(leaf: object) -> Any:
     """A symbol's node; a constant as it is, arrays as tensors, functions with their variables."""
     if isinstance(leaf, np.ndarray):
         return torch.as_tensor(leaf)
     return leaf._node if isinstance(leaf, Symbol) else held(leaf)
 
 
-def _nodes_in(tree: Any) -> Sequence[nd.Node]:
+def _nodes_in(tree: object) -> Sequence[nd.Node]:
     return [leaf._node for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Symbol)]
 
 
-def _holds_tensors(tree: Any) -> bool:
+def _holds_tensors(tree: object) -> bool:
     return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(tree))
 
 

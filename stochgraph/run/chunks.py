@@ -73,8 +73,8 @@ def accumulate(
         raise SamplingError("accumulate: generator and sizes are for fresh draws; with a trace leave them out")
     length = chunk or chunk_size(compiled, trace, over, inputs)
     with recorded():
-        point = compiled._point("accumulate", inputs)
-        value, gradient = compiled._in_chunks(point, trace, plate, length)
+        point = compiled._inputs.point("accumulate", inputs)
+        value, gradient = compiled._estimates.in_chunks(point, trace, plate, length)
         return value, point.shaped(gradient)
 
 
@@ -152,8 +152,8 @@ def chunk_size(compiled: Compiled, trace: Trace, over: str, inputs: Sequence[Any
     if inputs is None:
         device = next((leaf.device for leaf in tensors(trace.draws)), torch.device("cpu"))
         return compiled._cuts.length(plate, compiled._cuts.sizes(trace, {}), entries_at_once(device))
-    point = compiled._point("chunk_size", inputs)
-    return compiled._cuts.length(plate, compiled._cuts.sizes(trace, compiled._rows(point.named)), point.entries)
+    point = compiled._inputs.point("chunk_size", inputs)
+    return compiled._cuts.length(plate, compiled._cuts.sizes(trace, compiled._inputs.rows(point.named)), point.entries)
 
 
 def _cut(compiled: Compiled, trace: Trace, over: str, chunk: int | None) -> Iterator[tuple[float, Trace]]:

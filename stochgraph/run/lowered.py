@@ -47,7 +47,7 @@ class Program:
         run.place = Place()
 
         def gradient() -> Sequence[Tensor]:
-            value, found = compiled._pass(point, run)
+            value, found = compiled._estimates.one_pass(point, run)
             return [value, *found]
 
         self.flat: Flat = record(gradient, arguments.tensors, run.place.name).flat
@@ -105,7 +105,7 @@ class Lowered:
         if self._at_trace:
             self._refuse("it was lowered at a trace, which .grad and .surrogate are functions of")
         with recorded():
-            point = self._compiled._point("value_and_grad", inputs)
+            point = self._compiled._inputs.point("value_and_grad", inputs)
             with seeded(generator, point.named):
                 value, gradient = self._found(point, self._drawn(point, None))
             return value, point.shaped(gradient)
@@ -129,12 +129,12 @@ class Lowered:
         *inputs, trace = inputs_and_trace
         if not self._at_trace:
             self._refuse("it was lowered for fresh draws, value_and_grad; hand a trace to lower(*inputs, trace=trace)")
-        return self._compiled._point(word, inputs), held_still(trace)
+        return self._compiled._inputs.point(word, inputs), held_still(trace)
 
     def _drawn(self, point: Point, trace: Trace | None) -> Trace | None:
         """What the program is given beside the inputs: the trace, or draws that are made apart."""
         apart = trace is None and self._apart
-        return drawn(self._compiled, Run(point.named, self._sizes)) if apart else trace
+        return drawn(self._compiled._values.draw_program, Run(point.named, self._sizes)) if apart else trace
 
     def _found(self, point: Point, trace: Trace | None) -> Found:
         if in_mode():
@@ -167,7 +167,7 @@ class Lowered:
         return Run(point.named, self._sizes if trace is None else {}, trace)
 
     def _pass(self, point: Point, trace: Trace | None) -> Found:
-        return self._compiled._pass(point, self._run(point, trace))
+        return self._compiled._estimates.one_pass(point, self._run(point, trace))
 
     def _refuse(self, why: str) -> NoReturn:
         raise LoweringError(f"the flat program of {self._compiled.graph.name}: {why}")
@@ -229,7 +229,11 @@ class Lowering:
             if self.strict:
                 raise
             return None
-        return None if entry.program is None else self._run(entry, given, lambda: self.compiled._pass(point, run()))
+        return (
+            None
+            if entry.program is None
+            else self._run(entry, given, lambda: self.compiled._estimates.one_pass(point, run()))
+        )
 
     def _entry(self, signature: Any) -> _Entry:
         entry = self._entries.pop(signature, None) or _Entry()
@@ -247,14 +251,14 @@ class Lowering:
             return
         if entry.program is not None and entry.program.held.changed() is not None:
             entry.program, entry.agreed = None, 0
-        if entry.program is None and entry.calls > self.after and not self.compiled._is_first(run()):
+        if entry.program is None and entry.calls > self.after and not self.compiled._estimates.is_first(run()):
             with torch.random.fork_rng(devices=[]):
                 self._record(entry, point, given, run)
 
     def _record(self, entry: _Entry, point: Point, given: Arguments, run: Callable[[], Run]) -> None:
         """Record a program, but of a pass that is cut: its chunks have programs of their own."""
         if not entry.is_cut and not run().draws:
-            entry.is_cut = self.compiled._is_large(run(), point)
+            entry.is_cut = self.compiled._estimates.is_large(run(), point)
         if entry.is_cut:
             return
         try:
@@ -336,11 +340,11 @@ def cut_samplers(compiled: Any) -> list[str]:
     ]
 
 
-def drawn(compiled: Any, run: Run) -> Trace:
+def drawn(program: Sequence[nd.Node], run: Run) -> Trace:
     """The draws of a pass, those that it has made already included."""
     run = run.continued()
     with torch.no_grad():
-        run.execute(compiled._draw_program)
+        run.execute(program)
     return Trace(draws=run.draws, noise=run.noise)
 
 

@@ -71,6 +71,14 @@ class Expansion(Weight):
         super().__init__(score, aligned, False)
 
     @property
+    def label(self) -> str:  # type: ignore[override]
+        return self.curvature.label
+
+    @property
+    def across_time(self) -> str:  # type: ignore[override]
+        return self.curvature.across_time if self.directs else "1"
+
+    @property
     def key(self) -> Any:
         return (self.inputs[0], self.aligned, self.curvature)
 

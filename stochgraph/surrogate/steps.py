@@ -45,6 +45,7 @@ class Placeholder(nd.Node):
 
     kind = "placeholder"
     linear = Linearity.NOWHERE
+    transparent = True
 
     def __init__(self, update: nd.Update, axes: Axes) -> None:
         self.wanted = axes
@@ -88,6 +89,10 @@ class CompiledUpdate(nd.Node):
         self.programs = [program for program, _ in parts]
         captured = dict.fromkeys(node for _, needed in parts for node in needed)
         super().__init__(update.name, update.index, [params, *rates, *captured])
+
+    @property
+    def carried(self) -> Sequence[nd.Node]:
+        return (*self.inputs[: 1 + self.rate_count], self.surrogate)
 
     @property
     def surrogate(self) -> nd.Node:

@@ -47,6 +47,8 @@ class Weight(nd.Node):
     kind = "weight"
     linear = Linearity.NOWHERE
     late = True
+    label = ""  # the subscript of its box in formulas: none of a plain likelihood ratio
+    across_time = "1"  # how often products of scores at two time steps are counted
 
     def __init__(self, score: Score, aligned: Axes, average: bool) -> None:
         self.sample = score.sample
@@ -107,11 +109,16 @@ class Box(nd.Node):
 
     kind = "box"
     linear = Linearity.IN_FIRST
+    transparent = True
     compares = False  # the draws' costs are compared with what they are for other draws: no sum of scores
 
     def __init__(self, base: nd.Node, exponent: nd.Node, weights: tuple[Weight, ...]) -> None:
         self.weights = weights
         super().__init__(f"box({base.name})", base.index, [base, exponent])
+
+    @property
+    def carried(self) -> Sequence[nd.Node]:
+        return self.inputs[:1]
 
     def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         factor = self.factor(values[1])
@@ -177,10 +184,15 @@ class ScoreTerm(nd.Node):
 
     kind = "score term"
     linear = Linearity.IN_FIRST
+    transparent = True
 
     def __init__(self, base: nd.Node, scores: nd.Node, weights: tuple[Weight, ...]) -> None:
         self.weights = weights
         super().__init__(f"score({base.name})", base.index, [base, scores])
+
+    @property
+    def carried(self) -> Sequence[nd.Node]:
+        return self.inputs[:1]
 
     def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         base, scores = self.broadcast(values)
@@ -192,6 +204,7 @@ class Total(nd.Node):
 
     kind = "total"
     linear = Linearity.IN_ALL
+    transparent = True
     late = True
 
     def __init__(self, left: nd.Node, right: nd.Node) -> None:
@@ -207,10 +220,15 @@ class Controlled(nd.Node):
 
     kind = "controlled"
     linear = Linearity.IN_ALL
+    transparent = True
 
     def __init__(self, term: nd.Node, controls: Sequence[Any]) -> None:
         self.controls = controls
         super().__init__(term.name, term.index, [term, *controls])
+
+    @property
+    def carried(self) -> Sequence[nd.Node]:
+        return self.inputs[:1]
 
     def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         term, *controls = values
