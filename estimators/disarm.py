@@ -180,8 +180,8 @@ def DisARM() -> Coupled:
         SamplingError: another distribution that a function builds.
 
     References:
-        Dong, Mnih and Tucker (2020), DisARM: an antithetic gradient estimator for binary latent variables; Yin, Ho and
-        Zhou (2020), who found the same estimator.
+        Dong, Mnih and Tucker (2020), DisARM: an antithetic gradient estimator for binary latent variables; Yin et al.
+        (2020), Probabilistic best subset selection via gradient-based optimization, who have the same estimator.
 
     Example:
         >>> import torch, stochgraph as sg

@@ -75,7 +75,8 @@ def Relaxed(temperature: float = 0.5, hard: bool = False) -> RelaxedDraws:
         SamplingError: another distribution that a function builds.
 
     References:
-        Jang, Gu and Poole (2017), eqs. 1 and 2, and section 2.2 for straight-through; Maddison, Mnih and Teh (2017).
+        Jang, Gu and Poole (2017), Categorical reparameterization with Gumbel-softmax, section 2.2 for straight-through;
+        Maddison, Mnih and Teh (2017), The concrete distribution.
 
     Example:
         >>> import torch, stochgraph as sg

@@ -120,7 +120,7 @@ def test_beside_others():
 
 @pytest.mark.parametrize("logit", [0.4, -0.9])
 def test_the_formula_of_rebar_on_the_same_noise(logit):
-    """Tucker et al. (2017), eq. 8 without the term of the temperature, for three coins of one cost."""
+    """That of Tucker et al. (2017), for three coins of one cost."""
     tau, eta = 0.6, 0.8
     theta = torch.tensor(logit, dtype=F64)
 
@@ -156,7 +156,7 @@ def test_the_formula_of_rebar_on_the_same_noise(logit):
 
 
 def test_the_formula_of_relax_on_the_same_noise():
-    """Grathwohl et al. (2018), eq. 7, one cost for each coin."""
+    """That of Grathwohl et al. (2018), one cost for each coin."""
     compiled = linear.compile(sg.RELAX(torch.tanh))
     trace = compiled.sample(THETA, generator=torch.Generator().manual_seed(0))
     b, (u, v) = trace.draws["x"], trace.draws["x noise"]

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..run.compiled import Compiled
+from .sequential import FEWEST, Evidence, against_zero
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Figures:
         mse: mean squared distance from the truth; NaN without one.
         seconds: median seconds per estimate.
         unbiased: whether the ledger says so.
+        evidence: what speaks against a mean at the reference, of the sequential test: `largest`, at any time, and
+            `after`, the number of estimates after which the mean was refuted; `None` where nothing is compared.
     """
 
     mean: Tensor
@@ -37,6 +40,7 @@ class Figures:
     mse: float
     seconds: float
     unbiased: bool
+    evidence: Evidence | None = None
 
     @property
     def mse_per_second(self) -> float:
@@ -73,12 +77,14 @@ class Profile(Mapping[str, Figures]):
         truth: what bias and MSE refer to, shape `(P,)`, or `None`.
         reference: where the truth comes from.
         repeats: how many estimates were made with each.
+        false_alarm: the probability that the sequential test refutes a mean of this table that is right.
     """
 
     figures: dict[str, Figures]
     truth: Tensor | None
     reference: str
     repeats: int
+    false_alarm: float = 0.001
 
     def __getitem__(self, name: str) -> Figures:
         return self.figures[name]
@@ -91,16 +97,21 @@ class Profile(Mapping[str, Figures]):
 
     def to_markdown(self) -> str:
         """The table in markdown."""
-        head = "| estimator | bias | ± | variance | MSE | ms per estimate | MSE at one second | ± |"
+        head = "| estimator | bias | ± | refuted | variance | MSE | ms per estimate | MSE at one second | ± |"
         rows = [
-            f"| {name} | {f.bias:.3g} | {f.bias_error:.2g} | {f.variance:.4g} | {f.mse:.4g} | {1e3 * f.seconds:.3g} | "
-            f"{f.mse_per_second:.3g} | {f.mse_per_second_error:.2g} |"
+            f"| {name} | {f.bias:.3g} | {f.bias_error:.2g} | {_refuted(f.evidence)} | {f.variance:.4g} | {f.mse:.4g} | "
+            f"{1e3 * f.seconds:.3g} | {f.mse_per_second:.3g} | {f.mse_per_second_error:.2g} |"
             for name, f in self.figures.items()
         ]
         note = f"\n{self.repeats} estimates each; bias and MSE against {self.reference}. "
         note += "MSE at one second: of the mean of all estimates that fit into one. "
-        note += "±: the standard error of the bias, and that of the squared bias."
-        return "\n".join([head, "|---|" + "---|" * 7, *rows, note])
+        note += "±: the standard error of the bias, and that of the squared bias. "
+        note += "Refuted: the number of estimates after which the mean was refuted, by a sequential test; at most "
+        note += (
+            f"{self.false_alarm:.2g} of such tables refute a right one, at any time, if the variances are near those "
+        )
+        note += "measured."
+        return "\n".join([head, "|---|" + "---|" * 8, *rows, note])
 
     def plot(self) -> Any:
         """Bias, variance, MSE, time, and MSE at equal time as bars, one colour each: a `matplotlib` figure."""
@@ -135,6 +146,12 @@ class Profile(Mapping[str, Figures]):
         return self.to_markdown()
 
 
+def _refuted(evidence: Evidence | None) -> str:
+    if evidence is None:
+        return "–"
+    return "no" if evidence.after is None else f"after {evidence.after}"
+
+
 def profile(
     compiled: Mapping[str, Compiled],
     *inputs: Any,
@@ -142,8 +159,14 @@ def profile(
     truth: Any = None,
     generator: torch.Generator | None = None,
     sizes: Mapping[str, int] | None = None,
+    false_alarm: float = 0.001,
 ) -> Profile:
     """Measure estimators by Monte Carlo: bias, variance, mean squared error and time.
+
+    Means are tested as well. The test is sequential: it may be looked at after every estimate, and whoever goes on
+    until it refutes something is wrong with a probability of `false_alarm` at most. It takes nothing for granted but
+    the variances, those measured: where they are not finite, as those of heavy importance ratios, it may be wrong more
+    often. Fewer than 50 estimates are not tested.
 
     Args:
         compiled: the estimators by name. Estimates are made in turn, so that a drift of the machine meets all.
@@ -153,9 +176,14 @@ def profile(
             they are unbiased, the one of least variance.
         generator: source of randomness.
         sizes: sizes of plates by name.
+        false_alarm: the probability that the test refutes a mean that is right, for the whole table.
 
     Raises:
-        ValueError: no estimator, or fewer than two repeats.
+        ValueError: no estimator, or fewer than two repeats; a probability that is not between 0 and 1.
+
+    References:
+        Delyon (2009), Exponential inequalities for sums of weakly dependent variables, and Howard et al. (2020),
+        Time-uniform Chernoff bounds via nonnegative supermartingales, for the test; Robbins (1970), for mixtures.
 
     Example:
         >>> import torch, stochgraph as sg
@@ -171,6 +199,8 @@ def profile(
         raise TypeError('profile takes compiled graphs by name: sg.profile({"SF": graph.compile(sg.SF())}, theta)')
     if not compiled or repeats < 2:
         raise ValueError(f"profile needs at least one estimator and two repeats, got {len(compiled)} and {repeats}")
+    if not 0 < false_alarm < 1:
+        raise ValueError(f"false_alarm={false_alarm!r}: a probability, between 0 and 1")
     estimates: dict[str, list[Tensor]] = {name: [] for name in compiled}
     seconds: dict[str, list[float]] = {name: [] for name in compiled}
     for one in compiled.values():  # the first call of a torch function is slow
@@ -183,11 +213,23 @@ def profile(
             estimates[name].append(_vector(grads))
     stacked = {name: torch.stack(found).double().cpu() for name, found in estimates.items()}
     reference = _reference(compiled, stacked, truth)
+    evidence = _tested(stacked, reference, false_alarm)
     figures = {
-        name: _figures(found, reference, torch.tensor(seconds[name]).median().item(), name, compiled[name])
+        name: _figures(
+            found, reference, torch.tensor(seconds[name]).median().item(), name, compiled[name], evidence.get(name)
+        )
         for name, found in stacked.items()
     }
-    return Profile(figures, reference.value, reference.words, repeats)
+    return Profile(figures, reference.value, reference.words, repeats, false_alarm)
+
+
+def _tested(estimates: Mapping[str, Tensor], reference: "_Reference", false_alarm: float) -> dict[str, Evidence]:
+    """The evidence against every mean that is compared with another; all share the probability of a false alarm."""
+    if reference.value is None or len(next(iter(estimates.values()))) < FEWEST:
+        return {}
+    right = estimates.get(reference.name, reference.value)
+    compared = {name: found - right for name, found in estimates.items() if name != reference.name}
+    return {name: against_zero(found, false_alarm / len(compared)) for name, found in compared.items()}
 
 
 def _vector(tree: Any) -> Tensor:
@@ -222,7 +264,9 @@ def _reference(compiled: Mapping[str, Compiled], estimates: Mapping[str, Tensor]
     return _Reference(f"the mean of {best}, which is unbiased", best, found.mean(0), found.var(0) / len(found))
 
 
-def _figures(estimates: Tensor, reference: _Reference, seconds: float, name: str, compiled: Compiled) -> Figures:
+def _figures(
+    estimates: Tensor, reference: _Reference, seconds: float, name: str, compiled: Compiled, evidence: Evidence | None
+) -> Figures:
     mean, variance = estimates.mean(0), estimates.var(0)
     own = variance / len(estimates)
     error = own if name == reference.name else own + reference.variance
@@ -231,4 +275,5 @@ def _figures(estimates: Tensor, reference: _Reference, seconds: float, name: str
         bias = float((mean - reference.value).norm())
         mse = float(((estimates - reference.value) ** 2).sum(1).mean())
     unbiased = compiled.explain().unbiased
-    return Figures(mean, own.sqrt(), float(variance.sum()), bias, float(error.sum().sqrt()), mse, seconds, unbiased)
+    total, size = float(variance.sum()), float(error.sum().sqrt())
+    return Figures(mean, own.sqrt(), total, bias, size, mse, seconds, unbiased, evidence)
