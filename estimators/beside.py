@@ -84,7 +84,7 @@ class Made(nd.Node):
     def infer_axes(self) -> Axes:
         return self.plates
 
-    def evaluate(self, run: Any, values: list[Any]) -> None:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> None:
         return None
 
 

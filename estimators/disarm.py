@@ -102,7 +102,7 @@ class Others(nd.Node):
     def infer_axes(self) -> Axes:
         return union([alternatives(self.sample)], self.sample.plates)
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         other: Tensor = values[0].other
         return other.unsqueeze(0)
 
@@ -131,7 +131,7 @@ class PairLessScore(ZeroMean):
     def mixes(self) -> Axes:
         return self.gone
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         term, ratio, replay, drawn, partner, *parents = values
         odds = entries(self.sample, coins(self.sample, parents, run, "DisARM").logits, drawn)
         change, probability = odds - odds.detach(), partner.probability

@@ -82,7 +82,7 @@ def Enumerate(top: int | None = None) -> Enumeration:
     Raises:
         ValueError: a `top` that is no positive number.
         CompileError: a distribution without a finite support, or a direct child that cannot be reused.
-        SamplingError: the same, where only a built distribution shows it; more than 4096 outcomes of a draw.
+        SamplingError: the same, where a function builds the distribution; more than 4096 outcomes of a draw.
 
     References:
         Titsias and Lázaro-Gredilla (2015), Local expectation gradients; Tokui and Sato (2017), Evaluating the variance

@@ -10,6 +10,7 @@ from torch.utils import _pytree as pytree
 
 from ..derive.estimator import Site
 from ..derive.substitutions import alternatives
+from ..distributions.interfaces import Surroundings
 from ..errors.exceptions import SamplingError
 from ..ir import nodes as nd
 from ..ir.operations import Linearity
@@ -33,21 +34,21 @@ class Changes(nd.Node):
     def infer_axes(self) -> Any:
         return self.inputs[0].axes
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         outcomes, *parents = values
         probability = probabilities(self.sample, outcomes, self.parents, parents, run)
         return probability - probability.detach()
 
 
 def probabilities(
-    sample: nd.Sample, outcomes: Any, inputs: Sequence[nd.Node], parents: Sequence[Any], run: Any
+    sample: nd.Sample, outcomes: Any, inputs: Sequence[nd.Node], parents: Sequence[Any], run: Surroundings
 ) -> Tensor:
     """The probability of outcomes, `(outcomes, *plates)`; of whole trajectories, where draws have steps."""
     log_prob = torch.vmap(lambda one: sample.law.score(sample, one, inputs, parents, run))(outcomes)
     return (log_prob.sum(-1) if sample.time else log_prob).exp()
 
 
-def outcomes_of(sample: nd.Sample, drawn: Any, parents: Sequence[Any], run: Any) -> Any:
+def outcomes_of(sample: nd.Sample, drawn: object, parents: Sequence[Any], run: Surroundings) -> Any:
     """All outcomes of every draw, `(outcomes, *plates, ...)`.
 
     Raises:
@@ -59,7 +60,7 @@ def outcomes_of(sample: nd.Sample, drawn: Any, parents: Sequence[Any], run: Any)
     return pytree.tree_unflatten(expanded, spec)
 
 
-def outcomes_at(sample: nd.Sample, parents: Sequence[Any], run: Any) -> Any:
+def outcomes_at(sample: nd.Sample, parents: Sequence[Any], run: Surroundings) -> Any:
     """The same, with one entry along the plates on which all draws have the same parents."""
     law = sample.law
     try:

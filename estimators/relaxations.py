@@ -81,7 +81,7 @@ class LogOdds(nd.Node):
     def infer_axes(self) -> Axes:
         return union([alternatives(self.sample)], self.sample.plates)
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         drawn, noise, *parents = values
         built = coins(self.sample, parents, run, self.estimator)
         odds, probability = (entries(self.sample, x, drawn) for x in (built.logits, built.probs))
@@ -102,7 +102,7 @@ class Soft(nd.Node):
     def infer_axes(self) -> Axes:
         return self.inputs[0].axes
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         odds, temperature = values
         return torch.sigmoid(odds / temperature)
 
@@ -117,7 +117,7 @@ class Setting(nd.Node):
         self.value = value
         super().__init__(str(value), 0, [])
 
-    def evaluate(self, run: Any, values: list[Any]) -> float:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> float:
         return self.value
 
 

@@ -75,7 +75,7 @@ class Scaled(nd.Node):
     def infer_axes(self) -> Axes:
         return self.inputs[0].axes
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         return map_tensors(lambda leaf: leaf * values[1], values[0])
 
 
@@ -96,7 +96,7 @@ class Called(nd.Node):
     def infer_axes(self) -> Axes:
         return (self.inputs[0].axes[0], *self.kept)
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         odds, *given = values
         lead = 1 + len(self.kept)
         odds = odds.movedim(self.order, list(range(1, 1 + len(self.order))))
@@ -120,7 +120,7 @@ class Conditioned(ZeroMean):
     def mixes(self) -> Axes:
         return self.gone
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         term, ratio, *controls = values
         box, place = ratio.exp(), itertools.count()
         return map_tensors(lambda _: self._of_leaf(controls, next(place), box), term)

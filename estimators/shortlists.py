@@ -111,7 +111,7 @@ class Chosen(nd.Node):
     def infer_axes(self) -> Axes:
         return union([alternatives(self.sample)], self.sample.plates)
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         return map_tensors(lambda leaf: leaf.movedim(len(self.sample.plates), 0), values[0].outcomes)
 
 
@@ -125,7 +125,7 @@ class ComparedChanges(Changes):
     def __init__(self, site: Site, outcomes: nd.Node) -> None:
         super().__init__(site, outcomes, site.noise)
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         outcomes, *parents, chosen = values
         weights = chosen.weights.movedim(-1, 0)
         probability = probabilities(self.sample, outcomes, self.parents, parents, run)

@@ -8,6 +8,7 @@ from .explain.drawing import draw
 from .explain.mermaid import mermaid
 from .ir.declaration import Declaration
 from .language.words import declare
+from .prove.shares import shares
 from .run.choices import Given
 from .run.compiled import Compiled
 
@@ -61,7 +62,7 @@ class Graph(Declaration):
                 f"{self.name}: give an estimator, for instance sg.LOO(), or one for each sample node by name: "
                 f"{self.name}.compile(sg.LOO())"
             )
-        return Compiled(self, estimators, wrt, lowering)
+        return Compiled(self, estimators, wrt, lowering, shares)
 
     def __call__(self, *inputs: Any) -> Any:
         """A graph is no function of values: compile it first."""

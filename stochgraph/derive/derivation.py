@@ -24,12 +24,11 @@ from ..ir import nodes as nd
 from ..ir.paths import descends_from, samples_in
 from ..surrogate.terms import Score
 from .boxes import NOTHING, Key, Pending
-from .boxing import box
-from .controlled import Controls
+from .boxing import Ratios, box
+from .controls import Controls
 from .deriving import Around
 from .estimator import SCORED, GradientEstimator, Made
 from .placement import Decision, Placement
-from .ratios import Ratios
 from .scopes import ObjectiveScope, Scope
 from .updates import compiled_update
 
@@ -153,9 +152,7 @@ class Derivation:
 
     def score(self, sample: nd.Sample) -> Score:
         """The log-probability of the sample's draws, its parents as this derivation has them."""
-        drawn = self.root.derive(sample)
-        parents = [self.derive(parent) for parent in sample.inputs]
-        return self.share(("score", sample, *parents), lambda: Score(sample, drawn, parents))
+        return self.ratios.score(sample)
 
     def noise(self, sample: nd.Sample) -> nd.Sample | None:
         """What the sample's estimator draws beside it."""

@@ -50,11 +50,13 @@ class Law(Protocol):
     """The interface of distributions: all that a sample node needs.
 
     Attributes:
+        source: the class, function or sampler that the user gave, if there is one.
         family: the class of distributions that it is, if it is one: then all is known of it before anything is built.
         time: whether a draw has a time axis of its own.
         fixed_support: whether its support is known to stay before anything is built.
     """
 
+    source: object = None
     family: type[Distribution] | None = None
     time: bool = False
     fixed_support: bool = True
@@ -120,7 +122,7 @@ class DistributionLaw(Law):
     """The law of `dist(*parents)`, `dist` being any function that returns a torch distribution of one draw."""
 
     def __init__(self, factory: Callable[..., Distribution]) -> None:
-        self.factory = factory
+        self.factory = self.source = factory
         self.is_class = isinstance(factory, type) and issubclass(factory, Distribution)
         self.family = factory if self.is_class else None  # type: ignore[assignment]
         # A support that depends on parameters is a property, which the class itself holds unevaluated.
@@ -332,7 +334,7 @@ class SamplerLaw(Law):
     """The law of a `stochgraph.Sampler`."""
 
     def __init__(self, sampler: Sampler) -> None:
-        self.sampler = sampler
+        self.sampler = self.source = sampler
         self.time = sampler.time
 
     def event_dims(self, arguments: Call) -> None:

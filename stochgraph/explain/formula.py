@@ -1,5 +1,6 @@
 """The derived surrogate as a formula."""
 
+from collections.abc import Iterable
 from typing import Any
 
 from ..ir import nodes as nd
@@ -18,10 +19,12 @@ def latex(compiled: Any) -> str:
     Raises:
         CompileError: a kind of node that has no formula.
     """
-    return _Printer(compiled).print()
+    return Printer(compiled).print()
 
 
-class _Printer:
+class Printer:
+    """Writes the nodes of a compiled graph."""
+
     def __init__(self, compiled: Any) -> None:
         self.root = compiled._root
         self.wrt = ", ".join(symbol(name) for name in compiled.wrt)
@@ -35,6 +38,7 @@ class _Printer:
         self.index |= {axis: "t" + "'" * i for i, axis in enumerate(times)}
 
     def print(self) -> str:
+        """The updates, then the gradient."""
         objective = self.text(self.root)
         updates = list(self.updates.values())
         if len(updates) > _MOST_UPDATES:
@@ -57,7 +61,11 @@ class _Printer:
         """The draws of a sample."""
         letters = [self.index[axis] for axis in node.axes]
         subscript = "".join((renamed or {}).get(i, i) for i in letters)
-        return symbol(node.name, subscript)
+        return self.marked("draw", [node.name], symbol(node.name, subscript))
+
+    def marked(self, word: str, names: Iterable[str], text: str) -> str:
+        """A part that can be pointed at, in a formula that is to be."""
+        return text
 
     def update(self, node: CompiledUpdate) -> str:
         """The name of an update, its line made."""
@@ -83,4 +91,4 @@ class _Printer:
         if node.detach:
             moved = rf"\mathrm{{stop}}\big({moved}\big)"
         del self.updates[node]
-        self.updates[node] = f"{symbol(node.name)} &= {start}{moved}"
+        self.updates[node] = f"{symbol(node.name)} &= {self.marked('direction', [node.name], start + moved)}"

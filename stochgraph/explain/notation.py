@@ -1,6 +1,6 @@
 """The formula of every kind of node, declared and derived. A kind that has none here is refused by name."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import singledispatch
 from typing import Protocol
 
@@ -38,6 +38,9 @@ class Writing(Protocol):
 
     def update(self, node: CompiledUpdate) -> str:
         """The name of an update, its line made."""
+
+    def marked(self, word: str, names: Iterable[str], text: str) -> str:
+        """A part that can be pointed at: the "box" or "draw" of samples, the "direction" of an update."""
 
 
 def is_atom(node: nd.Node) -> bool:
@@ -157,7 +160,10 @@ def _total(node: Total, writing: Writing, depth: int) -> str:
 @written.register
 def _box(node: Box, writing: Writing, depth: int) -> str:
     base = writing.bracket(node.inputs[0], depth + 1)  # its updates have their lines before those of the scores
-    return rf"{_factor(node.inputs[1], node, writing)} \, {base}"
+    factor = writing.marked(
+        "box", [weight.sample.name for weight in node.weights], _factor(node.inputs[1], node, writing)
+    )
+    return rf"{factor} \, {base}"
 
 
 @singledispatch
@@ -175,7 +181,8 @@ def _others(exponent: OtherScores, box: Box, writing: Writing) -> str:
 @written.register
 def _term(node: Term, writing: Writing, depth: int) -> str:
     sample = writing.indexed(node.weights[0].sample) if node.weights else ""
-    return node.formula(writing.text(node.inputs[0], depth + 1), sample)
+    formula = node.formula(writing.text(node.inputs[0], depth + 1), sample)
+    return writing.marked("box", [weight.sample.name for weight in node.weights], formula)
 
 
 @written.register
@@ -191,7 +198,7 @@ def _controlled(node: Controlled, writing: Writing, depth: int) -> str:
 
 @singledispatch
 def _added(control: nd.Node, writing: Writing) -> str:
-    """What is added to a term, with its sign."""
+    """The formula of what is added to a term, with its sign."""
     raise _unknown(control)
 
 
@@ -235,7 +242,7 @@ def _update(node: CompiledUpdate, writing: Writing, depth: int) -> str:
 
 @singledispatch
 def direction(node: nd.Node, writing: Writing) -> tuple[str, str]:
-    r"""What stands in front of an update's objective: where it starts, and `\nabla` or `\arg\max`."""
+    r"""The formula in front of an update's objective: its start, and `\nabla` or `\arg\max`."""
     return "", r"\arg\max"
 
 

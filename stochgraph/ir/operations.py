@@ -23,7 +23,7 @@ class Linearity(Enum):
     IN_ALL = "in all together"
 
     def holds(self, places: Collection[int]) -> bool:
-        """Whether the value is affine in the operands at these places together.
+        """True if the value is affine in the operands at these places together.
 
         Example:
             >>> from stochgraph.ir.operations import Linearity

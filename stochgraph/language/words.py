@@ -335,6 +335,8 @@ def declare(fn: Callable[..., Any]) -> tuple[list[nd.Input], nd.Node, list[nd.Da
     declaration = Declaration()
     with declaration:
         inputs = [declaration.add(nd.Input(p, i, [])) for i, p in enumerate(_parameters(fn))]
+        for symbol in inputs:
+            symbol._node.declared_at = None  # by the head of the function, and by no line of it
         result = fn(*inputs)
     if not isinstance(result, Symbol):
         raise DeclarationError(
@@ -385,7 +387,7 @@ def _parameters(fn: Callable[..., Any]) -> list[str]:
 
 
 def _symbol(x: object, word: str) -> Symbol:
-    """What a word is given, which must be a symbol."""
+    """The argument of a word, which must be a symbol."""
     if not isinstance(x, Symbol):
         raise DeclarationError(f"sg.{word} takes a node of the graph, got {type(x).__name__}")
     return x

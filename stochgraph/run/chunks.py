@@ -18,11 +18,11 @@ from .passes import recorded
 @short_tracebacks()
 def accumulate(
     compiled: Compiled,
-    *inputs: Any,
+    *inputs: object,
     over: str,
     trace: Trace | None = None,
     chunk: int | None = None,
-    generator: Any = None,
+    generator: torch.Generator | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> tuple[Tensor, Any]:
     r"""`Compiled.value_and_grad`, differentiated in chunks of a plate: memory does not grow with the plate.
@@ -118,7 +118,7 @@ def chunks(compiled: Compiled, trace: Trace, *, over: str, chunk: int | None = N
 
 
 def chunk_size(compiled: Compiled, trace: Trace, over: str, inputs: Sequence[Any] | None = None) -> int:
-    """How many entries of a plate one chunk has by default: those for which the largest node has 8000 entries.
+    """The entries of a plate in one chunk, by default: those for which the largest node has 8000 entries.
 
     A draw is an entry, and so is each of its time steps. That is for layers of 64 units; where the inputs are known and
     their layers are wider or narrower, a chunk has so many fewer or more: it is numbers that memory holds. A layer has
@@ -163,6 +163,6 @@ def _cut(compiled: Compiled, trace: Trace, over: str, chunk: int | None) -> Iter
         yield weight, part
 
 
-def _check(chunk: Any, over: str) -> None:
+def _check(chunk: object, over: str) -> None:
     if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
         raise SamplingError(f"chunk={chunk!r}: a chunk of the plate {over!r} needs at least one entry")

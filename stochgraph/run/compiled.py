@@ -1,7 +1,8 @@
 """Compiled graphs: sampling, surrogates and gradients."""
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -11,10 +12,13 @@ from ..derive.estimator import plain
 from ..derive.printed import printed
 from ..errors.exceptions import SamplingError
 from ..errors.failures import short_tracebacks
-from ..explain.explanation import explain
+from ..explain.explanation import Explanation, explain
+from ..explain.magnitudes import Group
+from ..explain.report import report
 from ..ir.declaration import Declaration
 from ..ir.paths import samples_in
 from ..ir.traces import Trace
+from ..source.module import Source, source
 from .choices import Given, assigned, check, choose_inputs, constant_updates, given_estimators
 from .cuts import Cuts
 from .estimates import Estimates
@@ -25,6 +29,20 @@ from .lowered import Lowered, held_still, lowering_of
 from .passes import recorded, seeded
 from .surrogates import Surrogate
 from .values import Values
+
+
+class Shares(Protocol):
+    """Whoever works out what every group of a ledger's rows gives: by the proofs, which know compiled graphs."""
+
+    def __call__(
+        self,
+        compiled: "Compiled",
+        inputs: Sequence[object],
+        sizes: Mapping[str, int] | None,
+        repeats: int | None,
+        generator: torch.Generator | None,
+        max_outcomes: int | None,
+    ) -> tuple[Group, ...]: ...
 
 
 class Compiled:
@@ -54,10 +72,12 @@ class Compiled:
         self,
         graph: Declaration,
         estimators: Given,
-        wrt: str | tuple[str, ...] | None = None,
-        lowering: str = "never",
+        wrt: str | tuple[str, ...] | None,
+        lowering: str,
+        shares: Shares,
     ) -> None:
         self.graph = graph
+        self._shares = shares
         self.wrt = choose_inputs(graph, wrt)
         given = given_estimators(graph, estimators)
         self.estimators = assigned(graph, given, self.wrt)
@@ -76,7 +96,7 @@ class Compiled:
 
     @short_tracebacks()
     def sample(
-        self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
+        self, *inputs: object, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
     ) -> Trace:
         """Draw every sample node once.
 
@@ -101,7 +121,7 @@ class Compiled:
                 return self._values.trace(run)
 
     @short_tracebacks()
-    def surrogate(self, *inputs_and_trace: Any) -> Tensor:
+    def surrogate(self, *inputs_and_trace: object) -> Tensor:
         """The scalar whose gradient with respect to the inputs is the estimate: `surrogate(*inputs, trace)`.
 
         A pure function. At the inputs that drew the trace its value is the objective's; at others it is importance
@@ -110,7 +130,8 @@ class Compiled:
         Raises:
             SamplingError: a log-probability is not finite, or the trace lacks a sample node.
         """
-        *inputs, trace = inputs_and_trace
+        *inputs, last = inputs_and_trace
+        trace = cast(Trace, last)
         missing = [name for name in self._values.draws if name not in getattr(trace, "draws", ())]
         if missing:
             raise SamplingError(
@@ -128,7 +149,7 @@ class Compiled:
 
     @short_tracebacks()
     def value_and_grad(
-        self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
+        self, *inputs: object, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
     ) -> tuple[Tensor, Any]:
         """One estimate, of any number of tasks.
 
@@ -156,7 +177,7 @@ class Compiled:
     @short_tracebacks()
     def loss(
         self,
-        *inputs: Any,
+        *inputs: object,
         generator: torch.Generator | None = None,
         sizes: Mapping[str, int] | None = None,
         return_trace: bool = False,
@@ -215,7 +236,7 @@ class Compiled:
         return hand_over(self.graph.name, *self._estimates.fresh(point, generator, sizes), leaves)
 
     @short_tracebacks()
-    def lower(self, *inputs: Any, trace: Trace | None = None, sizes: Mapping[str, int] | None = None) -> Lowered:
+    def lower(self, *inputs: object, trace: Trace | None = None, sizes: Mapping[str, int] | None = None) -> Lowered:
         """The gradient as a flat program of tensor operations, for inputs like these: the same bits, without Python.
 
         What is recorded is one call: its operations, below autograd and `torch.vmap`. A call whose shapes, dtypes or
@@ -252,9 +273,111 @@ class Compiled:
             point = self._inputs.point("lower", inputs)
             return Lowered(self, point, checked_sizes(self.graph, sizes), trace and held_still(trace))
 
-    def explain(self) -> Any:
-        """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula."""
-        return explain(self)
+    def source(self) -> Source:
+        """The surrogate as a person would have written it: a Python module as text, which needs torch only.
+
+        The module defines `surrogate(*inputs, trace, **functions)`, with the value and the gradient of `surrogate`
+        here. `trace` is a dict: `draws`, and the `log_probs` and `noise` of a trace where it has them. What text
+        cannot hold (functions, the `log_prob` of samplers, large constants) are keyword arguments, listed in the
+        module's `FUNCTIONS`; those of this graph are the attribute `functions` of the text. Functions return real
+        numbers or, where they are not averaged, whole ones.
+
+        Raises:
+            CompileError: a solution of `argmax`, or an estimator's node that is not written; the message names it.
+
+        Example:
+            >>> import torch, stochgraph as sg
+            >>> from torch.distributions import Bernoulli
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     x = sg.sample("x", Bernoulli, logits=theta, n=10)
+            ...     return torch.exp(sg.mean(x))
+            >>> compiled, theta = objective.compile(sg.LSF()), torch.tensor(0.3)
+            >>> text, trace = compiled.source(), compiled.sample(theta)
+            >>> print(text[text.index("    log_p_x"):])
+                log_p_x = Bernoulli(logits=theta).log_prob(x)
+                # x: counted once, linearised at the mean over x
+                box_x = torch.exp(log_p_x - log_probs.get("x", log_p_x.detach()))
+                return torch.exp((box_x * x).mean())
+            <BLANKLINE>
+            >>> module = {}
+            >>> exec(text, module)
+            >>> bool(module["surrogate"](theta, trace._asdict(), **text.functions) == trace.value)
+            True
+        """
+        return source(self)
+
+    @short_tracebacks()
+    def explain(
+        self,
+        *inputs: Any,
+        sizes: Mapping[str, int] | None = None,
+        repeats: int | None = None,
+        generator: torch.Generator | None = None,
+        max_outcomes: int | None = None,
+    ) -> Explanation:
+        """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula.
+
+        With inputs also how much of the gradient each group of rows gives there, `rows`: exactly, where the joint
+        outcomes can be listed and are few, else from draws, with standard errors.
+
+        Args:
+            *inputs: the inputs of the graph; none for the ledger alone. For exact figures use float64.
+            sizes: sizes of plates by name, in place of the declared ones.
+            repeats: how many draws, at least 2; default: exact if possible, else 200.
+            generator: source of randomness of the draws; default: torch's default generators.
+            max_outcomes: the most joint outcomes that are listed; default: 20,000.
+
+        Raises:
+            SamplingError: as in `sample`.
+            ValueError: one draw.
+
+        Example:
+            >>> import torch, stochgraph as sg
+            >>> from torch.distributions import Bernoulli
+            >>> @sg.graph
+            ... def objective(logit):
+            ...     x = sg.sample("x", Bernoulli, logits=logit, n=3)
+            ...     return sg.mean(x) ** 2 + 0.1 * logit
+            >>> explained = objective.compile(sg.SF()).explain(torch.tensor(0.0, dtype=torch.float64))
+            >>> for row in explained.rows:
+            ...     print(row)
+            x, once: 71.4 %
+            values, once: 28.6 %
+        """
+        if not inputs:
+            return explain(self)
+        return explain(self, self._shares(self, inputs, sizes, repeats, generator, max_outcomes))
+
+    def report(self, path: str | Path) -> Path:
+        """Write a report, one page of HTML that fetches nothing: picture, ledger, formula, and the declaring lines.
+
+        Pointing at a path of the ledger lights up its nodes, the terms of the formula that count it, and its lines; a
+        click keeps them lit, and the address of the page then names the path.
+
+        Args:
+            path: the file to write, `report.html` for instance.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            ImportError: the extra `plot` is not installed.
+
+        Example:
+            >>> import tempfile, torch, stochgraph as sg
+            >>> from torch.distributions import Normal
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     return sg.mean(sg.sample("x", Normal, theta, 1.0, n=100)) ** 2
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     page = objective.compile(sg.LSF()).report(f"{folder}/report.html").read_text()
+            >>> page.count("<svg"), page.count("<math"), page.count("<tr id=")
+            (1, 1, 1)
+        """
+        written = Path(path)
+        written.write_text(report(self, self.explain(), self.estimators), encoding="utf-8")
+        return written
 
     def show(self, stage: str) -> str:
         """What a pass of the compiler decided, in lines.

@@ -185,7 +185,7 @@ class Run:
         self._note_sizes(node, value)
         return value
 
-    def _note_sizes(self, node: nd.Sample, value: Any) -> None:
+    def _note_sizes(self, node: nd.Sample, value: object) -> None:
         for leaf in tensors(value)[:1]:
             for axis, size in zip(node.axes, leaf.shape, strict=False):
                 known = self.sizes.setdefault(axis, size)
@@ -268,7 +268,7 @@ if hasattr(os, "register_at_fork"):  # a fork has this thread alone, whoever hel
     os.register_at_fork(after_in_child=_DRAWING._at_fork_reinit)  # type: ignore[attr-defined]
 
 
-def seeded(generator: torch.Generator | None, inputs: Any) -> AbstractContextManager[Any]:
+def seeded(generator: torch.Generator | None, inputs: object) -> AbstractContextManager[Any]:
     """Let torch's default generators continue `generator`, and hand the state back to it afterwards.
 
     Distributions draw from the default generators only. The default state of the caller is left as it was.
@@ -283,7 +283,7 @@ def seeded(generator: torch.Generator | None, inputs: Any) -> AbstractContextMan
 
 
 @contextmanager
-def _continuing(generator: torch.Generator, inputs: Any) -> Iterator[None]:
+def _continuing(generator: torch.Generator, inputs: object) -> Iterator[None]:
     devices = {leaf.device for leaf in tensors(inputs) if leaf.is_cuda}
     with _DRAWING, torch.random.fork_rng(devices=[d.index or 0 for d in devices]):
         if generator.device.type == "cpu":
