@@ -232,6 +232,15 @@ def test_one_call_a_trace_chunks_and_a_flat_program_agree():
     assert torch.equal(flat.value_and_grad(theta, generator=seed(), sizes={"task": 6})[1], grad)
 
 
+@pytest.mark.parametrize("estimator", [sg.REBAR(1.0), sg.RELAX(lambda z: z.sigmoid().sum()), sg.DisARM()])
+def test_all_that_is_added_belongs_to_the_draw(estimator):
+    """Of the shares: the control's mean is 0, and its part of the variance is that of the draw's row."""
+    (row,) = sg.verify(pair.compile(estimator), THETA, quadrature=6).rows
+    assert (row.sample, row.counted) == ("x", "once")
+    assert row.share == pytest.approx(1.0, abs=1e-6)
+    assert row.variance_share == pytest.approx(1.0, abs=1e-12)
+
+
 def test_what_it_says():
     explained = pair.compile(sg.REBAR()).explain()
     assert explained.unbiased
