@@ -162,11 +162,12 @@ class ComparedWithRelaxed(GradientEstimator):
                     f"{self.relaxed.name} on sample {sample.name!r}: {name!r} is no input of the graph; its inputs are "
                     f"{', '.join(routes.inputs)}"
                 )
-        if self.relaxed.temperature is not None and not routes.arrive(sample):
+        flat = routes.flat_behind(sample)
+        if self.relaxed.temperature is not None and flat is not None:
             raise CompileError(
-                f"{self.relaxed.name} on sample {sample.name!r} (axes: {describe(sample.axes)}): a relaxed draw has no "
-                f"differentiable path to the objective {routes.objective.name!r}; it only meets operations without a "
-                "derivative, or a stop. Use DisARM or Enumerate for this node"
+                f"{self.relaxed.name} on sample {sample.name!r} (axes: {describe(sample.axes)}): its draws meet "
+                f"{flat.name!r}, through which a relaxed draw has no derivative, so that the estimate would be biased. "
+                "Use RELAX without a temperature, DisARM or Enumerate for this node"
             )
 
     def __repr__(self) -> str:
@@ -198,7 +199,8 @@ def REBAR(temperature: float | str = 0.5, scale: float | str = 1.0) -> ComparedW
             estimates that of the variance.
 
     Raises:
-        CompileError: another distribution than Bernoulli; no differentiable path; a direct child that cannot be reused.
+        CompileError: another distribution than Bernoulli; an operation without a derivative behind the draws, or a
+            stop; a direct child that cannot be reused.
         SamplingError: another distribution that a function builds.
 
     References:
@@ -248,8 +250,8 @@ def RELAX(
         scale: what they are multiplied with.
 
     Raises:
-        CompileError: another distribution than Bernoulli; with a temperature, no differentiable path, or a direct child
-            that cannot be reused.
+        CompileError: another distribution than Bernoulli; with a temperature, an operation without a derivative behind
+            the draws, a stop, or a direct child that cannot be reused.
         SamplingError: another distribution that a function builds.
 
     References:

@@ -258,12 +258,21 @@ def test_what_is_refused():
     def flat(logit):
         return sg.apply(torch.ge, sg.sample("x", Bernoulli, logits=logit), 0.5) * 1.0
 
+    @sg.graph
+    def stopped(logit):
+        x = sg.sample("x", Bernoulli, logits=logit)
+        return x * sg.stop(x + 0.5)
+
     with pytest.raises(sg.CompileError, match=r"REBAR on sample 'x' \(axes: none\): Categorical is not Bernoulli"):
         arms.compile(sg.REBAR())
     with pytest.raises(sg.CompileError, match=r"RELAX on sample 'x' \(axes: none\): Categorical is not Bernoulli"):
         arms.compile(sg.RELAX(torch.tanh))
-    with pytest.raises(sg.CompileError, match="a relaxed draw has no differentiable path to the objective 'mul'"):
-        flat.compile(sg.REBAR())
+    for graph, node in ((flat, "ge"), (stopped, "stop")):
+        with pytest.raises(sg.CompileError, match=f"'x' .* meet '{node}.*, through which a relaxed draw has no deriv"):
+            graph.compile(sg.REBAR())
+        with pytest.raises(sg.CompileError, match=f"'x' .* meet '{node}.* Use RELAX without a temperature"):
+            graph.compile(sg.RELAX(torch.tanh, temperature=1.0))
+    assert sg.verify(stopped.compile(sg.RELAX(lambda z: z.sigmoid())), THETA, quadrature=12).relative_bias < CLOSE
     with pytest.raises(sg.VerificationError, match=r"'x noise' .* verify\(quadrature=8\)"):
         sg.verify(single.compile(sg.REBAR()), THETA)
     with pytest.raises(sg.CompileError, match=r"REBAR on sample 'x': 'tau' is no input of the graph; .* are logit"):
