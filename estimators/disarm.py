@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..derive.controls import ZeroMean
 from ..derive.estimator import Control, GradientEstimator, Site
+from ..derive.papers import NEURIPS, Paper
 from ..derive.routes import Routes
 from ..derive.substitutions import alternatives
 from ..distributions.interfaces import SampleNode, Surroundings
@@ -60,8 +61,21 @@ class PartnerLaw(LawBeside):
         return Partner(both, probability.expand(2, *probability.shape)), probability.dim() - len(node.plates)
 
 
+DONG_2020 = Paper(
+    "dong2020disarm",
+    "Zhe Dong and Andriy Mnih and George Tucker",
+    "{DisARM}: An antithetic gradient estimator for binary latent variables",
+    NEURIPS,
+    2020,
+)
+
+
 class Coupled(GradientEstimator):
     """Compares Bernoulli draws with antithetic partners. Made by `DisARM`."""
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        return (DONG_2020, *super().papers)
 
     def check(self, sample: nd.Sample, routes: Routes) -> None:
         super().check(sample, routes)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..derive.estimator import GradientEstimator, Site
+from ..derive.papers import ICML, NEURIPS, Paper
 from ..derive.routes import Routes
 from ..errors.exceptions import CompileError
 from ..ir import nodes as nd
@@ -11,12 +12,39 @@ from .outcomes import Changes, not_finite, outcomes_of
 from .replaced import AtParents, Replaced
 from .shortlists import Chosen, ComparedChanges, shortlists_of
 
+TITSIAS_2015 = Paper(
+    "titsias2015local",
+    "Michalis K. Titsias and Miguel Lázaro-Gredilla",
+    "Local expectation gradients for black box variational inference",
+    NEURIPS,
+    2015,
+)
+TOKUI_2017 = Paper(
+    "tokui2017evaluating",
+    "Seiya Tokui and Issei Sato",
+    "Evaluating the variance of likelihood-ratio gradient estimators",
+    ICML,
+    2017,
+)
+LIU_2019 = Paper(
+    "liu2019rao",
+    "Runjing Liu and Jeffrey Regier and Nilesh Tripuraneni and Michael I. Jordan and Jon McAuliffe",
+    "{Rao-Blackwellized} stochastic gradients for discrete distributions",
+    ICML,
+    2019,
+)
+
 
 @dataclass(frozen=True)
 class Enumeration(GradientEstimator):
     """Sums over the outcomes of each draw. Made by `Enumerate`."""
 
     top: int | None = None
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        found = (TITSIAS_2015, TOKUI_2017, *super().papers)
+        return found if self.top is None else (LIU_2019, *found)
 
     def check(self, sample: nd.Sample, routes: Routes) -> None:
         super().check(sample, routes)

@@ -7,12 +7,28 @@ from typing import ClassVar
 from torch.distributions import Independent
 
 from ..derive.estimator import GradientEstimator
+from ..derive.papers import ICLR, Paper
 from ..derive.routes import Routes
 from ..distributions.laws import DistributionLaw
 from ..distributions.relaxed import FAMILIES, RelaxedLaw, unrelaxed, unscored
 from ..errors.exceptions import CompileError
 from ..ir import nodes as nd
 from ..tensors.axes import describe
+
+JANG_2017 = Paper(
+    "jang2017categorical",
+    "Eric Jang and Shixiang Gu and Ben Poole",
+    "Categorical reparameterization with {Gumbel-Softmax}",
+    ICLR,
+    2017,
+)
+MADDISON_2017 = Paper(
+    "maddison2017concrete",
+    "Chris J. Maddison and Andriy Mnih and Yee Whye Teh",
+    "The concrete distribution: A continuous relaxation of discrete random variables",
+    ICLR,
+    2017,
+)
 
 
 @dataclass(frozen=True, repr=False)
@@ -22,6 +38,10 @@ class RelaxedDraws(GradientEstimator):
     scored: ClassVar[bool] = False
     temperature: float
     hard: bool
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        return (JANG_2017, MADDISON_2017)
 
     def draw(self, sample: nd.Sample) -> nd.Sample:
         assert isinstance(sample.law, DistributionLaw)

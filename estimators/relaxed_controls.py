@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..derive.controls import ZeroMean
 from ..derive.estimator import Control, GradientEstimator, Site
+from ..derive.papers import ICLR, NEURIPS, Paper
 from ..derive.routes import Routes
 from ..errors.exceptions import CompileError
 from ..ir import nodes as nd
@@ -28,6 +29,21 @@ from .coins import refuse_others
 from .relaxations import LogOdds, Soft, setting, uniforms_of
 
 Learned = Callable[..., Tensor]
+
+TUCKER_2017 = Paper(
+    "tucker2017rebar",
+    "George Tucker and Andriy Mnih and Chris J. Maddison and Dieterich Lawson and Jascha Sohl-Dickstein",
+    "{REBAR}: Low-variance, unbiased gradient estimates for discrete latent variable models",
+    NEURIPS,
+    2017,
+)
+GRATHWOHL_2018 = Paper(
+    "grathwohl2018backpropagation",
+    "Will Grathwohl and Dami Choi and Yuhuai Wu and Geoffrey Roeder and David Duvenaud",
+    "Backpropagation through the void: Optimizing control variates for black-box gradient estimation",
+    ICLR,
+    2018,
+)
 
 
 @dataclass(frozen=True)
@@ -145,6 +161,11 @@ class ComparedWithRelaxed(GradientEstimator):
     """The score function with relaxed coins as its control variate. Made by `REBAR` and `RELAX`."""
 
     relaxed: RelaxedControl
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        learned = () if self.relaxed.learned is None else (GRATHWOHL_2018,)
+        return (*learned, TUCKER_2017, *super().papers)
 
     @property
     def control(self) -> Control:

@@ -51,7 +51,7 @@ class Graph(Declaration):
             wrt: the inputs to differentiate, by name; default: the first.
             lowering: how gradients are computed. "never": interpreted; "auto": by a flat program as soon as a
                 signature has been called 20 times, the same bits; "flat": from the first call on, and it raises where
-                it cannot. See `Compiled.lower`.
+                it cannot; "inductor": the same through `torch.compile`, to rounding. See `Compiled.lower`.
 
         Raises:
             CompileError: no estimators, an estimator for a node that does not exist, a node without one, or an

@@ -296,7 +296,7 @@ def test_what_is_not_written_is_refused_in_words(graph, estimator, words) -> Non
 
 def test_the_readme_shows_a_source_as_it_is() -> None:
     shown, module = README.read_text(), dict[str, Any]()
-    declared = shown[shown.index("rewards = torch.tensor([0.1") : shown.index("print(popular.explain())")]
+    declared = shown[shown.index("rewards = torch.tensor([0.1") : shown.index("print(popular.explain(")]
     exec("import torch\nimport stochgraph as sg\nfrom torch.distributions import Categorical\n" + declared, module)
     source = module["popular"].source()
     assert f"```python\n{source[source.index('def surrogate') :]}```" in shown

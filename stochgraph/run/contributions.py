@@ -103,7 +103,11 @@ class Contributions:
             start, pull = torch.func.vjp(given, point)[:2]
             zeros = [[torch.zeros_like(leaf) for leaf in leaves] for leaves in start]
             weights = torch.func.grad(objective)(zeros)
-            return {source: pull(_only(source, entries, weights))[0] for source in dict(entries)}
+            sources = list(dict(entries))
+            places = torch.tensor([sources.index(source) for source, _ in entries], device=point.device)
+            numbers = torch.arange(len(sources), device=point.device)
+            found = torch.vmap(lambda number: pull(_only(places == number, weights))[0])(numbers)
+            return dict(zip(sources, found, strict=True))
 
     def _named(self, inputs: Sequence[Any]) -> dict[str, Any]:
         return self.compiled._inputs.named(inputs)
@@ -231,9 +235,7 @@ def _changed(tree: Any, changes: _Leaves) -> Any:
     return pytree.tree_map(lambda leaf: leaf + next(supply) if _is_float(leaf) else leaf, tree)
 
 
-def _only(source: Source, entries: Sequence[_Entry], weights: Sequence[_Leaves]) -> list[_Leaves]:
-    """The weights of one source, zeros for the others."""
-    return [
-        leaves if entry[0] == source else [torch.zeros_like(leaf) for leaf in leaves]
-        for entry, leaves in zip(entries, weights, strict=True)
-    ]
+def _only(chosen: Tensor, weights: Sequence[_Leaves]) -> list[_Leaves]:
+    """The weights of the chosen entries, zeros for the others."""
+    pairs = zip(chosen.unbind(), weights, strict=True)
+    return [[torch.where(one, leaf, torch.zeros_like(leaf)) for leaf in leaves] for one, leaves in pairs]
