@@ -41,7 +41,7 @@ class Graph(Declaration):
     """A stochastic computation graph with one objective. Made by `stochgraph.graph`."""
 
     def compile(
-        self, estimators: Given | None = None, wrt: str | tuple[str, ...] | None = None, lowering: str = "never"
+        self, estimators: Given | None = None, wrt: str | tuple[str, ...] | None = None, lowering: str = "auto"
     ) -> Compiled:
         """Derive the surrogate. See `stochgraph.Compiled`.
 
@@ -64,7 +64,7 @@ class Graph(Declaration):
             )
         return Compiled(self, estimators, wrt, lowering, shares)
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: object) -> Any:
         """A graph is no function of values: compile it first."""
         raise TypeError(f"{self.name} is a declared graph: compile it first, {self.name}.compile(sg.SF()).sample(...)")
 

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Gumbel, LogNormal, MultivariateNormal, Normal, Uniform
 
 import stochgraph as sg
+from tests import problems
 
 F64 = torch.float64
 THETA = torch.tensor([0.3, -0.2, 0.1], dtype=F64)
@@ -35,6 +36,15 @@ def pathwise_update(theta):
     x = sg.sample("x", Normal, theta[0], 1.0, n=4)
     adapted = sg.descend(theta, sg.mean((x - theta[1]) ** 2) * theta[2], lr=0.1)
     return sg.mean(sg.sample("y", Normal, adapted[0], 1.0, n=2)) * adapted[1]
+
+
+@sg.graph
+def pathwise_vectors(theta):
+    """Noise of vectors, in plates that torch draws in another order, and a constant with a dimension of one draw."""
+    task = sg.sample("task", Normal, theta, 1.0, n=3)
+    y = sg.sample("y", Normal, task, 0.5, n=4)
+    z = sg.sample("z", Normal, sg.apply(torch.sum, task), torch.tensor([1.0, 2.0, 3.0], dtype=F64), n=3)
+    return sg.mean(sg.apply(lambda y, z: (y * torch.sin(z)).sum(), y, z))
 
 
 @sg.graph
@@ -97,6 +107,14 @@ def across(theta):
 
 
 @sg.graph
+def prior(theta):
+    """The density of a draw whose distribution has numbers for parameters, of which none is a binary fraction."""
+    z = sg.sample("z", Normal, 0.1, 0.7, n=3)
+    y = sg.sample("y", Normal, theta[0] * z, 0.3)
+    return sg.mean(torch.exp(sg.log_prob(z)) * y)
+
+
+@sg.graph
 def counts(theta):
     """Truth values and integers that are added, multiplied and averaged."""
     x = sg.sample("x", Categorical, logits=theta, n=4)
@@ -140,6 +158,7 @@ def stepped(theta):
 TREE = {"a": THETA[0], "b": THETA[1:]}
 CASES = {
     "pathwise": Case(pathwise, (THETA,), sg.PW()),
+    "pathwise, vectors": Case(pathwise_vectors, (THETA,), sg.PW()),
     "pathwise, functions": Case(pathwise_functions, (THETA,), sg.PW()),
     "pathwise, in an update": Case(pathwise_update, (THETA,), sg.PW()),
     "vectors, SF": Case(vectors, (THETA,), sg.SF()),
@@ -149,6 +168,7 @@ CASES = {
     "tree": Case(tree, (TREE,), sg.LSF()),
     "learned rate": Case(learned_rate, (THETA, torch.tensor(0.3, dtype=F64)), sg.SF()),
     "data": Case(data, (THETA, ROWS), sg.SF()),
+    "prior": Case(prior, (THETA,), sg.SF()),
     "across": Case(across, (THETA,), sg.SF()),
     "counts": Case(counts, (THETA,), sg.SF()),
     "log-mean-exp": Case(log_mean_exp, (THETA,), sg.LSF()),
@@ -156,5 +176,8 @@ CASES = {
     "EMAML": Case(stepped, (THETA,), sg.EMAML()),
     "SG-MRL as published": Case(stepped, (THETA,), sg.SGMRLPublished()),
     "first order": Case(stepped, (THETA,), sg.FirstOrder()),
+    "compared, SF": Case(problems.mdp(2, m=3), (problems.MDP_THETA,), {"D": sg.SF(), "tau": sg.SF("loo")}),
+    "compared, LSF": Case(problems.mdp(2, m=3), (problems.MDP_THETA,), sg.LSF(control_variate=True)),
+    "compared, LOO": Case(problems.bandit(2, m=2), (THETA,), {"D1": sg.LOO(), "D2": sg.LOO(), "tau": sg.SF("mean")}),
     "one by one": Case(stepped, (THETA,), {"x": sg.PW(), "y": sg.SF()}),
 }

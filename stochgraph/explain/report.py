@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..ir.declaration import Declaration
+from .derived import Derived
 from .drawing import draw, edge_id, node_id
 from .explanation import Explanation
 from .folding import folded
 from .grid import numbered
 from .ledger import Row
-from .marks import Derived, mathml, term_of
+from .marks import mathml, term_of
 from .page import PAGE, SCRIPT, STYLE
 from .sources import Source, sources
 

@@ -71,7 +71,7 @@ def aligned(base: Text, axes: Axes, target: Axes, padding: int = 0) -> Text:
 
 
 def split(code: str, width: int) -> list[str]:
-    """A statement on one line, or on three where it is long: the last of its brackets opened that holds something."""
+    """A statement on one line, or on several where it is long: the last of its brackets opened that holds something."""
     if len(code) <= width:
         return [code]
     spans: list[tuple[int, int]] = []
@@ -87,7 +87,8 @@ def split(code: str, width: int) -> list[str]:
         return [code]
     fitting = [span for span in spans if span[0] < width]
     start, end = fitting[-1] if fitting else spans[-1]
-    return [code[: start + 1], f"    {code[start + 1 : end]}", code[end:]]
+    inner = split(code[start + 1 : end], width - 4)
+    return [code[: start + 1], *(f"    {line}" for line in inner), code[end:]]
 
 
 def mapped(function: str, arguments: Sequence[tuple[Text, Axes]], axes: Axes) -> Text:
