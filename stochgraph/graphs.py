@@ -41,7 +41,7 @@ class Graph(Declaration):
     """A stochastic computation graph with one objective. Made by `stochgraph.graph`."""
 
     def compile(
-        self, estimators: Given | None = None, wrt: str | tuple[str, ...] | None = None, lowering: str = "never"
+        self, estimators: Given | None = None, wrt: str | tuple[str, ...] | None = None, lowering: str = "auto"
     ) -> Compiled:
         """Derive the surrogate. See `stochgraph.Compiled`.
 
@@ -64,7 +64,7 @@ class Graph(Declaration):
             )
         return Compiled(self, estimators, wrt, lowering, shares)
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: object) -> Any:
         """A graph is no function of values: compile it first."""
         raise TypeError(f"{self.name} is a declared graph: compile it first, {self.name}.compile(sg.SF()).sample(...)")
 
@@ -91,7 +91,7 @@ class Graph(Declaration):
         """
         return draw(self, legend, fold)
 
-    def to_mermaid(self, fold: bool = False) -> str:
+    def to_mermaid(self, fold: bool = False, direction: str = "TD") -> str:
         """The graph as a Mermaid flowchart, which code hosts show where it stands in a page of Markdown.
 
         It stands there as a block of code in the language `mermaid`. Plates and times are subgraphs, samples are round,
@@ -99,6 +99,7 @@ class Graph(Declaration):
 
         Args:
             fold: as for `draw`.
+            direction: "TD", from the top down, or "LR", from left to right.
 
         Returns:
             The text of the flowchart.
@@ -120,7 +121,7 @@ class Graph(Declaration):
                 n1 --> n2
                 ...
         """
-        return mermaid(self, fold)
+        return mermaid(self, fold, direction)
 
     def _repr_png_(self) -> bytes:
         return self.draw()._repr_png_()

@@ -264,9 +264,14 @@ def test_without_a_truth_nothing_is_drawn_of_bias():
     curves, biases, variances = panels(LSF=figures_of(bias=nan, bias_error=0.1))
     assert [text.get_text() for text in curves.texts] == ["not known"]
     assert [text.get_text() for text in biases.texts] == ["not\nknown"]
-    assert not curves.lines
+    assert [len(line.get_ydata()) for line in curves.lines] == [0]
     assert not biases.lines
     assert variances.lines
+
+
+def test_a_curve_that_is_nowhere_known_is_named() -> None:
+    curves, _, _ = panels(SF=figures_of(unbiased=True), LSF=figures_of(bias=0.2, bias_error=0.09, variance=0.001))
+    assert [text.get_text() for text in curves.get_legend().get_texts()] == ["SF", "LSF: not known"]
 
 
 def test_small_variances_do_not_vanish():

@@ -18,6 +18,7 @@ from ..surrogate.steps import CompiledUpdate
 from ..tensors.axes import Axis
 
 Counted = Literal["once", "linearized", "dropped", "scaled", "twice"]
+WORDS: tuple[Counted, ...] = ("once", "linearized", "scaled", "twice", "dropped")  # the later prevails
 Kind = Literal["distribution", "pathwise", "value"]
 
 _MOST_ROUTES = 4
@@ -154,8 +155,7 @@ def weight_of(boxes: Iterable[_Count]) -> str:
 
 def _times(above: Counted, below: Counted) -> Counted:
     """A path counted `below`, of what is itself counted `above`."""
-    order: list[Counted] = ["once", "linearized", "scaled", "twice", "dropped"]
-    return max(above, below, key=order.index)
+    return max(above, below, key=WORDS.index)
 
 
 class _Walk:

@@ -5,24 +5,14 @@ the direction of its update.
 """
 
 from collections.abc import Iterable
-from typing import Protocol
 
-from ..ir import nodes as nd
-from ..ir.declaration import Declaration
+from .derived import Written
 from .formula import Printer
 from .grid import numbered
 from .ledger import Row
 
 
-class Derived(Protocol):
-    """What a formula is read off: a declared graph, and what was derived from it."""
-
-    graph: Declaration
-    wrt: tuple[str, ...]
-    _root: nd.Node
-
-
-def mathml(derived: Derived) -> str:
+def mathml(derived: Written) -> str:
     """The formula of `latex` as MathML; its terms have the classes that `term_of` names.
 
     Raises:
@@ -46,7 +36,7 @@ def term_of(row: Row, numbers: dict[str, int]) -> str:
 
 
 class _Marking(Printer):
-    def __init__(self, derived: Derived) -> None:
+    def __init__(self, derived: Written) -> None:
         super().__init__(derived)
         self._numbers = numbered(derived.graph)
 

@@ -11,17 +11,18 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..ir.declaration import Declaration
+from .derived import Written
 from .drawing import draw, edge_id, node_id
 from .explanation import Explanation
 from .folding import folded
 from .grid import numbered
 from .ledger import Row
-from .marks import Derived, mathml, term_of
+from .marks import mathml, term_of
 from .page import PAGE, SCRIPT, STYLE
 from .sources import Source, sources
 
 
-def report(derived: Derived, explanation: Explanation, estimators: Mapping[str, object]) -> str:
+def report(derived: Written, explanation: Explanation, estimators: Mapping[str, object]) -> str:
     """The page.
 
     Raises:

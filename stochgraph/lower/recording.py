@@ -18,6 +18,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -102,7 +103,9 @@ class _Unseen(TorchFunctionMode):
         super().__init__()
         self.refuse = refuse
 
-    def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, fn: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if fn in _LEAVES_TORCH:
             self.refuse(f"values leave torch by .{fn.__name__}(), and what is computed of them is not recorded")
         one_entry = fn is Tensor.__getitem__ and not in_transform()  # in one torch itself looks at no value
@@ -123,7 +126,9 @@ class _Recorder(TorchDispatchMode):
             self._know(argument, node)
             self.outside.add(_storage(argument))
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         with torch._C.DisableTorchFunction():  # what is done here is no doing of the function that is recorded
             return self._record(func, args, kwargs or {})
 
@@ -132,7 +137,7 @@ class _Recorder(TorchDispatchMode):
         self.refusal = self.refusal or why
         raise LoweringError(why)
 
-    def _record(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _record(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._check(func, args, kwargs)
         node_args, node_kwargs = pytree.tree_map(self._node_of, (tuple(args), dict(kwargs)))
         result = func(*args, **kwargs)
@@ -141,7 +146,7 @@ class _Recorder(TorchDispatchMode):
         self._note(result, node, func)
         return result
 
-    def _check(self, func: Any, args: Any, kwargs: Any) -> None:
+    def _check(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if any(tag in func.tags for tag in _SIZED_BY_VALUES) and not _by_places(func, args):
             self.refuse(f"the size of what {func} returns depends on values")
         if kwargs.get("generator") is not None:
@@ -240,7 +245,7 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _out_of_place(func: Any) -> Any:
+def _out_of_place(func: OpOverload) -> Any:
     """What gives a tensor another shape is recorded as a view of it, which nobody has written into."""
     name = func._schema.name
     if name not in _VIEWS_IN_PLACE:
@@ -248,7 +253,7 @@ def _out_of_place(func: Any) -> Any:
     return getattr(getattr(torch.ops.aten, name.removeprefix("aten::").removesuffix("_")), func._overloadname)
 
 
-def _by_places(func: Any, args: Any) -> bool:
+def _by_places(func: OpOverload, args: Sequence[Any]) -> bool:
     """Whether an index picks entries by their places, and not those where a mask is true."""
     if func is not torch.ops.aten.index.Tensor:
         return False

@@ -9,7 +9,7 @@ there: the later one is read as the earlier one. Memory is told apart by the ope
 in another call two inputs may share theirs, or not.
 """
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -52,7 +52,7 @@ def describe(node: fx.Node, tensor: Tensor) -> None:
         node.meta["tensor"] = tensor
 
 
-def written_by(func: Any, args: Any, kwargs: Any) -> Iterator[Any]:
+def written_by(func: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Any]:
     """The arguments that an operation writes into, tensors or what stands for them."""
     if not isinstance(func, torch._ops.OpOverload) or not func._schema.is_mutable:
         return

@@ -133,7 +133,7 @@ class Contributions:
         if isinstance(node, Score):
             value = node.evaluate(run, values)
             return value.detach(), {Source("distribution", node.sample.name): value}
-        if isinstance(node, nd.Sample) and node.pathwise:
+        if node.pathwise:
             value = node.evaluate(run, values)
             return _constant(value), {Source("pathwise", node.name): value}
         if isinstance(node, Term) and node.weights:
@@ -197,7 +197,7 @@ def _carriers(update: CompiledUpdate) -> list[str]:
     """The samples whose boxes, or pathwise draws, are functions of an update's parameters inside its objective."""
     inner = [node for program in update.programs for node in program]
     boxed = [w.sample.name for node in inner if isinstance(node, Box) for w in node.weights if update.psi in w.free]
-    drawn = [node.name for node in _all(inner) if isinstance(node, nd.Sample) and node.pathwise]
+    drawn = [node.name for node in _all(inner) if node.pathwise]
     return list(dict.fromkeys([*boxed, *drawn])) if not update.detach else []
 
 
@@ -217,15 +217,15 @@ def _floats(tree: object) -> _Leaves:
     return [leaf for leaf in pytree.tree_leaves(tree) if _is_float(leaf)]
 
 
-def _constant(tree: Any) -> Any:
+def _constant(tree: object) -> Any:
     return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)
 
 
-def _less(one: Any, other: Any) -> Any:
+def _less(one: object, other: object) -> Any:
     return pytree.tree_map(lambda x, y: x - y if _is_float(x) else x, one, other)
 
 
-def _changed(tree: Any, changes: _Leaves) -> Any:
+def _changed(tree: object, changes: _Leaves) -> Any:
     """The tree with changes added to its floating-point leaves."""
     supply = iter(changes)
     return pytree.tree_map(lambda leaf: leaf + next(supply) if _is_float(leaf) else leaf, tree)
