@@ -145,6 +145,10 @@ class Others(nd.Node):
     def mixes(self) -> Axes:
         return self.plates
 
+    @property
+    def spelling(self) -> str:
+        return f"mean_of_others({{}}.detach(), {tuple(self.axes.index(axis) for axis in self.plates)})"
+
     def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         return map_tensors(lambda leaf: self._others(leaf.detach(), run), values[0])
 

@@ -91,7 +91,7 @@ class Graph(Declaration):
         """
         return draw(self, legend, fold)
 
-    def to_mermaid(self, fold: bool = False) -> str:
+    def to_mermaid(self, fold: bool = False, direction: str = "TD") -> str:
         """The graph as a Mermaid flowchart, which code hosts show where it stands in a page of Markdown.
 
         It stands there as a block of code in the language `mermaid`. Plates and times are subgraphs, samples are round,
@@ -99,6 +99,7 @@ class Graph(Declaration):
 
         Args:
             fold: as for `draw`.
+            direction: "TD", from the top down, or "LR", from left to right.
 
         Returns:
             The text of the flowchart.
@@ -120,7 +121,7 @@ class Graph(Declaration):
                 n1 --> n2
                 ...
         """
-        return mermaid(self, fold)
+        return mermaid(self, fold, direction)
 
     def _repr_png_(self) -> bytes:
         return self.draw()._repr_png_()

@@ -8,7 +8,7 @@ from ..ir.paths import averaging_plate
 from .derived import Derived
 from .formula import latex
 from .ledger import Row, Source, largest, read_ledger
-from .magnitudes import Group, percent
+from .magnitudes import Group
 from .tables import paragraph, table
 
 _WORDS = {
@@ -93,8 +93,8 @@ class Explanation:
             return [*cells, _DITTO, words(row)]
         # What is missing of a sample is one figure, that of its dropped rows where it has any.
         elsewhere = row.counted != "dropped" and (row.source, True) in waiting
-        share = None if elsewhere else group.missing_share
-        missing = "" if share is None else f"; {percent(share)} missing"
+        share = "" if elsewhere else group.missing_in_words()
+        missing = share and f"; {share} missing"
         return [*cells, group.in_words(), words(row) + missing]
 
     def _route(self, row: Row) -> str:

@@ -47,10 +47,10 @@ def sampled(
     the score function's on the same draws.
 
     Raises:
-        ValueError: fewer than two repeats.
+        ValueError: fewer than three repeats.
     """
-    if repeats < 2:
-        raise ValueError(f"the shares of {compiled.graph.name}: repeats={repeats}, errors need at least two draws")
+    if repeats < 3:
+        raise ValueError(f"the shares of {compiled.graph.name}: repeats={repeats}, errors need at least three draws")
     explained = compiled.explain()
     flat, restore = _flatten(compiled, inputs)
     own = Contributions(compiled)

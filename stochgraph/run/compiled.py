@@ -353,13 +353,13 @@ class Compiled:
         Args:
             *inputs: the inputs of the graph; none for the ledger alone. For exact figures use float64.
             sizes: sizes of plates by name, in place of the declared ones.
-            repeats: how many draws, at least 2; default: exact if possible, else 200.
+            repeats: how many draws, at least 3; default: exact if possible, else 200.
             generator: source of randomness of the draws; default: torch's default generators.
             max_outcomes: the most joint outcomes that are listed; default: 20,000.
 
         Raises:
             SamplingError: as in `sample`.
-            ValueError: one draw.
+            ValueError: fewer than three draws.
 
         Example:
             >>> import torch, stochgraph as sg

@@ -133,7 +133,7 @@ class Contributions:
         if isinstance(node, Score):
             value = node.evaluate(run, values)
             return value.detach(), {Source("distribution", node.sample.name): value}
-        if isinstance(node, nd.Sample) and node.pathwise:
+        if node.pathwise:
             value = node.evaluate(run, values)
             return _constant(value), {Source("pathwise", node.name): value}
         if isinstance(node, Term) and node.weights:
@@ -197,7 +197,7 @@ def _carriers(update: CompiledUpdate) -> list[str]:
     """The samples whose boxes, or pathwise draws, are functions of an update's parameters inside its objective."""
     inner = [node for program in update.programs for node in program]
     boxed = [w.sample.name for node in inner if isinstance(node, Box) for w in node.weights if update.psi in w.free]
-    drawn = [node.name for node in _all(inner) if isinstance(node, nd.Sample) and node.pathwise]
+    drawn = [node.name for node in _all(inner) if node.pathwise]
     return list(dict.fromkeys([*boxed, *drawn])) if not update.detach else []
 
 

@@ -119,7 +119,8 @@ def check_captured(order: Iterable[nd.Node], program: Sequence[nd.Node], run: nd
     assert run.watch is not None
     given = pytree.tree_leaves((dict(run.inputs), run.draws, dict(run.log_probs), run.noise))
     inputs = [p for leaf in given for p in (leaf.parameters() if isinstance(leaf, Module) else tensors(leaf))]
-    reached = _behind([loss, *run.watch.objectives, *_of_unscored(program, run)], inputs)
+    apart = run.watch.objectives if run.watch is not None else []
+    reached = _behind([loss, *apart, *_of_unscored(program, run)], inputs)
     leaves = [step for step in reached if isinstance(step, Tensor)]
     if not leaves:
         return
