@@ -137,7 +137,8 @@ def operations(theta):
     x = sg.sample("x", Normal, theta, 1.0, n=4)
     weights = sg.apply(torch.clone, theta, name="torch")
     clamped = sg.stop(x).clamp(min=-1.0)
-    leaky = torch.where(x > 0, x, 0.1 * x)
+    inside, outside = (x > 0) & (x < 1), ~(x < 2) | ((x < -1) ^ (x < -2))
+    leaky = torch.where((inside == outside) < (x > 0), x, 0.1 * x) + (-x) ** 2 - -(x**2) / (x - (2 - x)) ** 2
     scaled = x * torch.tensor([1.0, 2.0, 3.0], dtype=F64)
     inner = torch.dot(x, weights) + x @ weights + x[0] - x[-1] ** 2 / 3
     return sg.mean(clamped.sum() + leaky.sum() + scaled.sum() + inner) + torch.logsumexp(weights, 0)

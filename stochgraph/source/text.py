@@ -29,8 +29,10 @@ class Text(NamedTuple):
 
 
 def infix(sign: str, level: int, left: Text, right: Text) -> Text:
-    """`left sign right`. Operators of one level are taken from the left, powers from the right."""
+    """`left sign right`. Python takes operators of one level from the left, powers from the right."""
     left_level, right_level = (level + 1, level) if level == POWER else (level, level + 1)
+    if level == COMPARISON:  # which Python takes in chains; the operators of bits bind more tightly
+        left_level = right_level = ATOM
     return Text(f"{left.within(left_level)} {sign} {right.within(right_level)}", level)
 
 
