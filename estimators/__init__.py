@@ -22,6 +22,9 @@ from .pathwise import PW as PW
 from .published import EMAML as EMAML
 from .published import MAML as MAML
 from .published import SGMRLPublished as SGMRLPublished
+from .relaxed import Relaxed as Relaxed
+from .relaxed_controls import REBAR as REBAR
+from .relaxed_controls import RELAX as RELAX
 from .replaced import AtParents as AtParents
 from .replaced import Replaced as Replaced
 from .score_function import SF as SF

@@ -23,12 +23,15 @@ from .estimators import LVC as LVC
 from .estimators import MAML as MAML
 from .estimators import MVD as MVD
 from .estimators import PW as PW
+from .estimators import REBAR as REBAR
+from .estimators import RELAX as RELAX
 from .estimators import SF as SF
 from .estimators import DisARM as DisARM
 from .estimators import Enumerate as Enumerate
 from .estimators import Estimator as Estimator
 from .estimators import FirstOrder as FirstOrder
 from .estimators import LoadedDiCE as LoadedDiCE
+from .estimators import Relaxed as Relaxed
 from .estimators import SGMRLPublished as SGMRLPublished
 from .estimators import Taylor as Taylor
 from .explain.explanation import Explanation as Explanation
@@ -71,6 +74,8 @@ __all__ = [
     "MAML",
     "MVD",
     "PW",
+    "REBAR",
+    "RELAX",
     "SF",
     "CompileError",
     "Compiled",
@@ -89,6 +94,7 @@ __all__ = [
     "Lowered",
     "LoweringError",
     "Profile",
+    "Relaxed",
     "Row",
     "SGMRLPublished",
     "Sampler",

@@ -21,6 +21,9 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = {
     "PW": "Measured on the square of the mean of N normal draws, 400 estimates a point.",
     "DisARM": "Exact, over all outcomes: the exponential of the mean of N coins.",
+    "REBAR": "By quadrature of their noise: the exponential of the mean of N coins, at a temperature of 1.",
+    "RELAX": "By quadrature of their noise: the exponential of the mean of N coins, at a temperature of 1.",
+    "Relaxed": "By quadrature of their noise: the exponential of the mean of N coins, at a temperature of 1.",
 }
 REFERENCE = {
     "declare": "graph sample data mean sum reduce logmeanexp apply log_prob stop ascend descend unknown argmax "

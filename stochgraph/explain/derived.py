@@ -1,4 +1,4 @@
-"""A derived graph, as those see it that write and explain it."""
+"""A derived graph, as those see it that explain it."""
 
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -9,8 +9,16 @@ from ..ir import nodes as nd
 from ..ir.declaration import Declaration
 
 
-class Written(Protocol):
-    """A declared graph with its surrogate: all that a formula is read off."""
+class Pathwise(Protocol):
+    """A derivation, of which the pathwise samples are asked."""
+
+    @property
+    def pathwise(self) -> AbstractSet[str]:
+        """The samples whose draw is differentiated."""
+
+
+class Derived(Protocol):
+    """A compiled graph."""
 
     @property
     def graph(self) -> Declaration:
@@ -21,28 +29,16 @@ class Written(Protocol):
         """The names of the differentiated inputs."""
 
     @property
-    def _root(self) -> nd.Node:
-        """The surrogate."""
-
-
-class Pathwise(Protocol):
-    """A derivation, of which the pathwise samples are asked."""
-
-    @property
-    def pathwise(self) -> AbstractSet[str]:
-        """The samples whose draw is differentiated."""
-
-
-class Derived(Written, Protocol):
-    """A compiled graph: the same, with its estimators and how it was derived."""
-
-    @property
     def estimators(self) -> Mapping[str, GradientEstimator]:
         """The estimators of the scored samples."""
 
     @property
+    def _root(self) -> nd.Node:
+        """The surrogate."""
+
+    @property
     def _program(self) -> Sequence[nd.Node]:
-        """The nodes of the surrogate, in order."""
+        """Its nodes, in order."""
 
     @property
     def _derivation(self) -> Pathwise:

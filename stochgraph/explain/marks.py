@@ -6,13 +6,13 @@ the direction of its update.
 
 from collections.abc import Iterable
 
-from .derived import Written
+from .derived import Derived
 from .formula import Printer
 from .grid import numbered
 from .ledger import Row
 
 
-def mathml(derived: Written) -> str:
+def mathml(derived: Derived) -> str:
     """The formula of `latex` as MathML; its terms have the classes that `term_of` names.
 
     Raises:
@@ -36,7 +36,7 @@ def term_of(row: Row, numbers: dict[str, int]) -> str:
 
 
 class _Marking(Printer):
-    def __init__(self, derived: Written) -> None:
+    def __init__(self, derived: Derived) -> None:
         super().__init__(derived)
         self._numbers = numbered(derived.graph)
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..ir.declaration import Declaration
-from .derived import Written
+from .derived import Derived
 from .drawing import draw, edge_id, node_id
 from .explanation import Explanation
 from .folding import folded
@@ -22,7 +22,7 @@ from .page import PAGE, SCRIPT, STYLE
 from .sources import Source, sources
 
 
-def report(derived: Written, explanation: Explanation, estimators: Mapping[str, object]) -> str:
+def report(derived: Derived, explanation: Explanation, estimators: Mapping[str, object]) -> str:
     """The page.
 
     Raises:

@@ -22,6 +22,7 @@ from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors.exceptions import LoweringError
 from ..tensors.indexing import getitem, in_transform
@@ -116,15 +117,12 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, arguments: Sequence[Tensor], place: Callable[[], str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph, self.root, self.place = fx.Graph(), torch.nn.Module(), place
-        self.known: dict[int, fx.Node] = {}
-        self.alive: list[Any] = []  # an id is a tensor's as long as it lives
-        self.outside: set[int] = set()
+        self.known = WeakTensorKeyDictionary()  # the node of every tensor that still lives
+        self.outside: set[object] = set()  # the memory of inputs and of what is captured
         self.conditions: list[tuple[fx.Node, Any]] = []
         self.refusal: str | None = None
         for i, argument in enumerate(arguments):
-            node = self.graph.placeholder(f"input_{i}")
-            self._know(argument, node)
-            self.outside.add(_storage(argument))
+            self._know_outside(argument, self.graph.placeholder(f"input_{i}"))
 
     def __torch_dispatch__(
         self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -143,7 +141,9 @@ class _Recorder(TorchDispatchMode):
         result = func(*args, **kwargs)
         node = self.graph.call_function(_out_of_place(func), node_args, node_kwargs)
         node.meta["place"] = self.place()
-        self._note(result, node, func)
+        self._note(
+            result, node, func, [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        )
         return result
 
     def _check(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -156,25 +156,24 @@ class _Recorder(TorchDispatchMode):
                 self.refuse(f"{func} writes into an input, or into a tensor that the graph captures")
 
     def _is_outside(self, tensor: Tensor) -> bool:
-        return id(tensor) not in self.known or _storage(tensor) in self.outside
+        return tensor not in self.known or self.known[tensor].meta["storage"] in self.outside
 
     def _node_of(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        if id(leaf) not in self.known:  # captured, or made of numbers
-            name = f"constant_{len(self.alive)}"
+        if leaf not in self.known:  # captured, or made of numbers
+            name = f"constant_{len(self.outside)}"
             self.root.register_buffer(name, leaf)
-            self._know(leaf, self.graph.get_attr(name))
-            self.outside.add(_storage(leaf))
-        return self.known[id(leaf)]
+            self._know_outside(leaf, self.graph.get_attr(name))
+        return self.known[leaf]
 
-    def _note(self, result: Any, node: fx.Node, func: Any) -> None:
+    def _note(self, result: Any, node: fx.Node, func: Any, read: Sequence[Tensor]) -> None:
         if isinstance(result, Tensor):
-            self._know(result, node)
+            self._know(result, node, read)
         elif isinstance(result, (tuple, list)):
             for i, part in enumerate(result):
                 if isinstance(part, Tensor):
-                    self._know(part, self.graph.call_function(_item, (node, i)))
+                    self._know(part, self.graph.call_function(_item, (node, i)), read)
         elif isinstance(result, _NUMBER):
             self._see(node, result, func)
         elif result is not None:
@@ -202,10 +201,15 @@ class _Recorder(TorchDispatchMode):
         copy.meta.update(storage=object(), dtype=source.meta["dtype"])
         return copy
 
-    def _know(self, tensor: Tensor, node: fx.Node) -> None:
-        self.alive.append(tensor)
-        self.known[id(tensor)] = node
-        describe(node, tensor)
+    def _know(self, tensor: Tensor, node: fx.Node, read: Sequence[Tensor] = ()) -> None:
+        """A tensor, and what it was made of: it shows the memory of one of these, or memory of its own."""
+        shown = (self.known[other].meta["storage"] for other in read if _storage(other) == _storage(tensor))
+        describe(node, tensor, next(shown, object()))
+        self.known[tensor] = node
+
+    def _know_outside(self, tensor: Tensor, node: fx.Node) -> None:
+        self._know(tensor, node)
+        self.outside.add(node.meta["storage"])
 
     def finish(self, results: Sequence[Tensor]) -> Flat:
         """The program: results, numbers that Python has looked at, and flags, which are read all at once."""

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..derive.controls import ZeroMean
 from ..derive.estimator import SCORED
 from ..explain.ledger import Source
 from ..ir import nodes as nd
@@ -133,6 +134,9 @@ class Contributions:
         if isinstance(node, Score):
             value = node.evaluate(run, values)
             return value.detach(), {Source("distribution", node.sample.name): value}
+        if isinstance(node, ZeroMean):
+            value = node.evaluate(run, values)
+            return _constant(value), {Source("distribution", node.sample.name): value}
         if node.pathwise:
             value = node.evaluate(run, values)
             return _constant(value), {Source("pathwise", node.name): value}
