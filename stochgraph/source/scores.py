@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from torch.distributions import TransformedDistribution
+
 from ..distributions.laws import DistributionLaw, SamplerLaw
 from ..ir import nodes as nd
 from ..tensors.axes import Axes, Axis, union, without
@@ -19,6 +21,10 @@ def log_prob(writer: Writer, scope: Scope, node: nd.Node, sample: nd.Sample) -> 
     if isinstance(law, SamplerLaw):
         return _by_sampler(writer, scope, node, sample, law)
     assert isinstance(law, DistributionLaw)
+    moves = getattr(node.inputs[0], "pathwise", False)
+    if moves and (law.family is None or issubclass(law.family, TransformedDistribution)):
+        # The library scores it by what its transforms have mapped: inverses lose that, or are infinite.
+        raise writer.refuse(sample.name, f"is a pathwise draw from {law.name} whose log-probability is asked for")
     in_line = sample.event_dims is not None and (_is_known(writer, node, sample) or _is_in_line(node))
     if not (law.is_torchs_own and in_line):
         return _by_function(writer, scope, node, sample, law)
