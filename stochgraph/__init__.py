@@ -38,6 +38,8 @@ from .ir.traces import Trace as Trace
 from .language.argmax import argmax as argmax
 from .language.argmax import unknown as unknown
 from .language.data import data as data
+from .language.optimizers import adam as adam
+from .language.optimizers import momentum as momentum
 from .language.words import apply as apply
 from .language.words import ascend as ascend
 from .language.words import descend as descend
@@ -96,6 +98,7 @@ __all__ = [
     "Verification",
     "VerificationError",
     "accumulate",
+    "adam",
     "apply",
     "argmax",
     "ascend",
@@ -107,6 +110,7 @@ __all__ = [
     "log_prob",
     "logmeanexp",
     "mean",
+    "momentum",
     "profile",
     "reduce",
     "sample",

@@ -29,8 +29,8 @@ ALGORITHMS = {
     "ppo": "PPO",
 }
 REFERENCE = {
-    "declare": "graph sample data mean sum reduce logmeanexp apply log_prob stop ascend descend unknown argmax "
-    "vectorize",
+    "declare": "graph sample data mean sum reduce logmeanexp apply log_prob stop ascend descend momentum adam "
+    "unknown argmax vectorize",
     "compile": "Graph Compiled Trace accumulate chunks chunk_size",
     "explain": "Explanation Row",
     "prove": "verify Verification verify_loss profile Profile Figures",

@@ -26,7 +26,7 @@ from ..ir.programs import schedule, up_to
 from ..surrogate.expansions import ExpandedBox, Expansion
 from ..surrogate.limited import Limited
 from ..surrogate.solutions import CompiledArgmax
-from ..surrogate.steps import CompiledStep, Placeholder
+from ..surrogate.steps import CompiledDirection, CompiledGradient, CompiledStep, Placeholder
 from ..surrogate.terms import Box, Controlled, Score, ScoreTerm, Total, Weight
 from ..tensors.axes import Axes, Axis, describe, union
 from .boxes import NOTHING, Key, Kind, Pending, routing, settled
@@ -36,6 +36,8 @@ from .parts import part_of
 from .reach import Reach, linear_operands
 from .sites import DerivedSite
 from .substitutions import replaces_terms
+
+_GRADIENTS: dict[type[nd.Update], type[CompiledGradient]] = {nd.Step: CompiledStep, nd.Direction: CompiledDirection}
 
 
 class Derivation:
@@ -273,7 +275,7 @@ class Derivation:
         if isinstance(node, nd.Argmax):
             return CompiledArgmax(node, parts[0], parts[1:], psi, surrogates, detach)
         shared = self._shared_scores(node, inner)
-        return CompiledStep(node, parts[0], parts[1:], psi, surrogates, detach, shared)
+        return _GRADIENTS[type(node)](node, parts[0], parts[1:], psi, surrogates, detach, shared)
 
     def _inner(
         self, node: nd.Update, estimators: Mapping[str, GradientEstimator], axes: Axes

@@ -224,8 +224,7 @@ class _Printer:
         name = symbol(node.name)
         if node not in self.updates:
             self.updates[node] = ""  # keep the place: updates inside come first
-            word = r"\nabla" if isinstance(node, CompiledStep) else r"\arg\max"
-            moved = rf"{word}_{{{symbol(node.psi.name)}}} \Big[ {self._text(node.surrogate, 0)} \Big]"
+            moved = rf"{node.operator}_{{{symbol(node.psi.name)}}} \Big[ {self._text(node.surrogate, 0)} \Big]"
             if node.detach:
                 moved = rf"\mathrm{{stop}}\big({moved}\big)"
             start = self._step(node, parts) if isinstance(node, CompiledStep) else ""

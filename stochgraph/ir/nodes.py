@@ -442,6 +442,7 @@ class Update(Node):
 
     kind = "update"
     roles = ("params", "objective")  # what the first inputs are; those that follow are step sizes
+    scores = True  # whether its direction is made of the scores of what is drawn from its parameters
 
     @property
     def params(self) -> Node:
@@ -477,6 +478,12 @@ class Step(Update):
         return "ascend" if self.sign > 0 else "descend"
 
 
+class Direction(Update):
+    """The gradient of the objective's own surrogate itself: what optimisers make a step of."""
+
+    word = "gradient"
+
+
 class Unknown(Node):
     """Stands for the parameters that an implicit update solves for. It has no value outside the update's objective."""
 
@@ -495,6 +502,7 @@ class Argmax(Update):
 
     word = "argmax"
     roles = ("init", "objective")
+    scores = False
 
     def __init__(
         self, name: str, index: int, params: Stop, objective: Node, unknown: Unknown, solver: Any, linear_solver: Any

@@ -397,6 +397,16 @@ def _choose(x: Symbol, over: str | Iterable[str] | None, default: Axes, word: st
 
 
 def _update(word: str, params: Symbol, objective: Symbol, lr: Any, sign: int, name: str | None) -> Symbol:
+    start, goal = parts_of_update(word, params, objective)
+    refuse_captured([lr], f"sg.{word} of {start.name!r}")
+    rate = nd.Arguments((to_nodes(lr),), {})
+    declaration = params._declaration
+    given = declaration.name(word, name, start.name + "'")
+    return declaration.add(nd.Step(given, len(declaration.nodes), start, goal, rate, sign), named=name is not None)
+
+
+def parts_of_update(word: str, params: Any, objective: Any) -> tuple[nd.Node, nd.Node]:
+    """The parameters and the inner objective of a gradient, which must fit each other."""
     start, goal = _node(params, word), _node(objective, word)
     _refuse_time(word, start, goal)
     if not _depends(goal, start):
@@ -405,11 +415,7 @@ def _update(word: str, params: Symbol, objective: Symbol, lr: Any, sign: int, na
             "neither through values nor through a distribution; its gradient would be zero"
         )
     _refuse_mixed_copies(word, start, goal)
-    refuse_captured([lr], f"sg.{word} of {start.name!r}")
-    rate = nd.Arguments((to_nodes(lr),), {})
-    declaration = params._declaration
-    given = declaration.name(word, name, start.name + "'")
-    return declaration.add(nd.Step(given, len(declaration.nodes), start, goal, rate, sign), named=name is not None)
+    return start, goal
 
 
 def _refuse_time(word: str, start: nd.Node, goal: nd.Node) -> None:

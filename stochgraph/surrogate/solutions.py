@@ -37,7 +37,11 @@ class CompiledArgmax(CompiledUpdate):
     """The placeholder's value that maximises the surrogate, one for every plate that the surrogate has left."""
 
     update: nd.Argmax
-    starts_matter = False
+    operator = r"\arg\max"
+
+    @property
+    def starts_matter(self) -> bool:
+        return False
 
     @property
     def mixes(self) -> Axes:
