@@ -43,6 +43,7 @@ PARTS = {
     "algorithms": [
         "stochgraph.algorithms.objectives.meta_policy_gradient",
         "stochgraph.algorithms.objectives.template",
+        "stochgraph.algorithms.objectives.learned_return",
         "stochgraph.algorithms.inner_steps.policy_gradient",
         "stochgraph.algorithms.inner_steps.advantages",
         "stochgraph.algorithms.environments",
