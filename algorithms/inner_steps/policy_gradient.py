@@ -32,8 +32,8 @@ def advantages(
     plate: str,
     *,
     baseline: Baseline | None = None,
-    discount: Any = 1.0,
-    decay: Any = 1.0,
+    discount: object = 1.0,
+    decay: object = 1.0,
     standardise: bool = False,
 ) -> Any:
     """Declare the advantages of whole trajectories.
@@ -65,8 +65,8 @@ def ascend_advantages(
     rate: Any,
     *,
     baseline: Baseline | None = None,
-    discount: Any = 1.0,
-    decay: Any = 1.0,
+    discount: object = 1.0,
+    decay: object = 1.0,
     standardise: bool = False,
     ratio: bool = False,
 ) -> Any:
@@ -121,9 +121,14 @@ def ascend_advantages(
         >>> bool(trace.value > 0)
         True
     """
-    options = {"baseline": baseline, "discount": discount, "decay": decay, "standardise": standardise}
+    options: dict[str, Any] = {
+        "baseline": baseline,
+        "discount": discount,
+        "decay": decay,
+        "standardise": standardise,
+    }
     trajectories = whole(data, plate)
-    advantage = advantages(trajectories, plate, **options)  # type: ignore[arg-type]
+    advantage = advantages(trajectories, plate, **options)
     copy = sg.apply(_copy, parameters)
     gain = sg.apply(_gain(policy, ratio), copy, trajectories, advantage)
     return sg.ascend(copy, sg.mean(gain, over=plate), rate)

@@ -15,6 +15,8 @@ from torch.utils import _pytree as pytree
 from ..ir import nodes as nd
 from .words import apply, parts_of_update
 
+_Number = float | Tensor
+
 
 class AdamState(NamedTuple):
     """What Adam remembers: the number of steps, and decaying means of the gradients and of their squares."""
@@ -25,7 +27,7 @@ class AdamState(NamedTuple):
 
 
 def momentum(
-    params: Any, objective: Any, lr: Any, state: Any = None, decay: Any = 0.9, name: str | None = None
+    params: Any, objective: Any, lr: object, state: object = None, decay: object = 0.9, name: str | None = None
 ) -> tuple[Any, Any]:
     r"""One inner step of gradient descent with momentum (Polyak's heavy ball), differentiated like `descend`.
 
@@ -75,10 +77,10 @@ def momentum(
 def adam(
     params: Any,
     objective: Any,
-    lr: Any,
-    state: Any = None,
-    betas: Any = (0.9, 0.999),
-    eps: Any = 1e-8,
+    lr: object,
+    state: object = None,
+    betas: tuple[object, object] = (0.9, 0.999),
+    eps: object = 1e-8,
     name: str | None = None,
 ) -> tuple[Any, Any]:
     r"""One inner step of Adam, differentiated like `descend`.
@@ -137,13 +139,13 @@ def _gradient(word: str, params: Any, objective: Any, name: str | None) -> tuple
     return declaration.add(nd.Direction(label, len(declaration.nodes), [start, goal])), given
 
 
-def _velocity(gradient: Any, state: Any, decay: Any) -> Any:
+def _velocity(gradient: object, state: object, decay: _Number) -> Any:
     if state is None:
         return gradient
     return pytree.tree_map(lambda g, v: decay * v + g, gradient, state)
 
 
-def _moments(gradient: Any, state: AdamState | None, betas: Any) -> AdamState:
+def _moments(gradient: object, state: AdamState | None, betas: tuple[_Number, _Number]) -> AdamState:
     if state is None:
         zeros = pytree.tree_map(torch.zeros_like, gradient)
         state = AdamState(pytree.tree_leaves(zeros)[0].new_zeros(()), zeros, zeros)
@@ -153,7 +155,7 @@ def _moments(gradient: Any, state: AdamState | None, betas: Any) -> AdamState:
     return AdamState(state.count + 1, mean, square)
 
 
-def _adam_step(state: AdamState, betas: Any, eps: Any) -> Any:
+def _adam_step(state: AdamState, betas: tuple[_Number, _Number], eps: _Number) -> Any:
     first, second = (1 - beta**state.count for beta in betas)
     return pytree.tree_map(lambda m, v: m / first / (_root(v / second) + eps), state.mean, state.square)
 
@@ -164,8 +166,8 @@ def _root(square: Tensor) -> Tensor:
     return torch.where(positive, square.where(positive, torch.ones_like(square)).sqrt(), 0.0)
 
 
-def _moved(params: Any, step: Any, lr: Any) -> Any:
+def _moved(params: object, step: object, lr: object) -> Any:
     """The parameters less the step, with one step size for all of them or one for each."""
-    whole: Callable[[Any], bool] = lambda tree: pytree.tree_structure(tree).is_leaf()  # noqa: E731
+    whole: Callable[[object], bool] = lambda tree: pytree.tree_structure(tree).is_leaf()  # noqa: E731
     rates = pytree.tree_map(lambda _: lr, params) if whole(lr) and not whole(params) else lr
     return pytree.tree_map(lambda p, s, rate: p - rate * s, params, step, rates)
