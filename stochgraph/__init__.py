@@ -27,7 +27,9 @@ from .estimators import SF as SF
 from .estimators import Enumerate as Enumerate
 from .estimators import Estimator as Estimator
 from .estimators import FirstOrder as FirstOrder
+from .estimators import Jackknife as Jackknife
 from .estimators import LoadedDiCE as LoadedDiCE
+from .estimators import Plugin as Plugin
 from .estimators import SGMRLPublished as SGMRLPublished
 from .estimators import Taylor as Taylor
 from .explain.explanation import Explanation as Explanation
@@ -40,6 +42,7 @@ from .language.argmax import unknown as unknown
 from .language.data import data as data
 from .language.optimizers import adam as adam
 from .language.optimizers import momentum as momentum
+from .language.populations import expect as expect
 from .language.words import apply as apply
 from .language.words import ascend as ascend
 from .language.words import descend as descend
@@ -83,9 +86,11 @@ __all__ = [
     "FunctionError",
     "Graph",
     "InputError",
+    "Jackknife",
     "LoadedDiCE",
     "Lowered",
     "LoweringError",
+    "Plugin",
     "Profile",
     "Row",
     "SGMRLPublished",
@@ -106,6 +111,7 @@ __all__ = [
     "chunks",
     "data",
     "descend",
+    "expect",
     "graph",
     "log_prob",
     "logmeanexp",

@@ -2,9 +2,9 @@
 
 An agent's updates climb a return with a discount of their own choosing; what it is judged by is another return, with
 the discount that is asked for. So the former is a meta-parameter, learned by the gradient of what comes after the
-updates, while the agent's own parameters are given. The paper differentiates updates at fixed samples, as MAML does: of several
-updates, the path through the later ones' draws is dropped in the ledger, and `with_estimator(sg.LOO())` counts it. With
-one update there is no such path: its draws come from the parameters that are given.
+updates, while the agent's own parameters are given. The paper differentiates updates at fixed samples, as MAML does:
+of several updates, the path through the later ones' draws is dropped in the ledger, and `with_estimator(sg.LOO())`
+counts it. With one update there is no such path: its draws come from the parameters that are given.
 
 References:
     Xu, van Hasselt and Silver (2018), Meta-gradient reinforcement learning, eqs. 4 to 6, 10 and 11.

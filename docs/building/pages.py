@@ -29,7 +29,7 @@ ALGORITHMS = {
     "ppo": "PPO",
 }
 REFERENCE = {
-    "declare": "graph sample data mean sum reduce logmeanexp apply log_prob stop ascend descend momentum adam "
+    "declare": "graph sample data mean expect sum reduce logmeanexp apply log_prob stop ascend descend momentum adam "
     "unknown argmax vectorize",
     "compile": "Graph Compiled Trace accumulate chunks chunk_size",
     "explain": "Explanation Row",
@@ -107,7 +107,8 @@ def _estimator(name: str) -> str:
     shown = (
         "Measured on the square of the mean of N normal draws, 400 estimates a point."
         if name == "PW"
-        else "Exact, over all outcomes: the return of a random walk after one inner step on N walks."
+        else "Exact, over all outcomes: the return of a random walk after one inner step on N walks; of an estimator of "
+        "expectations, after one step on their expectation."
     )
     return "\n".join(
         [

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import Any
 
+from ..derive.populations import expected_plates
 from ..derive.replays import Replay
 from ..ir import nodes as nd
 from ..ir.paths import averaging_plate
@@ -46,10 +47,12 @@ class Explanation:
         unbiased: every path is counted exactly once, and none is linearised.
         bias: "0", "O(1/sqrt(N))" (some path linearised, N the size of the plate at whose mean) or "O(1)" (some path
             dropped, scaled or counted twice). An upper bound: for the linearised score function enumeration shows
-            O(1/N).
+            O(1/N). "O(1/N^2)" is what the jackknife leaves of it.
         variance: "O(1/N)", "O(1)" (a sample without a plate) or "O(N)" (the scores of a plate are summed), the
             largest order of any path.
         latex: the estimator as a formula.
+        target: the plates that are expected, `sg.expect`: the gradient is that of a function of their expectations.
+            Empty: that of the expected objective, with as many draws as are made.
     """
 
     ledger: tuple[Row, ...]
@@ -57,6 +60,7 @@ class Explanation:
     bias: str
     variance: str
     latex: str
+    target: tuple[str, ...]
     _title: str
     _constant: tuple[str, ...]
     _plain: tuple[str, ...]
@@ -113,14 +117,16 @@ def explain(compiled: Any) -> Explanation:
     """The explanation of a `Compiled`."""
     order, names = compiled.graph.order, list(compiled.estimators)
     rows = tuple(read_ledger(compiled._root, order, names, compiled.wrt))
-    bias = max((bias_of(row) for row in rows), key=["0", "O(1/sqrt(N))", "O(1)"].index, default="0")
+    bias = max((bias_of(row) for row in rows), key=["0", "O(1/N^2)", "O(1/sqrt(N))", "O(1)"].index, default="0")
     alone = any(isinstance(n, nd.Sample) and averaging_plate(n) is None for n in order)
     variance = largest([*(row.variance for row in rows), *(["O(1)"] if alone else [])])
     listed = {row.sample for row in rows}
     constant = tuple(n.name for n in order if isinstance(n, nd.Sample) and n.name not in listed)
     pathwise = [n for n in order if isinstance(n, nd.Sample) and n.name in compiled._derivation.pathwise]
     notes = tuple(f"{n.name}: {note}" for n in pathwise for note in _pathwise_notes(n))
+    target = tuple(axis.name for axis in expected_plates(order))
     title = f"gradient of E[{compiled.graph.name}] with respect to {', '.join(compiled.wrt)}"
+    title += f"; of {' and '.join(target)} the expectation is meant, not the mean of N draws" if target else ""
     landmarks = frozenset(n.name for n in order if isinstance(n, (nd.Input, nd.Sample, nd.Update)) or n.named)
     return Explanation(
         rows,
@@ -128,6 +134,7 @@ def explain(compiled: Any) -> Explanation:
         bias,
         variance,
         latex(compiled),
+        target,
         title,
         constant,
         _uncompared(compiled),
@@ -161,17 +168,21 @@ def words(row: Row) -> str:
         text = _PATHWISE
     elif row.counted == "linearized":
         over = " and ".join(row.plates)
-        at = f"at the mean over {over}: biased, less so the larger {over}" if over else "in a single draw: biased"
+        at = f"at the mean over {over}" if over else "in a single draw: biased"
+        at += f": biased, less so the larger {over}" if over and not row.correction else ""
         text = _WORDS["linearized"].format(at)
     elif row.part:
         text = _PARTS[row.counted].format(row.weight)
     else:
         text = _WORDS[row.counted].format(row.weight)
+    text += f", {row.correction}" if row.correction else ""
     return text + (f" ({row.paths} paths like this)" if row.paths > 1 else "")
 
 
 def bias_of(row: Row) -> str:
     """The order of the bias that the row's path adds."""
+    if row.bias:
+        return row.bias
     if row.counted == "once":
         return "0"
     vanishes = (row.counted == "linearized" and row.plates) or row.weight.startswith("1 + 1/")

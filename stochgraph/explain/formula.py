@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from ..derive.controls import Uncovered
+from ..derive.populations import Corrected
 from ..ir import nodes as nd
 from ..ir.exponentials import Exponential, Logarithm
 from ..surrogate.expansions import Expansion, OtherScores
@@ -73,6 +74,8 @@ class _Printer:
         if depth > 12:
             return r"\cdots"
         parts = [self._text(parent, depth + 1) for parent in self._shown(node)]
+        if isinstance(node, Corrected):
+            return node.estimator.formula(parts[0])
         if isinstance(node, Term):
             return node.formula(parts[0], self._indexed(node.weights[0].sample) if node.weights else "")
         if isinstance(node, Box):
@@ -88,7 +91,7 @@ class _Printer:
         return self._declared(node, parts)
 
     def _shown(self, node: nd.Node) -> tuple[nd.Node, ...]:
-        if isinstance(node, (Box, Controlled, ScoreTerm, Exponential, Logarithm)):
+        if isinstance(node, (Box, Controlled, ScoreTerm, Corrected, Exponential, Logarithm)):
             return node.inputs[:1]
         if isinstance(node, CompiledUpdate):
             return node.inputs[: 1 + node.rate_count]

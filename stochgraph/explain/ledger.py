@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ..derive.populations import Corrected
 from ..ir import nodes as nd
 from ..ir.paths import averaging_plate, between
 from ..surrogate.expansions import Expansion
@@ -20,7 +21,7 @@ from ..tensors.axes import Axis
 
 Counted = Literal["once", "linearized", "dropped", "scaled", "twice"]
 
-_TRANSPARENT = (Box, Controlled, ScoreTerm, Total, Placeholder)
+_TRANSPARENT = (Box, Controlled, ScoreTerm, Total, Placeholder, Corrected)
 _MOST_STATES = 256
 _ACROSS = "across time steps"
 
@@ -41,6 +42,9 @@ class Row:
         variance: the order of the variance that the path adds, in the size N of the sample's own plate.
         part: what of the path the row is about; "across time steps" for products of scores at two time steps, where
             an update counts them otherwise than the rest. Empty for a whole path.
+        correction: for a path linearised at the mean of a plate that is expected, what the estimator does about it;
+            else empty.
+        bias: the order of the bias that a correction leaves; empty where there is none.
     """
 
     sample: str
@@ -53,6 +57,8 @@ class Row:
     paths: int
     variance: str
     part: str = ""
+    correction: str = ""
+    bias: str = ""
 
 
 @dataclass(frozen=True)
@@ -130,7 +136,7 @@ class _Walk:
     def _links(self, node: nd.Node, state: _State) -> Iterator[tuple[nd.Node, _State]]:
         if isinstance(node, Box):
             yield node.inputs[0], self._boxed(node, state)
-        elif isinstance(node, ScoreTerm):
+        elif isinstance(node, (ScoreTerm, Corrected)):
             yield node.inputs[0], state
         elif isinstance(node, Controlled):
             names = {control.sample.name for control in node.controls if control.left_out}
@@ -216,7 +222,7 @@ def _count(weight: Weight, box: Box, state: _State) -> _Count:
 
 
 def _children(node: nd.Node) -> tuple[nd.Node, ...]:
-    if isinstance(node, (Box, Controlled, ScoreTerm)):
+    if isinstance(node, (Box, Controlled, ScoreTerm, Corrected)):
         return node.inputs[:1]
     if isinstance(node, CompiledUpdate):
         return (*node.inputs[: 1 + node.rate_count], node.surrogate)
@@ -259,8 +265,19 @@ def read_ledger(root: nd.Node, order: list[nd.Node], scored: Iterable[str], inpu
     walk = _Walk(root, scored)
     pathwise = {node.name for node in walk.order if isinstance(node, nd.Sample) and node.pathwise}
     rows = [row for name in inputs for row in _rows_of(walk, _prefixes(order, name, pathwise))]
+    if isinstance(root, Corrected):
+        rows = [_corrected(row, root) for row in rows]
     places = {node.name: node.index for node in order}
     return sorted(rows, key=lambda r: (r.kind == "value", places.get(r.sample, 0), len(r.path)))
+
+
+def _corrected(row: Row, root: Corrected) -> Row:
+    """The row with what an estimator of expectations makes of a path that the plug-in linearises."""
+    estimator, expected = root.estimator, {axis.name for axis in root.plates}
+    if row.counted != "linearized" or not estimator.correction or expected.isdisjoint(row.plates):
+        return row
+    word: Counted = "once" if estimator.bias == "0" else "linearized"
+    return replace(row, counted=word, correction=estimator.correction, bias=estimator.bias)
 
 
 def _rows_of(walk: _Walk, prefixes: dict[str, tuple[str, ...]]) -> Iterable[Row]:

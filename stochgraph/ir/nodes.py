@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -122,6 +122,11 @@ class Node:
     @property
     def mixes(self) -> Axes:
         """The axes along which one entry of the value depends on other entries of the inputs."""
+        return ()
+
+    @property
+    def expected(self) -> Axes:
+        """The plates over which it takes an expectation, estimated with the mean of the draws."""
         return ()
 
     def with_inputs(self, inputs: Sequence["Node"]) -> "Node":
@@ -243,16 +248,34 @@ class Select(Node):
         return mapped(value) if isinstance(one, Tensor) else one
 
 
+class Portion(NamedTuple):
+    """Which draws of a plate count in its expectations: weights that sum to 1 along the plate, and their axes."""
+
+    weights: Tensor
+    axes: Axes
+
+
 class Reduction(Node):
-    """A linear reduction over axes: a mean over plates, or a sum over time, discounted or not."""
+    """A linear reduction over axes: a mean over plates, or a sum over time, discounted or not.
+
+    Of a mean with `population` the expectation is meant, which its draws estimate.
+    """
 
     kind = "reduction"
 
     def __init__(
-        self, name: str, index: int, base: Node, over: Axes, mean: bool, discount: float | Tensor | None = None
+        self,
+        name: str,
+        index: int,
+        base: Node,
+        over: Axes,
+        mean: bool,
+        discount: float | Tensor | None = None,
+        population: bool = False,
     ) -> None:
         self.over = over
         self.mean = mean
+        self.population = population
         # A tensor is a constant: nothing is differentiated with respect to it.
         self.discount = discount.detach() if isinstance(discount, Tensor) else discount
         super().__init__(name, index, [base])
@@ -268,6 +291,10 @@ class Reduction(Node):
         super().prepare()
         self._dims = tuple(i for i, axis in enumerate(self.input_axes[0]) if axis in self.over)
 
+    @property
+    def expected(self) -> Axes:
+        return self.over if self.population else ()
+
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         if isinstance(values[0], Tensor):
             return self._reduce(values[0], run)
@@ -281,12 +308,26 @@ class Reduction(Node):
             value = value.to(run.dtype)
         if run.left_out is not None and run.left_out.plate in self.over:
             return self._reduce_without(value, run.left_out)
+        portions = [run.portions[axis] for axis in self.expected if axis in run.portions]
+        if portions:
+            return self._expectation(value, portions)
         if self.mean:
             whole = value.dim() == len(self._dims)  # has a derivative of its own, which is cheaper
             return value.mean() if whole else value.mean(self._dims)
         if self.discount is not None:
             value = value * _powers(self.discount, value, self._dims[-1])
         return value.sum(self._dims)
+
+    def _expectation(self, value: Tensor, portions: Sequence[Portion]) -> Tensor:
+        """The weighted mean; plates of which all draws count have equal weights."""
+        axes, event = self.input_axes[0], value.dim() - len(self.input_axes[0])
+        counts = prod(value.shape[d] for d in self._dims)
+        for weights, own in portions:
+            count = value.shape[axes.index(own[-1])]
+            aligned = vz.align(weights, own, axes)
+            value = value * aligned.reshape([*aligned.shape, *[1] * event])
+            counts //= count
+        return value.sum(self._dims) / counts
 
     def _reduce_without(self, value: Tensor, left_out: Any) -> Tensor:
         """Means are over the other draws; sums are scaled up to as many draws as there are."""

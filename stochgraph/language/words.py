@@ -369,10 +369,17 @@ def _node(x: Any, word: str) -> nd.Node:
     return x._node
 
 
-def _reduction(word: str, x: Symbol, over: Axes, mean: bool, discount: float | Tensor | None = None) -> Symbol:
+def _reduction(
+    word: str,
+    x: Symbol,
+    over: Axes,
+    mean: bool,
+    discount: float | Tensor | None = None,
+    population: bool = False,
+) -> Symbol:
     declaration = x._declaration
     name = declaration.unique(f"{word}({x._node.name})")
-    return declaration.add(nd.Reduction(name, len(declaration.nodes), x._node, over, mean, discount))
+    return declaration.add(nd.Reduction(name, len(declaration.nodes), x._node, over, mean, discount, population))
 
 
 def _choose(x: Symbol, over: str | Iterable[str] | None, default: Axes, word: str, noun: str) -> Axes:

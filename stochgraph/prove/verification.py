@@ -5,7 +5,7 @@ log-probabilities, with the derivative of an update taken for fixed draws. No bo
 """
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, Literal
@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from ..derive.derivation import Derivation
 from ..derive.estimator import SCORED
+from ..derive.populations import expected_plates
 from ..distributions.mends import at_edge, edge_message
 from ..errors.exceptions import VerificationError
 from ..errors.failures import short_tracebacks
@@ -25,7 +26,8 @@ from ..ir.traces import Trace
 from ..language.data import data_sizes
 from ..run.compiled import Compiled, watched
 from ..run.passes import Run
-from ..tensors.axes import describe
+from ..tensors import vectorize as vz
+from ..tensors.axes import Axis, describe, union
 
 _CHUNK = 4096
 _ZERO = 1e-12  # of the mean size of an estimate: a truth below it is zero, but for rounding
@@ -147,7 +149,11 @@ def verify(
     outcomes = _Outcomes(compiled, inputs, sizes or {}, max_outcomes)
     outcomes.enumerate()
     flat, restore = _flatten(compiled, inputs)
-    truth = _truth(outcomes, restore, flat, order)
+    plates = expected_plates(compiled.graph.order)
+    meant = outcomes if not plates else _Expected(compiled, inputs, sizes or {}, max_outcomes, plates)
+    if plates:
+        meant.enumerate()
+    truth = _truth(meant, restore, flat, order)
     probability, log_probs = outcomes.probabilities(flat, restore)
     if abs(float(probability.sum()) - 1) > 1e-6:
         raise VerificationError(
@@ -310,6 +316,75 @@ class _Outcomes:
         log_probs = self.map(lambda draws: self.evaluate(restore(flat), draws)[1], chunk=_CHUNK)
         totals = (x.reshape(self.count, -1).sum(1) for x in log_probs.values())
         return sum(totals, start=flat.new_zeros(self.count)).exp(), log_probs
+
+
+class _Expected(_Outcomes):
+    """Outcomes of what is not expected; of a plate that is, every outcome of one draw, with its probability."""
+
+    def __init__(
+        self, compiled: Compiled, inputs: Any, sizes: Mapping[str, int], limit: int, plates: Sequence[Axis]
+    ) -> None:
+        super().__init__(compiled, inputs, sizes, limit)
+        self.expected: dict[Axis, nd.Sample] = {}
+        for node in self.samples:
+            for plate in set(plates).intersection(node.plates):
+                if plate in self.expected:
+                    raise VerificationError(
+                        f"samples {self.expected[plate].name!r} and {node.name!r} share the plate {plate.name!r}, "
+                        "which is expected: the outcomes of one draw are enumerated for one sample of a plate. Draw "
+                        "both in one, or measure with sg.profile"
+                    )
+                self.expected[plate] = node
+
+    def _extend(self, node: nd.Sample) -> None:
+        plate = next((plate for plate, sample in self.expected.items() if sample is node), None)
+        if plate is None:
+            super()._extend(node)
+            return
+        support, own = self._support(node)
+        leaves, spec = pytree.tree_flatten(support)
+        if own and prod(leaves[0].shape[2 + len(node.parent_axes) :][:own]) > 1:
+            raise VerificationError(
+                f"sample {node.name!r} (axes: {describe(node.axes)}): a draw of its expected plate has several "
+                "entries, whose outcomes are not combined here. Draw one Categorical of their combinations, or measure "
+                "with sg.profile"
+            )
+        sizes = {axis: self.wanted.get(axis.name, axis.n or 1) for axis in node.repeats if axis != plate}
+        laid = [self._laid_out(leaf, own, node, plate, sizes) for leaf in leaves]
+        self.draws[node.name] = pytree.tree_unflatten(laid, spec)
+
+    def _laid_out(self, leaf: Tensor, own: int, node: nd.Sample, plate: Axis, sizes: Mapping[Axis, int]) -> Tensor:
+        """A leaf `(outcomes, choices, *parents, *own, ...)` as draws `(outcomes, *plates, ...)`."""
+        axes = union([plate], node.parent_axes)
+        lead = 1 + len(axes)
+        leaf = leaf.reshape(*leaf.shape[:lead], *leaf.shape[lead + own :]).movedim(1, 1 + axes.index(plate))
+        outcomes, event = leaf.shape[0], leaf.shape[lead:]
+        aligned = torch.vmap(lambda one: vz.align(one, axes, node.plates))(leaf)
+        known = dict(zip(axes, leaf.shape[1:lead], strict=True)) | dict(sizes)
+        return aligned.expand(outcomes, *(known[axis] for axis in node.plates), *event)
+
+    def _drop_impossible(self, node: nd.Sample) -> None:
+        if node not in self.expected.values():
+            super()._drop_impossible(node)
+
+    def _run(self, inputs: Any, draws: dict[str, Any]) -> Run:
+        """A pass in which the probabilities of the outcomes are the weights of the expectations."""
+        run = super()._run(inputs, draws)
+        found: dict[Axis, nd.Portion] = {}
+        run.portions = found
+        for plate, node in self.expected.items():
+            if node.name in draws:
+                score = self.scores[node.name]
+                log_prob = run.execute(schedule([score]))[score]
+                if node.time is not None:
+                    log_prob = log_prob.sum(score.axes.index(node.time))
+                found[plate] = nd.Portion(log_prob.exp(), node.plates)
+        return run
+
+    def evaluate(self, inputs: Any, draws: dict[str, Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        value, log_probs = super().evaluate(inputs, draws)
+        expected = {node.name for node in self.expected.values()}
+        return value, {name: log_prob for name, log_prob in log_probs.items() if name not in expected}
 
 
 def _combine(leaf: Tensor, lead: int, own: int, sizes: list[int], cells: list[int], index: Tensor) -> Tensor:

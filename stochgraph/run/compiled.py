@@ -12,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from ..derive.derivation import Derivation, plain
 from ..derive.estimator import SCORED, GradientEstimator
+from ..derive.populations import corrected, population_estimator
 from ..derive.reach import data_of
 from ..derive.routes import Routes
 from ..errors.checks import plate_size
@@ -78,8 +79,9 @@ class Compiled:
         self.estimators = _assign(graph, given, self.wrt)
         _check(graph, self.estimators, self.wrt)
         order, objective = graph.order, graph.objective
+        self._population = population_estimator(order, given, self.estimators)
         self._derivation = Derivation(order, self.estimators, _constant_updates(graph, estimators, given))
-        self._root = self._derivation.surrogate(objective)
+        self._root = corrected(self._derivation, self._derivation.surrogate(objective), self._population)
         # A pathwise draw that is used inside an update alone is still drawn outside of it.
         drawn = [
             self._derivation.derive(node) for s, node in samples_in(order).items() if s in self._derivation.pathwise

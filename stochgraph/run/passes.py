@@ -77,6 +77,7 @@ class Run:
         self.found: dict[nd.Node, Tensor] = {}  # scores that updates hand over
         self.edges: dict[nd.Sample, bool] = {}  # where probabilities are 0 or 1: whether they are differentiated
         self.left_out: Any = None
+        self.portions: Mapping[Axis, nd.Portion] = {}  # which draws count in expectations, if not all do
         self.watch: Any = None  # see `_first_pass.Watch`
         self.place: Place | None = None  # where a pass is recorded
 

@@ -87,6 +87,10 @@ class CompiledUpdate(nd.Node):
         super().__init__(update.name, update.index, [params, *rates, *captured])
 
     @property
+    def expected(self) -> Axes:
+        return union(*(node.expected for program in self.programs for node in program))
+
+    @property
     def starts_matter(self) -> bool:
         """Whether the result is a function of the parameters that it starts from."""
         return True
