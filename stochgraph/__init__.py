@@ -29,6 +29,7 @@ from .estimators import Estimator as Estimator
 from .estimators import FirstOrder as FirstOrder
 from .estimators import Jackknife as Jackknife
 from .estimators import LoadedDiCE as LoadedDiCE
+from .estimators import Multilevel as Multilevel
 from .estimators import Plugin as Plugin
 from .estimators import SGMRLPublished as SGMRLPublished
 from .estimators import Taylor as Taylor
@@ -90,6 +91,7 @@ __all__ = [
     "LoadedDiCE",
     "Lowered",
     "LoweringError",
+    "Multilevel",
     "Plugin",
     "Profile",
     "Row",

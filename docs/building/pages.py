@@ -107,8 +107,8 @@ def _estimator(name: str) -> str:
     shown = (
         "Measured on the square of the mean of N normal draws, 400 estimates a point."
         if name == "PW"
-        else "Exact, over all outcomes: the return of a random walk after one inner step on N walks; of an estimator of "
-        "expectations, after one step on their expectation."
+        else "Exact, over all outcomes: the return of a random walk after one inner step on N walks; of an estimator "
+        "of expectations, after one step on their expectation."
     )
     return "\n".join(
         [

@@ -9,14 +9,14 @@ its likelihood ratio, term by term.
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
 from ..errors.exceptions import CompileError
 from ..ir import nodes as nd
 from ..ir.paths import averaging_plate, samples_in
-from ..ir.programs import execute, split
+from ..ir.programs import execute, schedule, split
 from ..tensors.axes import Axes, Axis, describe, union
 from .deriving import Deriving
 from .estimator import GradientEstimator
@@ -41,10 +41,33 @@ class Replayed(NamedTuple):
     noise: Mapping[str, Sequence[Tensor]]
 
 
+class Pass(Protocol):
+    """A pass, as an estimator sees it before it begins."""
+
+    wanted: Mapping[str, int]
+    draws: dict[str, Any]
+    noise: dict[str, list[Tensor]]
+    portions: Mapping[Axis, nd.Portion]
+    sizes: dict[Axis, int]
+
+
 class PopulationEstimator(GradientEstimator, ABC):
-    """An estimator of the gradient of a function of expectations: the plug-in, and what it combines it to."""
+    """An estimator of the gradient of a function of expectations: the plug-in, and what it combines it to.
+
+    Attributes:
+        draws_sizes: whether it draws how many draws there are, so that their number is in no declaration.
+    """
 
     population = True
+    draws_sizes: ClassVar[bool] = False
+
+    def begin(self, run: Pass, expectations: "Expectations") -> None:
+        """Before a pass: say how many draws there are, and which of them count in what is drawn later."""
+        return
+
+    def refuse_enumeration(self, expectations: "Expectations") -> None:
+        """Refuse to be verified where the outcomes of the samples are not all that is random."""
+        return
 
     @property
     @abstractmethod
@@ -65,13 +88,29 @@ class PopulationEstimator(GradientEstimator, ABC):
         """The estimator as LaTeX, from the formula of the surrogate."""
 
 
+class Expectations(NamedTuple):
+    """The expectations of a graph.
+
+    Attributes:
+        estimator: that of all of them.
+        plates: those that are expected.
+        samples: the names of what is drawn in them.
+        followed: whether anything is drawn after an expectation, from parameters that its draws have made.
+    """
+
+    estimator: PopulationEstimator
+    plates: Axes
+    samples: tuple[str, ...]
+    followed: bool
+
+
 class Corrected(nd.Node):
     """A surrogate with the value that it has, and the derivatives that an estimator of its expectations gives it."""
 
     kind = "corrected"
 
-    def __init__(self, root: nd.Node, plates: Axes, estimator: PopulationEstimator, derivation: Deriving) -> None:
-        self.root, self.plates, self.estimator = root, plates, estimator
+    def __init__(self, root: nd.Node, expectations: Expectations, derivation: Deriving) -> None:
+        self.root, self.plates, self.estimator = root, expectations.plates, expectations.estimator
         self.program, captured = split(root, _recomputed)
         refuse_moving_supports(self.program)
         declared = samples_in(derivation.order)
@@ -110,10 +149,9 @@ def _recomputed(node: nd.Node, touched: bool) -> bool:
     return not stays(node) and (touched or bool(node.expected))
 
 
-def corrected(derivation: Deriving, root: nd.Node, estimator: PopulationEstimator | None) -> nd.Node:
+def corrected(derivation: Deriving, root: nd.Node, expectations: Expectations | None) -> nd.Node:
     """The surrogate of a graph, and what the estimator of its expectations makes of it."""
-    plates = expected_plates(derivation.order)
-    return root if estimator is None else Corrected(root, plates, estimator, derivation)
+    return root if expectations is None else Corrected(root, expectations, derivation)
 
 
 def expected_plates(order: Iterable[nd.Node]) -> Axes:
@@ -121,10 +159,10 @@ def expected_plates(order: Iterable[nd.Node]) -> Axes:
     return union(*(node.expected for node in order))
 
 
-def population_estimator(
+def expectations_of(
     order: Sequence[nd.Node], given: Mapping[str, GradientEstimator], assigned: Mapping[str, GradientEstimator]
-) -> PopulationEstimator | None:
-    """The estimator of all expectations of a graph; `None`: there is none.
+) -> Expectations | None:
+    """The expectations of a graph; `None`: there are none, or nothing that is drawn for them has an estimator.
 
     Args:
         order: the declared nodes.
@@ -162,7 +200,11 @@ def population_estimator(
             f"samples {first!r} and {second!r} are expected, with {one} and {other}: expectations of one graph are "
             "corrected together. Give all of them one estimator"
         )
-    return next(iter(found.values()), None)
+    if not found:
+        return None
+    drawn = tuple(name for name, node in samples.items() if averaging_plate(node) in plates)
+    followed = any(before.expected for node in samples.values() for before in schedule(node.inputs))
+    return Expectations(next(iter(found.values())), plates, drawn, followed)
 
 
 def _check_plates(order: Sequence[nd.Node], plates: Axes) -> None:

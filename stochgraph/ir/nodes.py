@@ -325,7 +325,7 @@ class Reduction(Node):
         for weights, own in portions:
             count = value.shape[axes.index(own[-1])]
             aligned = vz.align(weights, own, axes)
-            value = value * aligned.reshape([*aligned.shape, *[1] * event])
+            value = value * aligned.reshape([*aligned.shape, *[1] * event]).to(value.dtype)
             counts //= count
         return value.sum(self._dims) / counts
 

@@ -146,6 +146,8 @@ def verify(
         raise VerificationError(
             f"sample {pathwise[0]!r} is pathwise, so continuous: it cannot be enumerated; see sg.profile"
         )
+    if compiled._expectations is not None:
+        compiled._expectations.estimator.refuse_enumeration(compiled._expectations)
     outcomes = _Outcomes(compiled, inputs, sizes or {}, max_outcomes)
     outcomes.enumerate()
     flat, restore = _flatten(compiled, inputs)

@@ -12,11 +12,11 @@ from torch.utils import _pytree as pytree
 
 from ..derive.derivation import Derivation, plain
 from ..derive.estimator import SCORED, GradientEstimator
-from ..derive.populations import corrected, population_estimator
+from ..derive.populations import corrected, expectations_of
 from ..derive.reach import data_of
 from ..derive.routes import Routes
 from ..errors.checks import plate_size
-from ..errors.exceptions import CompileError, InputError, SamplingError
+from ..errors.exceptions import CompileError, InputError, LoweringError, SamplingError
 from ..errors.failures import short_tracebacks
 from ..explain.explanation import explain
 from ..ir import nodes as nd
@@ -79,9 +79,9 @@ class Compiled:
         self.estimators = _assign(graph, given, self.wrt)
         _check(graph, self.estimators, self.wrt)
         order, objective = graph.order, graph.objective
-        self._population = population_estimator(order, given, self.estimators)
+        self._expectations = expectations_of(order, given, self.estimators)
         self._derivation = Derivation(order, self.estimators, _constant_updates(graph, estimators, given))
-        self._root = corrected(self._derivation, self._derivation.surrogate(objective), self._population)
+        self._root = corrected(self._derivation, self._derivation.surrogate(objective), self._expectations)
         # A pathwise draw that is used inside an update alone is still drawn outside of it.
         drawn = [
             self._derivation.derive(node) for s, node in samples_in(order).items() if s in self._derivation.pathwise
@@ -98,6 +98,8 @@ class Compiled:
         self._unseen = {False, True}  # whether a pass outside of transforms, and one inside, is still the first
         self._support_program = schedule(s for s in self._scores.values() if not s.sample.law.fixed_support)
         self._cuts = Cuts(graph, self._program, self._scores, self._named_nodes)
+        if lowering != "never":
+            self._refuse_drawn_sizes()
         self._lowering = lowering_of(self, lowering)
 
     @short_tracebacks()
@@ -124,7 +126,7 @@ class Compiled:
         with recorded():
             run = self._run(inputs, sizes)
             with seeded(generator, inputs):
-                return self._sampled(run)
+                return self._sampled(self._begun(run))
 
     @short_tracebacks()
     def surrogate(self, *inputs_and_trace: Any) -> Tensor:
@@ -150,7 +152,7 @@ class Compiled:
                 "was drawn with another estimator. Make one with the sample of this compiled graph"
             )
         with recorded():
-            return self._surrogate(self._run(inputs, None, trace))
+            return self._surrogate(self._begun(self._run(inputs, None, trace)))
 
     @short_tracebacks()
     def value_and_grad(
@@ -266,7 +268,7 @@ class Compiled:
         """The value and gradient for fresh draws: of one pass, or of draws and then of chunks of a plate."""
         sizes = _check_sizes(self.graph, sizes or {})
         with seeded(generator, point.named):
-            run = Run(point.named, sizes)
+            run = self._begun(Run(point.named, sizes))
             if not self._is_large(run, point):
                 return self._pass(point, run) if self._lowering is None else self._lowering.fresh(point, run)
             trace = drawn(self, run)
@@ -311,7 +313,7 @@ class Compiled:
         try:
             return self._accumulated(point, parts)
         except SamplingError:
-            self._diagnose(Run(point.named, {}, trace))  # names a draw by its place in the whole
+            self._diagnose(self._begun(Run(point.named, {}, trace)))  # names a draw by its place in the whole
             raise
 
     def _accumulated(self, point: Point, parts: Iterable[Part]) -> tuple[Tensor, list[Tensor]]:
@@ -319,7 +321,7 @@ class Compiled:
         total: list[Tensor] = []
         for weight, trace, piece in parts:
             if self._lowering is None or (piece is not None and piece.plate.data):  # rows are cut out of the inputs
-                value, gradient = self._pass(point, Run(point.named, {}, trace, piece))
+                value, gradient = self._pass(point, self._begun(Run(point.named, {}, trace, piece)))
             else:
                 value, gradient = self._lowering.at(point, trace)
             scaled = [leaf * weight for leaf in (value, *gradient)]
@@ -365,6 +367,7 @@ class Compiled:
             >>> one == other
             True
         """
+        self._refuse_drawn_sizes()
         with recorded():
             point = self._point("lower", inputs)
             return Lowered(self, point, _check_sizes(self.graph, sizes or {}), trace and held_still(trace))
@@ -372,6 +375,13 @@ class Compiled:
     def explain(self) -> Any:
         """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula."""
         return explain(self)
+
+    def _refuse_drawn_sizes(self) -> None:
+        if self._expectations is not None and self._expectations.estimator.draws_sizes:
+            raise LoweringError(
+                f"{self.graph.name} cannot be lowered: {self._expectations.estimator} draws how many draws there are, "
+                'and a flat program is for one size. Leave lowering="never"'
+            )
 
     def _named(self, inputs: Any) -> dict[str, Any]:
         names = self.graph.inputs
@@ -390,6 +400,12 @@ class Compiled:
 
     def _run(self, inputs: Any, sizes: Mapping[str, int] | None, trace: Any = None) -> Run:
         return Run(self._named(inputs), _check_sizes(self.graph, sizes or {}), trace)
+
+    def _begun(self, run: Run) -> Run:
+        """A pass, and what the estimator of expectations says before anything is drawn."""
+        if self._expectations is not None:
+            self._expectations.estimator.begin(run, self._expectations)
+        return run
 
     def _sampled(self, run: Run) -> Trace:
         """What a pass draws, and what is recorded of it."""

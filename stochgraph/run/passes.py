@@ -107,12 +107,16 @@ class Run:
 
     def again(self, inputs: Mapping[str, Any]) -> "Run":
         """A pass with the same draws at other inputs."""
-        return Run(inputs, {}, Trace(draws=self.draws, noise=self.noise), self.piece)
+        return self._like(Run(inputs, {}, Trace(draws=self.draws, noise=self.noise), self.piece))
 
     def continued(self) -> "Run":
         """A pass that begins with what this one has drawn so far, and draws the rest."""
         drawn: dict[str, Any] = map_tensors(Tensor.detach, self.draws)
-        return Run(self.inputs, self.wanted, Trace(draws=drawn, noise=self.noise))
+        return self._like(Run(self.inputs, self.wanted, Trace(draws=drawn, noise=self.noise)))
+
+    def _like(self, other: "Run") -> "Run":
+        other.portions = self.portions
+        return other
 
     def leaving_out(self, left_out: Any, log_probs: Mapping[str, Tensor]) -> "Run":
         """This pass with one draw left out of the means over its plate. See `_leave_one_out.LeftOut`."""
