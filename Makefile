@@ -1,7 +1,7 @@
 # Everything runs in .venv, which is made on first use and brought up to date when a file it is made from changes.
 #
 #   make demo              the navigation demo
-#   make test              the tests             make test ARGS="-m 'not slow' -x"
+#   make test              the tests             make test ARGS="-m 'not slow' -x" PROCESSES=1
 #   make check             lint, format, types
 #   make docs              the site, in build/site
 #   make PYTHON=python3.12 test                  another interpreter; `make clean` first if .venv has one already
@@ -12,6 +12,7 @@
 
 PYTHON ?= python3
 ARGS ?=
+PROCESSES ?= auto
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -32,8 +33,8 @@ test bench: export MPLBACKEND = Agg
 demo: $(INSTALLED) ## run the navigation demo
 	$(BIN)/python -m stochgraph.algorithms.commands.demo $(ARGS)
 
-test: $(INSTALLED) ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: $(INSTALLED) ## run the tests, in a process a core
+	$(BIN)/python -m pytest --numprocesses=$(PROCESSES) --maxprocesses=8 --dist=worksteal $(ARGS)
 
 check: $(INSTALLED) ## lint, format and types
 	$(BIN)/ruff check

@@ -66,13 +66,13 @@ def sgmrl_published(problem: MetaProblem, *, whole: bool = False) -> Template:
 
     By default a reward meets the scores of the steps before it only, in the slope of :math:`\nu` and in the outer
     product. Eq. 8 has rewards to go in the slope and the score of the whole trajectory beside it: that is `whole=True`,
-    for one inner step, to the letter but for a transposition, which the chain rule asks for. Trajectories of
-    `Rollouts(stepwise=False)` have returns and scores of whole trajectories in both places, eq. 44 with
-    :math:`\nu = R \log q`, for any number of steps. The Hessian estimates have the same expectation.
+    to the letter but for a transposition, which the chain rule asks for. Trajectories of `Rollouts(stepwise=False)`
+    have returns and scores of whole trajectories in both places, eq. 44 with :math:`\nu = R \log q`. The Hessian
+    estimates have the same expectation.
 
     Args:
         problem: what is asked.
-        whole: the outer product has rewards to go and scores of whole trajectories. For one inner step on plain
+        whole: the outer product has rewards to go and scores of whole trajectories. For inner steps on plain
             returns, with a policy and without a reference.
 
     Raises:
@@ -99,11 +99,11 @@ def sgmrl_published(problem: MetaProblem, *, whole: bool = False) -> Template:
 
 
 def _on_whole_trajectories(problem: MetaProblem) -> MetaProblem:
-    """The problem with an inner step that takes a recorded trajectory as one value, which has one score."""
-    if problem.steps != 1 or problem.on_advantages or problem.adapt is not None:
+    """The problem with inner steps that take a recorded trajectory as one value, which has one score."""
+    if problem.on_advantages or problem.adapt is not None:
         raise ValueError(
-            f"whole=True: for one inner step on plain returns, got steps={problem.steps} or other steps than those; "
-            "Rollouts(stepwise=False) has scores of whole trajectories for any number of steps"
+            "whole=True: for inner steps on plain returns, got steps on advantages or declared by `adapt`; "
+            "Rollouts(stepwise=False) has scores of whole trajectories whatever the steps are"
         )
     if problem.policy is None:
         raise ValueError("whole=True: an inner step on recorded trajectories scores actions: give the problem a policy")

@@ -8,6 +8,7 @@ from ..derive.estimator import Inside as Inside
 from ..derive.estimator import Site as Site
 from ..derive.estimator import Where as Where
 from ..surrogate.terms import Term as Term
+from .disarm import DisARM as DisARM
 from .enumeration import Enumerate as Enumerate
 from .expansions import LVC as LVC
 from .expansions import LoadedDiCE as LoadedDiCE

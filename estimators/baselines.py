@@ -16,6 +16,7 @@ from ..derive.controls import control_variate
 from ..derive.estimator import Control, Site
 from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..ir.traces import Trace
 from ..tensors.axes import Axes, Axis, at_least_two, describe, union
 from ..tensors.trees import map_tensors
@@ -50,15 +51,18 @@ class MeanOfOthers(Control):
     def __init__(self, innermost: bool) -> None:
         self.innermost = innermost
 
-    def node(self, site: Site) -> nd.Node:
-        sample, node, plates = site.sample, site.place, shared_plates(site)
-        if not plates:
+    def check(self, site: Site) -> None:
+        sample, node = site.sample, site.place
+        if not shared_plates(site):
             raise CompileError(
                 f"sample {site.name!r} (axes: {describe(sample.axes)}): its draws have no costs of their own at "
                 f"{node.name!r} (axes: {describe(node.axes)}), so there is no mean of the other draws' costs to "
                 "compare with; use a function of the trace as the baseline, or none; or LOO for this node, if its "
                 "mean follows"
             )
+
+    def node(self, site: Site) -> nd.Node:
+        plates = shared_plates(site)
         return others(site, plates[-1:] if self.innermost else plates)
 
 
@@ -77,15 +81,19 @@ class FunctionOfTrace(Control):
 class Linear(Control):
     """Returns-to-go, fitted to features of the observations."""
 
-    def node(self, site: Site) -> nd.Node:
-        sample, node, time = site.sample, site.node, _own_time(site)
-        if time is None or set(node.axes) != set(sample.axes) or not sample.plates:
+    def check(self, site: Site) -> None:
+        sample, node = site.sample, site.node
+        if _own_time(site) is None or set(node.axes) != set(sample.axes) or not sample.plates:
             raise CompileError(
                 f"sample {site.name!r} (axes: {describe(sample.axes)}): the linear feature baseline is fitted to the "
                 f"costs of trajectories, one for each draw and time step, but at {node.name!r} the costs have the axes "
                 f"{describe(node.axes)}; use another baseline for this node"
             )
-        fitted = Fitted(site.term, site.drawn, sample, site.discount(time))
+
+    def node(self, site: Site) -> nd.Node:
+        time = _own_time(site)
+        assert time is not None
+        fitted = Fitted(site.term, site.drawn, site.sample, site.discount(time))
         return control_variate(site, fitted, site.kept, time)
 
 
@@ -107,6 +115,7 @@ class Others(nd.Node):
     """For each draw the mean of a term over all other draws of some plates."""
 
     kind = "baseline"
+    linear = Linearity.NOWHERE
 
     def __init__(self, term: nd.Node, sample: nd.Sample, plates: Axes) -> None:
         self.sample, self.plates = sample, plates
@@ -136,6 +145,7 @@ class Called(nd.Node):
     """A function of the trace: one number, or one for each draw and time step with a cost of its own."""
 
     kind = "baseline"
+    linear = Linearity.NOWHERE
 
     def __init__(self, site: Site, fn: Callable[[Trace], Any]) -> None:
         self.fn, self.sample, self.term = fn, site.sample, site.place
@@ -181,6 +191,7 @@ class Fitted(nd.Node):
     """Returns-to-go predicted from observations, by least squares on all other trajectories of the plate."""
 
     kind = "baseline"
+    linear = Linearity.NOWHERE
 
     def __init__(self, term: nd.Node, drawn: nd.Node, sample: nd.Sample, discount: float | Tensor) -> None:
         self.sample, self.discount = sample, discount

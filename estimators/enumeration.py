@@ -11,9 +11,9 @@ from torch.utils import _pytree as pytree
 from ..derive.estimator import GradientEstimator, Site
 from ..derive.routes import Routes
 from ..derive.substitutions import alternatives
-from ..distributions.laws import DistributionLaw
 from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..surrogate.terms import Term
 from ..tensors import vectorize as vz
 from ..tensors.axes import describe
@@ -28,9 +28,9 @@ class Enumeration(GradientEstimator):
 
     def check(self, sample: nd.Sample, routes: Routes) -> None:
         super().check(sample, routes)
-        law = sample.law
-        known = isinstance(law, DistributionLaw) and law.is_class and law.is_torchs_own
-        if known and not law.factory.has_enumerate_support and law.name != "Multinomial":
+        law, family = sample.law, sample.law.family
+        listed = family is None or family.has_enumerate_support or law.name == "Multinomial"
+        if law.is_torchs_own and not listed:
             raise CompileError(_not_finite(sample, f"{law.name} has no finite support"))
 
     def term(self, site: Site) -> Term:
@@ -55,6 +55,7 @@ class Changes(nd.Node):
     """The probability of every outcome less its value: `(outcomes, *plates)`."""
 
     kind = "alternatives"
+    linear = Linearity.NOWHERE
 
     def __init__(self, site: Site, outcomes: nd.Node) -> None:
         self.sample, self.parents = site.sample, tuple(site.parents())

@@ -8,6 +8,7 @@ from ..derive.replays import left_out_axis, plate_of_one
 from ..errors.exceptions import CompileError
 from ..ir import nodes as nd
 from ..ir.paths import averaging_plate
+from ..tensors.axes import Axis
 from .two_parts import LOG, Influence, TwoParts
 
 
@@ -29,14 +30,23 @@ class ComparedWithReplays(Control):
 
     later_only = True
 
-    def node(self, site: Site) -> nd.Node | None:
-        plate = averaging_plate(site.sample)
-        if plate is None or plate in site.kept:
-            return None
-        if site.sample.plate is plate and site.sample.n == 1:
+    def check(self, site: Site) -> None:
+        plate = _compared_along(site)
+        if plate and site.sample.plate is plate and site.sample.n == 1:
             raise CompileError(plate_of_one(site.name, site.sample.axes, plate))
+
+    def node(self, site: Site) -> nd.Node | None:
+        plate = _compared_along(site)
+        if plate is None:
+            return None
         left_out = (plate, left_out_axis(plate))
         return control_variate(site, site.leave_out(plate), site.kept | {plate}, left_out=left_out)
+
+
+def _compared_along(site: Site) -> Axis | None:
+    """The plate that draws are left out of; `None` where each draw has terms of its own."""
+    plate = averaging_plate(site.sample)
+    return None if plate in site.kept else plate
 
 
 COMPARED_WITH_REPLAYS = ComparedWithReplays()

@@ -118,10 +118,9 @@ class MeasureValued(GradientEstimator):
 
     def check(self, sample: nd.Sample, routes: Routes) -> None:
         super().check(sample, routes)
-        law = sample.law
-        known = isinstance(law, DistributionLaw) and law.is_class
-        if known and law.factory not in (*PAIRS, *_FINITE):
-            raise CompileError(_unknown(sample, law.name))
+        family = sample.law.family
+        if family is not None and family not in (*PAIRS, *_FINITE):
+            raise CompileError(_unknown(sample, sample.law.name))
 
     def orders(self, sample: nd.Sample) -> int:
         return 1
@@ -200,7 +199,7 @@ def _detached(built: Any, sample: nd.Sample) -> Any:
 def _moved(sample: nd.Sample, built: Any) -> list[Pair]:
     """The pairs of the parameters that nodes give, as far as can be told."""
     law, pairs = sample.law, PAIRS[type(built)]
-    if not (law.is_class and sample.arguments.flat):
+    if not (isinstance(law, DistributionLaw) and law.is_class and sample.arguments.flat):
         return list(pairs)
     names = law.parameters(sample.arguments)
     given = {names[place] for place in sample.arguments.places}

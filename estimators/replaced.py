@@ -18,6 +18,7 @@ from torch import Tensor
 from ..derive.estimator import Site
 from ..derive.substitutions import alternatives, one_at_a_time, replaced
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..surrogate.terms import Term
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, union, without
@@ -34,6 +35,7 @@ class AtParents(nd.Node):
     """
 
     kind = "alternatives"
+    linear = Linearity.NOWHERE
 
     def __init__(self, site: Site, name: str, fn: Callable[[nd.Sample, Any, Sequence[Any], Any], Any]) -> None:
         self.sample, self.fn = site.sample, fn

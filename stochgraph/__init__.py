@@ -24,6 +24,7 @@ from .estimators import MAML as MAML
 from .estimators import MVD as MVD
 from .estimators import PW as PW
 from .estimators import SF as SF
+from .estimators import DisARM as DisARM
 from .estimators import Enumerate as Enumerate
 from .estimators import Estimator as Estimator
 from .estimators import FirstOrder as FirstOrder
@@ -79,6 +80,7 @@ __all__ = [
     "CompileError",
     "Compiled",
     "DeclarationError",
+    "DisARM",
     "Enumerate",
     "Estimator",
     "Explanation",

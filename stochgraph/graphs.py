@@ -5,6 +5,7 @@ from typing import Any
 
 from .errors.exceptions import CompileError
 from .explain.drawing import draw
+from .explain.mermaid import mermaid
 from .ir.declaration import Declaration
 from .language.words import declare
 from .run.compiled import Compiled
@@ -65,9 +66,59 @@ class Graph(Declaration):
         """A graph is no function of values: compile it first."""
         raise TypeError(f"{self.name} is a declared graph: compile it first, {self.name}.compile(sg.SF()).sample(...)")
 
-    def draw(self) -> Any:
-        """The graph as a `matplotlib` figure: plates as boxes, sample nodes round, updates marked."""
-        return draw(self)
+    def draw(self, legend: bool = True, fold: bool = False) -> Any:
+        """The graph as a `matplotlib` figure: plates as boxes, sample nodes round, updates marked.
+
+        `savefig` writes it as SVG, PDF or PNG, as large as it needs to be.
+
+        Args:
+            legend: whether to say what the shapes and lines are: where the picture has room for it, else beside it.
+            fold: whether operations that feed operations alone are written out in one formula. Inputs, samples,
+                updates, what has a `name=`, and what several formulas use stay nodes.
+
+        Example:
+            >>> import torch, stochgraph as sg
+            >>> from torch.distributions import Normal
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     x = sg.sample("x", Normal, theta, 1.0, n=100)
+            ...     return -((sg.mean(x) - 1.0) ** 2)
+            >>> figure = objective.draw(fold=True)
+            >>> [text.get_text() for text in figure.axes[0].texts][-2:]
+            ['−(mean(x) − 1)²', 'objective']
+        """
+        return draw(self, legend, fold)
+
+    def to_mermaid(self, fold: bool = False) -> str:
+        """The graph as a Mermaid flowchart, which code hosts show where it stands in a page of Markdown.
+
+        It stands there as a block of code in the language `mermaid`. Plates and times are subgraphs, samples are round,
+        updates are hexagons; what goes into a sample or an update has thick lines.
+
+        Args:
+            fold: as for `draw`.
+
+        Returns:
+            The text of the flowchart.
+
+        Example:
+            >>> import torch, stochgraph as sg
+            >>> from torch.distributions import Normal
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     return sg.mean(sg.sample("x", Normal, theta, 1.0, n=100))
+            >>> print(objective.to_mermaid())
+            flowchart TD
+                n0["theta"]:::input
+                n2[["mean over x<br/>objective"]]:::operation
+                subgraph p1["x, N = 100"]
+                    n1(["x<br/>~ Normal"]):::sample
+                end
+                n0 ==> n1
+                n1 --> n2
+                ...
+        """
+        return mermaid(self, fold)
 
     def _repr_png_(self) -> bytes:
         return self.draw()._repr_png_()

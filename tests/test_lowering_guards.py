@@ -455,3 +455,31 @@ def test_lowered_says_what_it_is():
         lowered.grad(BANDIT_THETA, compiled.sample(BANDIT_THETA))
     with pytest.raises(sg.CompileError, match="lowering='fast' of objective: one of 'never', 'auto', 'flat'"):
         task_bandit(1).compile(sg.LSF(), lowering="fast")
+
+
+class Flips(sg.Sampler):
+    """Some tosses in a row, drawn by operations of torch alone."""
+
+    time = traceable = True
+
+    def draw(self, batch_shape: torch.Size, logit: Any) -> Any:
+        return torch.bernoulli(logit.sigmoid().unsqueeze(-1).expand(*batch_shape, 3))
+
+    def log_prob(self, value: Any, logit: Any) -> Any:
+        return torch.nn.functional.logsigmoid(logit * (2 * value - 1))
+
+
+def test_trajectories_that_are_recorded_are_drawn_once():
+    """How long they are is asked before a pass, by drawing them; a program draws as if nobody had."""
+
+    @sg.graph
+    def objective(theta):
+        before = sg.sample("D", Flips(), theta, n=4)
+        adapted = sg.ascend(theta, sg.mean(sg.sum(before)), 0.5)
+        return sg.mean(sg.sum(sg.sample("tau", Flips(), adapted, n=4)))
+
+    both = Both(objective, sg.LSF(), warm=(THETA,))
+    hits = both.hits
+    for number in range(5):
+        both.agree(THETA + number, number=number)
+    assert both.hits == hits + 5

@@ -298,3 +298,22 @@ def test_nothing_is_shared_by_traces_made_by_hand() -> None:
     with pytest.raises(TypeError):
         trace.log_probs["x"] = THETA
     assert sg.Trace().log_probs == {}
+
+
+def test_more_than_three_updates_are_numbered():
+    @sg.graph
+    def objective(theta: Any) -> Any:
+        for _ in range(6):
+            theta = sg.ascend(theta, -(theta**2), 0.1)
+        return theta
+
+    updates = [node.name for node in objective.order if node.kind == "update"]
+    assert updates == ["theta'", "theta''", "theta'''", "theta[4]", "theta[5]", "theta[6]"]
+
+
+def test_an_entry_of_the_parameters_is_not_taken_for_an_update():
+    @sg.graph
+    def objective(theta: Any) -> Any:
+        return sg.ascend(theta[4], -(theta[4] ** 2), 0.1)
+
+    assert [node.name for node in objective.order if node.kind == "update"] == ["theta[4]'"]

@@ -196,14 +196,10 @@ def test_the_mean_direction_of_an_update_is_the_gradient(name):
 
 
 def expected_value(compiled, theta):
-    from stochgraph.prove.verification import _flatten, _Outcomes
+    from stochgraph.prove.outcomes import Outcomes
 
-    outcomes = _Outcomes(compiled, (theta,), {}, 10**6)
-    outcomes.enumerate()
-    flat, restore = _flatten(compiled, (theta,))
-    probability, _ = outcomes.probabilities(flat, restore)
-    values = torch.vmap(lambda draws: outcomes.evaluate((theta,), draws)[0])(outcomes.draws)
-    return (probability * values).sum()
+    outcomes = Outcomes(compiled, (theta,), {}, 10**6)
+    return outcomes.map(lambda outcome: outcomes.weighted((theta,), outcome)).sum()
 
 
 def test_variance_in_closed_form():

@@ -71,7 +71,8 @@ def write_sources(folder: Path) -> None:
 
 def made() -> dict[str, str]:
     """The texts of the files that are made, by their names."""
-    pages = {"figures/start.svg": svg(start().draw()), "reproduced.md": _reproduced()}
+    pages = {"figures/start.svg": svg(declared_in("index").draw()), "reproduced.md": _reproduced()}
+    pages["figures/sharpe.svg"] = svg(declared_in("showing").draw(fold=True))
     for name in ESTIMATORS:
         pages[f"estimators/{name}.md"] = _estimator(name)
         pages[f"figures/{name}.svg"] = bias_and_variance(name)
@@ -88,11 +89,11 @@ def _unlisted() -> list[str]:
     return [name for name in sg.__all__ if name not in listed]
 
 
-def start() -> sg.Graph:
-    """The graph of the start page, as it is declared there."""
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / "index.md").read_text(), flags=re.DOTALL)
+def declared_in(page: str) -> sg.Graph:
+    """The graph of a page, as it is declared there first."""
+    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), flags=re.DOTALL)
     if code is None:
-        raise ValueError("docs/index.md declares no graph")
+        raise ValueError(f"docs/{page}.md declares no graph")
     namespace: dict[str, Any] = {}
     exec(code[1], namespace)
     return next(value for value in namespace.values() if isinstance(value, sg.Graph))

@@ -8,18 +8,39 @@ where all draws of a plate are boxed together, so are the draws before it: of ea
 compared, and a baseline for every one of them accounts for the whole box.
 """
 
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..surrogate.terms import Weight
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, Axis, union
 from ..tensors.trees import map_tensors, tensors
 from .estimator import Site
+
+
+class ZeroMean(nd.Node, ABC):
+    """A node of zero mean that an estimator makes by itself.
+
+    Attributes:
+        sample: the sample whose box it is for.
+        part: the declared node that the box covers.
+    """
+
+    kind = "control variate"
+    linear = Linearity.NOWHERE
+    left_out = None
+    sample: nd.Sample
+    part: nd.Node
+
+    @abstractmethod
+    def formula(self, term: str, sample: str) -> str:
+        """What is added, with its sign, as LaTeX, from the formulas of the part and of the sample."""
 
 
 class ControlVariate(nd.Node):
@@ -36,6 +57,7 @@ class ControlVariate(nd.Node):
     """
 
     kind = "control variate"
+    linear = Linearity.NOWHERE
 
     def __init__(
         self,
@@ -110,11 +132,15 @@ class Uncovered(nd.Node):
     """
 
     kind = "uncovered"
+    linear = Linearity.IN_ALL
     left_out = None
 
     def __init__(self, cost: nd.Node, part: nd.Node, weight: Weight) -> None:
         self.sample, self.weight = weight.sample, weight
         super().__init__(f"uncovered({cost.name}, {weight.sample.name})", cost.index, [cost, part, weight])
+
+    def linear_in(self, touched: Collection[int]) -> bool:
+        return 2 not in touched
 
     def evaluate(self, run: Any, values: list[Any]) -> Any:
         cost, part, weight = values

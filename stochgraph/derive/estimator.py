@@ -8,9 +8,9 @@ where a part of the graph is evaluated again (`exact`).
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from enum import Enum
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple, TypeVar
 
 from torch import Tensor
 
@@ -20,6 +20,8 @@ from ..ir import nodes as nd
 from ..surrogate.terms import Score, Weight
 from ..tensors.axes import Axis
 from .routes import Routes
+
+Made = TypeVar("Made")
 
 
 class Crossing(Enum):
@@ -75,6 +77,11 @@ class Site(ABC):
     def drawn(self) -> nd.Node:
         """The node that draws the sample."""
 
+    @property
+    @abstractmethod
+    def noise(self) -> nd.Node:
+        """What the sample's estimator draws beside it."""
+
     @abstractmethod
     def parents(self) -> Sequence[nd.Node]:
         """The parents of the sample's distribution, derived."""
@@ -100,7 +107,7 @@ class Site(ABC):
         """The discount of the sum over a time axis that the place goes into."""
 
     @abstractmethod
-    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """One node for one key in the whole surrogate: what is equal is computed once."""
 
     @abstractmethod
@@ -108,7 +115,7 @@ class Site(ABC):
         """The node with each draw of a plate left out of the plate's means in turn: constants."""
 
     @abstractmethod
-    def put(self, values: nd.Node, differentiable: bool = True) -> nd.Node:
+    def put(self, values: nd.Node, differentiable: bool = True, together: bool = False) -> nd.Node:
         r"""The node with other values put in the place of the sample's draws, all that follows from them recomputed.
 
         What is drawn later is reused with its likelihood ratio.
@@ -116,10 +123,12 @@ class Site(ABC):
         Args:
             values: a node of draws with one more axis in front, `alternatives(sample)`.
             differentiable: whether derivatives go through it; else it is a constant.
+            together: whether all draws are replaced at once, along every plate.
 
         Returns:
             A node with, in front of the axes of the term, that axis and an axis `replaced(plate)` for each plate of the
-            sample along which one draw is replaced at a time. Along the independent axes all are at once.
+            sample along which one draw is replaced at a time. Along the independent axes all are at once, and along all
+            of them where they are replaced together.
 
         Raises:
             CompileError: the draw feeds another one directly that cannot be reused.
@@ -136,6 +145,13 @@ class Control(ABC):
 
     whole: ClassVar[bool] = False
     later_only: ClassVar[bool] = False
+
+    def check(self, site: Site) -> None:  # noqa: B027 - most have nothing to refuse
+        """Refuse a site that there is no control variate for; all those of a term are asked before any is made.
+
+        Raises:
+            CompileError: with the sample, and what to use in its place.
+        """
 
     @abstractmethod
     def node(self, site: Site) -> nd.Node | None:
@@ -227,6 +243,10 @@ class GradientEstimator(ABC):  # noqa: B024 - every answer has a default, the sc
         """What is drawn in the sample's place."""
         return sample
 
+    def noise(self, sample: nd.Sample) -> nd.Sample | None:
+        """A sample that is drawn beside the estimator's own, and recorded with it; `None`: there is none."""
+        return None
+
     def crosses(self, sample: nd.Sample, node: nd.Node) -> Crossing:
         """What becomes of the box at a declared node that the sample reaches.
 
@@ -260,3 +280,13 @@ class Exact(GradientEstimator):
 
 
 SCORED = Exact()
+
+
+def plain(estimators: Mapping[str, GradientEstimator]) -> dict[str, GradientEstimator]:
+    """The estimators where nothing is boxed: every node has the value that the declaration gives it."""
+    return {name: SCORED if estimator.scored else estimator for name, estimator in estimators.items()}
+
+
+def replaces_terms(estimator: GradientEstimator) -> bool:
+    """Whether an estimator has something to put in the place of boxed terms."""
+    return type(estimator).term is not GradientEstimator.term

@@ -13,8 +13,6 @@ from ..ir import nodes as nd
 from .boxes import Key, Kind, Pending
 from .deriving import Deriving
 
-_SUMS = (operator.add, operator.sub)
-
 
 def part_of(derivation: Deriving, node: nd.Node, pending: Pending, name: str) -> nd.Node:
     """The node without the summands that the box of a sample, one of the pending boxes, does not move to."""
@@ -35,10 +33,10 @@ def part_of(derivation: Deriving, node: nd.Node, pending: Pending, name: str) ->
 def _covered(derivation: Deriving, key: Key, name: str) -> dict[int, Key | None]:
     """The summands of a node: where the box moves on to, or `None` where it does not. Empty if it stays."""
     node, pending = key
-    if any(s == name for s, _ in derivation.stuck(node, pending)):
+    if any(s == name for s, _ in derivation.placement.staying(node, pending)):
         return {}
-    received = derivation.received(node, pending)
-    summands = derivation.operands(node, pending, Kind.WEIGHT) or ()
+    received = derivation.placement.received(node, pending)
+    summands = derivation.scope.operands(node, pending, Kind.WEIGHT) or ()
     return {i: received[i] if any(s == name for s, _ in received[i][1]) else None for i in summands}
 
 
@@ -46,7 +44,7 @@ def _rebuilt(derivation: Deriving, node: nd.Node, parts: Mapping[int, nd.Node | 
     """A node on the parts of its summands; of those that are left aside nothing stays."""
     if not parts:
         return node
-    if isinstance(node, nd.Apply) and node.fn in _SUMS and _leaves_aside(node, parts):
+    if isinstance(node, nd.Apply) and node.adds and _leaves_aside(node, parts):
         return _sum(derivation, node, parts)
     inputs = [parts.get(i) or parent for i, parent in enumerate(node.inputs)]
     return _shared(derivation, node, inputs)

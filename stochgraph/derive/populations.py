@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors.exceptions import CompileError
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..ir.paths import averaging_plate, samples_in
 from ..ir.programs import execute, schedule, split
 from ..tensors.axes import Axes, Axis, describe, union
@@ -108,6 +109,7 @@ class Corrected(nd.Node):
     """A surrogate with the value that it has, and the derivatives that an estimator of its expectations gives it."""
 
     kind = "corrected"
+    linear = Linearity.NOWHERE
 
     def __init__(self, root: nd.Node, expectations: Expectations, derivation: Deriving) -> None:
         self.root, self.plates, self.estimator = root, expectations.plates, expectations.estimator

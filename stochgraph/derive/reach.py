@@ -12,9 +12,6 @@ from ..ir.programs import up_to
 from ..tensors.axes import Axis
 from .estimator import SCORED, Crossing, GradientEstimator
 
-_BOTH = (operator.add, operator.sub)
-_UNARY = (operator.neg, operator.pos)
-
 
 class Reached(Mapping[str, frozenset[Axis]]):
     """The samples that reach a node, with the axes along which they do so draw by draw.
@@ -69,7 +66,7 @@ class Reach(dict[nd.Node, Reached]):
     """For every node, the samples that reach it and are not boxed yet, with the axes on which they do so draw by draw.
 
     A sample is gone from a node once all its routes there have been boxed at a mean, or dropped at an update. At the
-    node `cut` nothing arrives. Nodes that are made later, the parts of terms, are looked at when they are asked for.
+    nodes `cuts` nothing arrives. Nodes that are made later, the parts of terms, are looked at when they are asked for.
     """
 
     def __init__(
@@ -77,9 +74,9 @@ class Reach(dict[nd.Node, Reached]):
         order: Iterable[nd.Node],
         sources: Mapping[str, nd.Sample],
         estimators: Mapping[str, GradientEstimator],
-        cut: nd.Node | None = None,
+        cuts: Iterable[nd.Node] = (),
     ) -> None:
-        self.sources, self.estimators, self.cut = sources, estimators, cut
+        self.sources, self.estimators, self.cuts = sources, estimators, frozenset(cuts)
         self.places = {name: place for place, name in enumerate(sources)}
         # What crosses everything is not asked, node by node.
         self._asked = {s: place for s, place in self.places.items() if estimators[s] is not SCORED}
@@ -98,7 +95,7 @@ class Reach(dict[nd.Node, Reached]):
 
     def _arriving(self, node: nd.Node) -> Reached:
         kept: dict[frozenset[Axis], int] = {}
-        if node is not self.cut and node.carries:
+        if node not in self.cuts and node.carries:
             arriving = reduce(_merged, (self[parent].kept for parent in node.inputs), kept)
             own, ended = frozenset(node.axes), self._ended(node, arriving)
             for axes, samples in _less(arriving, ended):
@@ -116,27 +113,15 @@ class Reach(dict[nd.Node, Reached]):
 
 def linear_operands(node: nd.Node, pending: Iterable[str], reach: Mapping[nd.Node, Any]) -> list[int] | None:
     """The inputs to which a box pending at the node may move; `None` if the node is not linear in them."""
-    if isinstance(node, nd.Reduction):
-        return [0]
-    if not isinstance(node, nd.Apply) or not node.arguments.simple:
+    touched = [i for i, parent in enumerate(node.inputs) if not reach[parent].keys().isdisjoint(pending)]
+    if not (node.linear_in(touched) and node.moves_boxes):
         return None
-    everywhere = list(range(len(node.inputs)))
-    if node.fn in _BOTH or node.fn in _UNARY:
-        return everywhere
-    if node.fn is operator.mul:
-        touched = [i for i in everywhere if not reach[node.inputs[i]].keys().isdisjoint(pending)]
-        return touched if len(touched) <= 1 else None
-    if node.fn is operator.truediv:
-        numerator = isinstance(node.arguments.leaves[0], nd.Node)
-        below = everywhere[1:] if numerator else everywhere
-        free = all(reach[node.inputs[i]].keys().isdisjoint(pending) for i in below)
-        return [0] if numerator and free else None
-    return None
+    return list(range(len(node.inputs))) if node.adds else touched
 
 
 def data_of(update: nd.Update) -> list[str]:
     """The samples that feed an update's objective, other than through what it is a function of."""
     local = up_to(update.objective, update.variable)
     samples = samples_in(local)
-    reach = Reach(local, samples, dict.fromkeys(samples, SCORED), cut=update.variable)
+    reach = Reach(local, samples, dict.fromkeys(samples, SCORED), cuts=[update.variable])
     return list(reach[update.objective])

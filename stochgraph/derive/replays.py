@@ -6,7 +6,6 @@ The replays are forward evaluations: their values are constants of the surrogate
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -16,11 +15,13 @@ from torch import Tensor
 from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
 from ..ir.exponentials import Exponential, Scale
+from ..ir.operations import Linearity
 from ..ir.paths import averaging_plate, descends_from, samples_in
 from ..ir.programs import execute, schedule, split
 from ..surrogate.steps import CompiledUpdate, all_axes
 from ..surrogate.terms import Score, Weight
 from ..tensors.axes import Axes, Axis, at_least_two, describe
+from ..tensors.left_out import LeftOut
 from ..tensors.trees import map_tensors
 from .boxes import Kind, Pending, settled
 from .deriving import Deriving
@@ -52,7 +53,7 @@ def replay(derivation: Deriving, site: Site, plate: Axis) -> "Replay":
 
 def _ratios(exact: Deriving, site: Site) -> Pending:
     """What is weighted in the replays of a site, and how: the draws' own plate plainly, others with their controls."""
-    pending = exact.weighted(exact.reach[Kind.WEIGHT][site.node])
+    pending = exact.scope.weighted(exact.scope.reach[Kind.WEIGHT][site.node])
     return settled(pending, {site.name} | uncontrolled(exact, site))
 
 
@@ -60,7 +61,7 @@ def uncontrolled(exact: Deriving, site: Site) -> set[str]:
     """The samples whose control variate is for replays of earlier draws on another plate only, which these are not."""
     after, plate = descends_from(exact.order, site.sample), averaging_plate(site.sample)
     found = set()
-    for name, sample in exact.samples.items():
+    for name, sample in exact.scope.samples.items():
         control = exact.estimators[name].control
         later = sample in after and averaging_plate(sample) != plate
         if control and control.later_only and not later:
@@ -68,44 +69,15 @@ def uncontrolled(exact: Deriving, site: Site) -> set[str]:
     return found
 
 
-@dataclass(frozen=True)
-class LeftOut:
-    """Which draw of which plate is left out: the one at `index`, of `count`."""
-
-    plate: Axis
-    index: Tensor
-    count: int
-
-    def own(self, value: Tensor, axes: Axes) -> Tensor:
-        """The part of a value `(*axes, ...)` that belongs to the draw left out, along a dimension of size 1."""
-        dim = axes.index(self.plate)
-        full = value.expand(*value.shape[:dim], self.count, *value.shape[dim + 1 :])
-        return full.index_select(dim, self.index.reshape(1))
-
-    def replaced(self, value: Tensor, axes: Axes, number: float) -> Tensor:
-        """The value with a number in place of what belongs to the draw left out."""
-        dim = axes.index(self.plate)
-        own = torch.arange(self.count, device=value.device) == self.index
-        filled = torch.full((), number, dtype=value.dtype, device=value.device)
-        return torch.where(own.reshape([-1] + [1] * (value.dim() - dim - 1)), filled, value)
-
-    def mean(self, value: Tensor, axes: Axes, dims: tuple[int, ...]) -> Tensor:
-        """The mean over some dimensions, the plate's among them, without the draw left out."""
-        scale = self.count / (self.count - 1)
-        return scale * (value.mean(dims) - self.own(value, axes).mean(dims) / self.count)
-
-    def sum(self, value: Tensor, axes: Axes, dims: tuple[int, ...]) -> Tensor:
-        """The sum over some dimensions, the plate's among them, without the draw left out."""
-        return value.sum(dims) - self.own(value, axes).sum(dims)
-
-
 class Replay(nd.Node):
     """A term with each draw of a plate left out in turn; shape `(N, *axes, ...)`."""
 
     kind = "replay"
+    linear = Linearity.NOWHERE
 
     def __init__(self, node: nd.Node, name: str, plate: Axis, root: nd.Node, derivation: Deriving) -> None:
-        self.sample, self.plate, self.left_out, self.root = derivation.samples[name], plate, left_out_axis(plate), root
+        self.sample, self.root = derivation.scope.samples[name], root
+        self.plate, self.left_out = plate, left_out_axis(plate)
         self.node = node
         self.term_axes = node.axes
         self.program, self.captured = _split(root, plate, name)
@@ -162,14 +134,19 @@ def stays(node: nd.Node) -> bool:
     return isinstance(node, Replay) or (isinstance(node, nd.Sample) and not node.pathwise)
 
 
+def read(node: nd.Node) -> Sequence[nd.Node]:
+    """The inputs that replays look at: what is behind a node that stays is not evaluated again on its account."""
+    return () if stays(node) else node.inputs
+
+
 def _split(root: nd.Node, plate: Axis, name: str) -> tuple[list[nd.Node], list[nd.Node]]:
     """The nodes whose value changes when a draw is left out of the plate's means, in order, and what else they read."""
 
     def moves(node: nd.Node, touched: bool) -> bool:
         return not stays(node) and (touched or _reduces(node, plate))
 
-    _refuse_other_reductions(schedule([root]), plate, name)
-    return split(root, moves)
+    _refuse_other_reductions(schedule([root], read), plate, name)
+    return split(root, moves, read=read)
 
 
 def _reduces(node: nd.Node, plate: Axis) -> bool:

@@ -6,9 +6,6 @@ from ..ir import nodes as nd
 from ..ir.declaration import Declaration
 from ..ir.paths import descends_from
 
-# Elementwise functions with a zero derivative wherever they have one.
-_FLAT = frozenset("lt le gt ge eq ne floor ceil round sign trunc argmax argmin and_ or_ xor invert".split())
-
 
 class Routes:
     """The routes of derivatives through a graph.
@@ -30,9 +27,7 @@ class Routes:
         """The nodes that a derivative with respect to a node can reach, through values and through distributions."""
         found = {source}
         for node in self.order:
-            flat = isinstance(node, nd.Apply) and getattr(node.fn, "__name__", "") in _FLAT
-            cut = flat or isinstance(node, nd.Stop)
-            if not cut and any(parent in found for parent in node.inputs):
+            if not node.flat and any(parent in found for parent in node.inputs):
                 found.add(node)
         # A draw carries the distribution path through anything that comes later, a stop included.
         through = [node for node in found if isinstance(node, nd.Sample) and node is not source]

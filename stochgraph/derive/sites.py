@@ -1,7 +1,6 @@
 """Sites as a derivation makes them."""
 
-from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 from torch import Tensor
 
@@ -11,7 +10,7 @@ from ..surrogate.terms import Weight
 from ..tensors.axes import Axis
 from .boxes import Kind
 from .deriving import Deriving
-from .estimator import Drawn, Site
+from .estimator import Drawn, Made, Site
 from .replays import replay
 from .substitutions import substitute
 
@@ -24,33 +23,39 @@ class DerivedSite(Site):
     ) -> None:
         self._derivation, self._kind = derivation, kind
         self.place, self.node, self.sample, self.term = place, node, sample, term
-        self.kept = derivation.reach[kind][place][sample.name]
+        self.kept = derivation.scope.kept(place, sample.name, kind)
 
     @property
     def independent(self) -> frozenset[Axis]:  # type: ignore[override]
-        return self._derivation.dependence[self.place][self.name]
+        return self._derivation.scope.dependence[self.place][self.name]
 
     @property
     def drawn(self) -> nd.Node:
         return self._derivation.root.derive(self.sample)
 
+    @property
+    def noise(self) -> nd.Node:
+        drawn = self._derivation.noise(self.sample)
+        assert drawn is not None
+        return drawn
+
     def parents(self) -> Sequence[nd.Node]:
         return [self._derivation.derive(parent) for parent in self.sample.inputs]
 
     def ratio(self, kept: Iterable[Axis] | None = None) -> Weight:
-        return self._derivation.weight(self.name, self.kept if kept is None else kept, self._kind)
+        return self._derivation.ratios.ratio(self.name, self.kept if kept is None else kept, self._kind)
 
     def ratio_at_parameters(self) -> Weight:
-        return self._derivation.weight(self.name, self.kept, Kind.WEIGHT)
+        return self._derivation.ratios.ratio(self.name, self.kept, Kind.WEIGHT)
 
     def ancestors(self) -> tuple[tuple[Weight, ...], nd.Node | None]:
-        above = self._derivation.ancestors(self.node, self.sample, self._kind)
-        return above, self._derivation.total(above) if above else None
+        above = self._derivation.ratios.ancestors(self.node, self.sample, self._kind)
+        return above, self._derivation.ratios.total(above) if above else None
 
     def earlier(self) -> Sequence[Drawn]:
         root = self._derivation.root
         before = [n for n in root.order if isinstance(n, nd.Sample) and n.index <= self.place.index]
-        return [Drawn(n, root.derive(n), root.score(n) if n.name in root.samples else None) for n in before]
+        return [Drawn(n, root.derive(n), root.score(n) if n.name in root.scope.samples else None) for n in before]
 
     def discount(self, time: Axis) -> float | Tensor:
         order = self._derivation.order
@@ -58,13 +63,11 @@ class DerivedSite(Site):
         sums = [n for n in order if n in later and isinstance(n, nd.Reduction) and time in n.over]
         return 1.0 if not sums or sums[0].discount is None else sums[0].discount
 
-    def once(self, key: Any, make: Callable[[], Any]) -> Any:
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
         return self._derivation.share(key, make)
 
     def leave_out(self, plate: Axis) -> nd.Node:
-        made = self.once(("replay", self.node, self.name), lambda: replay(self._derivation, self, plate))
-        assert isinstance(made, nd.Node)
-        return made
+        return self.once(("replay", self.node, self.name), lambda: replay(self._derivation, self, plate))
 
-    def put(self, values: nd.Node, differentiable: bool = True) -> nd.Node:
-        return substitute(self._derivation, self, values, differentiable)
+    def put(self, values: nd.Node, differentiable: bool = True, together: bool = False) -> nd.Node:
+        return substitute(self._derivation, self, values, differentiable, together)

@@ -22,13 +22,14 @@ from torch.distributions import Binomial
 from ..distributions.laws import DistributionLaw
 from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..ir.paths import moves_with, samples_in
 from ..ir.programs import execute, schedule, split
 from ..tensors.axes import Axes, Axis, describe, union, without
 from ..tensors.trees import map_tensors, tensors
 from .boxes import Kind, Pending, settled
 from .deriving import Deriving
-from .estimator import GradientEstimator, Site
+from .estimator import Site, replaces_terms
 from .replays import as_drawn, in_chunks, refuse_moving_supports, stays, uncontrolled, weighted_in
 
 _FIRST, _BEFORE_PLATES = -(10**9), -(10**6)  # in front of all axes come alternatives, then those of replays
@@ -49,12 +50,15 @@ def one_at_a_time(site: Site) -> Axes:
     return without(site.sample.plates, site.independent)
 
 
-def substitute(derivation: Deriving, site: Site, values: nd.Node, differentiable: bool) -> "Substituted":
+def substitute(
+    derivation: Deriving, site: Site, values: nd.Node, differentiable: bool, together: bool
+) -> "Substituted":
     """The node of a site with other values for the sample's draws."""
     exact = derivation.exact
     root = exact.derive(site.node, _boxes(derivation, exact, site))
     refuse_children(site, exact.order)
-    return Substituted(site, values, root, exact.drawing, differentiable)
+    plates = () if together else one_at_a_time(site)
+    return Substituted(site, values, root, exact.drawing, differentiable, plates)
 
 
 def _boxes(derivation: Deriving, exact: Deriving, site: Site) -> Pending:
@@ -62,21 +66,17 @@ def _boxes(derivation: Deriving, exact: Deriving, site: Site) -> Pending:
 
     Of several that do, the later drawn is innermost: its replays are in those of the earlier ones, not the reverse.
     """
-    reaching = exact.reach[Kind.WEIGHT][site.node]
+    reaching = exact.scope.reach[Kind.WEIGHT][site.node]
     boxed = [s for s in reaching if s != site.name and not _replaces(derivation, s, site)]
     # What a replay is multiplied with depends on the ancestors of the draw: their control variates have no zero mean.
     above = samples_in(schedule(site.sample.inputs))
-    return settled(exact.weighted(boxed), above.keys() | uncontrolled(exact, site))
+    return settled(exact.scope.weighted(boxed), above.keys() | uncontrolled(exact, site))
 
 
 def _replaces(derivation: Deriving, name: str, site: Site) -> bool:
-    earlier = name in derivation.samples and derivation.samples[name].index < site.sample.index
+    samples = derivation.scope.samples
+    earlier = name in samples and samples[name].index < site.sample.index
     return earlier and replaces_terms(derivation.estimators[name])
-
-
-def replaces_terms(estimator: GradientEstimator) -> bool:
-    """Whether an estimator has something to put in the place of boxed terms."""
-    return type(estimator).term is not GradientEstimator.term
 
 
 def refuse_children(site: Site, order: list[nd.Node]) -> None:
@@ -104,10 +104,13 @@ class Substituted(nd.Node):
     """A term with other values in the place of draws; axes: alternatives, plates one at a time, then its own."""
 
     kind = "replay"
+    linear = Linearity.NOWHERE
 
-    def __init__(self, site: Site, values: nd.Node, root: nd.Node, derivation: Deriving, differentiable: bool) -> None:
+    def __init__(
+        self, site: Site, values: nd.Node, root: nd.Node, derivation: Deriving, differentiable: bool, plates: Axes
+    ) -> None:
         self.sample, self.root, self.differentiable = site.sample, root, differentiable
-        self.alternatives, self.plates = alternatives(site.sample), one_at_a_time(site)
+        self.alternatives, self.plates = alternatives(site.sample), plates
         # Under the parents of the replays a draw is another node, with the value that was drawn.
         self.put_for = [n for n in schedule([root]) if isinstance(n, nd.Sample) and n.name == site.name]
         self.program, self.captured = split(root, _recomputed, self.put_for)

@@ -5,6 +5,7 @@ import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterator
+from functools import singledispatch, singledispatchmethod
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from torch.distributions.transforms import PowerTransform, StickBreakingTransfor
 from torch.nn.functional import logsigmoid
 
 from ..errors.exceptions import DeclarationError
+from ..tensors.trees import tensors
 
 # Tensors that distributions hold without their batch dimensions, and the event dimensions of each.
 _UNBROADCAST = {
@@ -40,48 +42,83 @@ _UNBROADCAST = {
 }
 
 
-def _parts(thing: Any) -> list[tuple[str, Any]]:
+Made = Distribution | Transform
+
+
+def _parts(thing: Made) -> list[tuple[str, Any]]:
     """The attributes of a distribution or transform that hold parameters. The cache of an inverse is none of them."""
     forward = isinstance(thing, Transform) and not isinstance(thing, _InverseTransform)
     kept = [(name, part) for name, part in vars(thing).items() if not (forward and name == "_inv")]
     return [(name, part) for name, part in kept if isinstance(part, (Tensor, Distribution, Transform, list))]
 
 
-def collect(thing: Any) -> list[Tensor]:
+@singledispatch
+def collect(thing: object) -> list[Tensor]:
     """The tensors that a distribution is made of, in a fixed order."""
-    if isinstance(thing, Tensor):
-        return [thing]
-    if isinstance(thing, list):
-        return [leaf for part in thing for leaf in collect(part)]
-    if isinstance(thing, (Distribution, Transform)):
-        return [leaf for _, part in _parts(thing) for leaf in collect(part)]
     raise DeclarationError(f"a distribution holds {type(thing).__name__}, which cannot be mapped; use a Sampler")
 
 
-def rebuild(thing: Any, leaves: Iterator[tuple[Tensor, bool]], sizes: torch.Size, rank: int) -> Any:
-    """The same distribution around other tensors, its batch shape extended in front by `sizes`.
+@collect.register
+def _collect_tensor(thing: Tensor) -> list[Tensor]:
+    return [thing]
 
-    `rank` counts the dimensions of one draw: a transform's tensors broadcast against those.
+
+@collect.register
+def _collect_list(thing: list) -> list[Tensor]:  # type: ignore[type-arg]
+    return [leaf for part in thing for leaf in collect(part)]
+
+
+@collect.register
+def _collect_made(thing: Made) -> list[Tensor]:
+    return [leaf for _, part in _parts(thing) for leaf in collect(part)]
+
+
+class Rebuilding:
+    """A distribution made anew around other tensors, its batch shape extended in front by plates.
+
+    Args:
+        leaves: the tensors in the order of `collect`, each with whether it varies from draw to draw.
+        sizes: the sizes of the plates.
+        rank: the number of dimensions of one draw: a transform's tensors broadcast against those.
     """
-    if isinstance(thing, list):
-        return [rebuild(part, leaves, sizes, rank) for part in thing]
-    rebuilt = copy.copy(thing)
-    for name, part in _parts(thing):
-        if isinstance(part, Tensor):
-            wanted = rank if isinstance(thing, Transform) else _least_rank(thing, name)
-            leaf, varies = next(leaves)
-            alone = name == "temperature" and not varies  # torch lines it up with the categories
-            rebuilt.__dict__[name] = leaf[(0,) * len(sizes)] if alone else _pad(leaf, len(sizes), wanted)
-        else:
-            rebuilt.__dict__[name] = rebuild(part, leaves, sizes, rank)
-    if isinstance(thing, Distribution):
-        rebuilt._batch_shape = sizes + thing._batch_shape
-    return rebuilt
 
+    def __init__(self, leaves: Iterator[tuple[Tensor, bool]], sizes: torch.Size, rank: int) -> None:
+        self.leaves, self.sizes, self.rank = leaves, sizes, rank
 
-def _least_rank(dist: Distribution, name: str) -> int:
-    """The number of dimensions that a parameter of one draw's distribution has once it has all batch dimensions."""
-    return len(dist._batch_shape) + _UNBROADCAST[name] if name in _UNBROADCAST else 0
+    @singledispatchmethod
+    def rebuilt(self, part: object, name: str, least: int) -> object:
+        """An attribute made anew; `least` is the number of dimensions that a tensor of this name has at least."""
+        raise DeclarationError(f"a distribution holds {type(part).__name__}, which cannot be mapped; use a Sampler")
+
+    @rebuilt.register
+    def _(self, part: Tensor, name: str, least: int) -> Tensor:
+        leaf, varies = next(self.leaves)
+        alone = name == "temperature" and not varies  # torch lines it up with the categories
+        return leaf[(0,) * len(self.sizes)] if alone else _pad(leaf, len(self.sizes), least)
+
+    @rebuilt.register
+    def _(self, part: list, name: str, least: int) -> list[object]:  # type: ignore[type-arg]
+        return [self.rebuilt(one, name, least) for one in part]
+
+    @rebuilt.register
+    def _(self, part: Transform, name: str, least: int) -> Transform:
+        made = copy.copy(part)
+        made.__dict__.update({key: self.rebuilt(inner, key, self.rank) for key, inner in _parts(part)})
+        return made
+
+    @rebuilt.register
+    def _(self, part: Distribution, name: str, least: int) -> Distribution:
+        return self.distribution(part)
+
+    def distribution(self, dist: Distribution) -> Distribution:
+        """The distribution around the next tensors."""
+        made = copy.copy(dist)
+        batch = len(dist._batch_shape)
+        for name, part in _parts(dist):
+            least = batch + _UNBROADCAST[name] if name in _UNBROADCAST else 0
+            made.__dict__[name] = self.rebuilt(part, name, least)
+        made._batch_shape = self.sizes + dist._batch_shape
+        return made
 
 
 def _pad(value: Tensor, lead: int, rank: int) -> Tensor:
@@ -106,11 +143,18 @@ def _remember(dist: Distribution) -> None:
         dist.transforms = [_remembering(transform) for transform in dist.transforms]
 
 
-def _remembering(thing: Any) -> Any:
-    if isinstance(thing, list):
-        return [_remembering(part) for part in thing]
-    if not isinstance(thing, Transform):
-        return thing
+@singledispatch
+def _remembering(thing: object) -> Any:
+    return thing
+
+
+@_remembering.register
+def _remembering_list(thing: list) -> Any:  # type: ignore[type-arg]
+    return [_remembering(part) for part in thing]
+
+
+@_remembering.register
+def _remembering_transform(thing: Transform) -> Transform:
     made = copy.copy(thing)
     made.__dict__.update({name: _remembering(part) for name, part in _parts(thing)})
     made._cache_size, made._cached_x_y = 1, (None, None)
@@ -152,11 +196,11 @@ def noise_parameters(family: type[Distribution]) -> tuple[str, ...]:
     return next((names for known, names in _NOISE_PARAMETERS.items() if issubclass(family, known)), ())
 
 
-def named_families(factory: Any) -> list[type[Distribution]]:
+def named_families(factory: Callable[..., object]) -> list[type[Distribution]]:
     """The classes of distributions that a factory is, or that the code of a function names."""
-    if isinstance(factory, functools.partial):
-        return named_families(factory.func)
-    found = [factory]
+    while isinstance(factory, functools.partial):
+        factory = factory.func
+    found: list[Any] = [factory]
     if inspect.isroutine(factory) and hasattr(factory, "__code__"):
         seen = inspect.getclosurevars(factory)
         found = [*seen.nonlocals.values(), *seen.globals.values()]
@@ -166,15 +210,14 @@ def named_families(factory: Any) -> list[type[Distribution]]:
     return [one for one in found if isinstance(one, type) and issubclass(one, Distribution)]
 
 
-def is_straight_through(dist: Distribution | type[Distribution]) -> bool:
-    """True if draws are discrete and have a derivative all the same: that of something else."""
-    parts = parts_of(dist) if isinstance(dist, Distribution) else [dist]
-    return any(part.has_rsample is True and _is_discrete(part) for part in parts)
+def is_straight_through(part: Distribution | type[Distribution]) -> bool:
+    """True if its draws are discrete and have a derivative all the same: that of something else."""
+    return part.has_rsample is True and _is_discrete(part)
 
 
-def _is_discrete(dist: Any) -> bool:
+def _is_discrete(part: Distribution | type[Distribution]) -> bool:
     try:
-        return bool(dist.support.is_discrete)
+        return bool(part.support.is_discrete)  # type: ignore[union-attr]
     except (AttributeError, NotImplementedError):  # it does not say
         return False
 
@@ -207,39 +250,63 @@ def most_trials(dist: Distribution) -> Tensor:
     return torch.stack(counts).max() if counts else torch.zeros(())
 
 
+@singledispatch
 def finite_support(dist: Distribution, trials: int) -> tuple[Tensor, int]:
     """All outcomes of every entry of a batch, `(outcomes, *batch, ...)`, and the number of dimensions of the batch.
 
     Entries of `Independent` are listed apart: its batch is that of its base. Binomials have the outcomes of one with
     this many `trials`, some of which may be impossible.
     """
-    if isinstance(dist, Independent):
-        return finite_support(dist.base_dist, trials)
-    batch = len(dist.batch_shape)
-    if isinstance(dist, Binomial):
-        found = torch.arange(trials + 1, dtype=dist.total_count.dtype, device=dist.total_count.device)
-    elif isinstance(dist, Multinomial):
-        kinds = torch.arange(dist.event_shape[0], device=dist.probs.device)
-        picked = itertools.combinations_with_replacement(range(len(kinds)), dist.total_count)
-        picks = torch.tensor(list(picked), device=kinds.device)
-        found = (picks.unsqueeze(-1) == kinds).sum(1).to(dist.probs.dtype)
-    elif dist.has_enumerate_support:
-        return dist.enumerate_support(expand=True), batch
-    else:
+    if not dist.has_enumerate_support:
         raise NotImplementedError(f"{type(dist).__name__} has no finite support")
+    return dist.enumerate_support(expand=True), len(dist.batch_shape)
+
+
+@finite_support.register
+def _support_of_entries(dist: Independent, trials: int) -> tuple[Tensor, int]:  # type: ignore[type-arg]
+    return finite_support(dist.base_dist, trials)
+
+
+@finite_support.register
+def _support_of_trials(dist: Binomial, trials: int) -> tuple[Tensor, int]:
+    found = torch.arange(trials + 1, dtype=dist.total_count.dtype, device=dist.total_count.device)
+    return _in_all_entries(found, dist)
+
+
+@finite_support.register
+def _support_of_counts(dist: Multinomial, trials: int) -> tuple[Tensor, int]:
+    kinds = torch.arange(dist.event_shape[0], device=dist.probs.device)
+    picked = itertools.combinations_with_replacement(range(len(kinds)), dist.total_count)
+    picks = torch.tensor(list(picked), device=kinds.device)
+    return _in_all_entries((picks.unsqueeze(-1) == kinds).sum(1).to(dist.probs.dtype), dist)
+
+
+def _in_all_entries(found: Tensor, dist: Distribution) -> tuple[Tensor, int]:
+    """The same outcomes, `(outcomes, *event)`, for every entry of a batch."""
+    batch = len(dist.batch_shape)
     found = found.reshape(-1, *[1] * batch, *dist.event_shape)
     return found.expand(-1, *dist.batch_shape, *dist.event_shape), batch
 
 
 def moving_support(dist: Distribution) -> bool:
     """True if the support of a built distribution moves with what is being differentiated. Autograd alone can tell."""
-    if not isinstance(type(dist).support, property):  # the same for all parameters
-        return False
-    if isinstance(dist, Independent):
-        return moving_support(dist.base_dist)
-    if isinstance(dist, TransformedDistribution):
-        return moving_support(dist.base_dist) or _moves_a_bound(dist)
-    return any(isinstance(bound, Tensor) and bound.requires_grad for bound in vars(dist.support).values())
+    # One that is the same for all parameters is held by the class itself.
+    return isinstance(type(dist).support, property) and _moves(dist)
+
+
+@singledispatch
+def _moves(dist: Distribution) -> bool:
+    return any(bound.requires_grad for bound in tensors(vars(dist.support)))
+
+
+@_moves.register
+def _entries_move(dist: Independent) -> bool:  # type: ignore[type-arg]
+    return moving_support(dist.base_dist)
+
+
+@_moves.register
+def _transforms_move(dist: TransformedDistribution) -> bool:
+    return moving_support(dist.base_dist) or _moves_a_bound(dist)
 
 
 def _moves_a_bound(dist: TransformedDistribution) -> bool:

@@ -1,6 +1,6 @@
 """Draws as their scores need them: the distribution that drew, and what its transforms mapped."""
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -9,22 +9,26 @@ from torch.distributions import Distribution
 from ..errors.exceptions import SamplingError
 from ..tensors.axes import describe
 from ..tensors.indexing import in_transform
+from .interfaces import SampleNode
 
 _LOST = 0.1  # by which a log-probability may be wrong where a draw is inverted in few digits
 
 
 class Kept(NamedTuple):
-    """A distribution that has drawn, for `score` to reuse; the draw, as torch made it, where its score depends on that.
+    """A distribution that has drawn, for `score` to reuse, and the node that it is of.
+
+    The draw is as torch made it; it is kept where its score depends on that.
 
     `remembering` is the distribution with transforms that know what they mapped, where others would invert the draw.
     """
 
+    node: SampleNode
     built: Distribution
     draw: Tensor | None = None
     remembering: Distribution | None = None
 
 
-def refuse_lost(node: Any, kept: Kept) -> None:
+def refuse_lost(node: SampleNode, kept: Kept) -> None:
     """Refuse to score draws whose transforms do not lead back: a score by their inverses would be another draw's."""
     if kept.remembering is None or kept.draw is None or in_transform():
         return

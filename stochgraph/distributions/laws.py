@@ -24,6 +24,7 @@ from ..tensors.indexing import in_transform
 from ..tensors.pieces import find_cut
 from ..tensors.trees import map_tensors, recordable, tensors
 from .families import (
+    Rebuilding,
     collect,
     finite_support,
     inverts,
@@ -33,8 +34,9 @@ from .families import (
     moving_support,
     named_families,
     noise_parameters,
-    rebuild,
+    parts_of,
 )
+from .interfaces import Call, Node, SampleNode, Surroundings
 from .kept import Kept
 from .mends import is_plain, margins, mended
 from .noise import NoiseTape, straight_through_message
@@ -45,47 +47,76 @@ _LOOKS_ANYWAY = (ContinuousBernoulli,)  # torch's looks at its probabilities whe
 
 
 class Law(Protocol):
-    """The interface of distributions: all that a sample node needs."""
+    """The interface of distributions: all that a sample node needs.
 
-    time: bool
-    fixed_support: bool  # known before anything is built
+    Attributes:
+        family: the class of distributions that it is, if it is one: then all is known of it before anything is built.
+        time: whether a draw has a time axis of its own.
+        fixed_support: whether its support is known to stay before anything is built.
+    """
 
-    def event_dims(self, arguments: Any) -> list[int] | None:
-        """The event dimensions of each parent, if batches of them can be passed as they are."""
+    family: type[Distribution] | None = None
+    time: bool = False
+    fixed_support: bool = True
 
-    def draw(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Any, Any]:
-        """A draw `(*node.axes, ...)`, and whatever `score` can reuse."""
+    @property
+    def name(self) -> str:
+        """Its name: that of the class, function or sampler."""
 
-    def score(
-        self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, kept: Any = None
-    ) -> Tensor:
-        """The log-probability of each draw, shape `(*axes of node and inputs)`; `inputs` are the parents' nodes."""
-
-    def margins(self, node: Any, values: Sequence[Any], run: Any) -> list[Tensor]:
-        """The distance of probabilities from the edge: 0 where an outcome is impossible."""
-
-    def trials(self, node: Any, values: Sequence[Any], run: Any) -> Tensor:
-        """The number of trials of a draw, where that of its outcomes follows from it: the most of all draws."""
-
-    def outcomes(self, node: Any, values: Sequence[Any], run: Any, trials: int) -> tuple[Any, int]:
-        """All outcomes of every draw, `(outcomes, *parent_axes, *batch, ...)`, and the number of batch dimensions."""
-
-
-class DistributionLaw:
-    """The law of `dist(*parents)`, `dist` being any function that returns a torch distribution of one draw."""
-
-    time = False
-
-    def __init__(self, factory: Callable[..., Distribution]) -> None:
-        self.factory = factory
-        self.is_class = isinstance(factory, type) and issubclass(factory, Distribution)
-        # A support that depends on parameters is a property, which the class itself holds unevaluated.
-        self.fixed_support = self.is_class and not isinstance(factory.support, property)  # type: ignore[attr-defined]
+    @property
+    def is_torchs_own(self) -> bool:
+        """True if all is known of how it draws before it does."""
+        return False
 
     @property
     def has_moving_support(self) -> bool:
         """True if the support is known to move with the parameters before anything is drawn."""
-        return self.is_class and issubclass(self.factory, MOVING_SUPPORT)  # type: ignore[arg-type]
+        return False
+
+    def noise_parents(self, arguments: Call) -> list[Any]:
+        """The nodes that the noise of a pathwise draw is known to depend on: in them there is one derivative only."""
+        return []
+
+    def event_dims(self, arguments: Call) -> list[int] | None:
+        """The event dimensions of each parent, if batches of them can be passed as they are."""
+
+    def draw(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> tuple[Any, Any]:
+        """A draw `(*node.axes, ...)`, and whatever `score` can reuse."""
+
+    def score(
+        self,
+        node: SampleNode,
+        value: Any,
+        inputs: Sequence[Node],
+        values: Sequence[Any],
+        run: Surroundings,
+        kept: Kept | None = None,
+    ) -> Tensor:
+        """The log-probability of each draw, shape `(*axes of node and inputs)`; `inputs` are the parents' nodes."""
+
+    def margins(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> list[Tensor]:
+        """The distance of probabilities from the edge: 0 where an outcome is impossible."""
+
+    def trials(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> Tensor:
+        """The number of trials of a draw, where that of its outcomes follows from it: the most of all draws."""
+
+    def outcomes(self, node: SampleNode, values: Sequence[Any], run: Surroundings, trials: int) -> tuple[Any, int]:
+        """All outcomes of every draw, `(outcomes, *parent_axes, *batch, ...)`, and the number of batch dimensions."""
+
+
+class DistributionLaw(Law):
+    """The law of `dist(*parents)`, `dist` being any function that returns a torch distribution of one draw."""
+
+    def __init__(self, factory: Callable[..., Distribution]) -> None:
+        self.factory = factory
+        self.is_class = isinstance(factory, type) and issubclass(factory, Distribution)
+        self.family = factory if self.is_class else None  # type: ignore[assignment]
+        # A support that depends on parameters is a property, which the class itself holds unevaluated.
+        self.fixed_support = self.family is not None and not isinstance(self.family.support, property)
+
+    @property
+    def has_moving_support(self) -> bool:
+        return self.family is not None and issubclass(self.family, MOVING_SUPPORT)
 
     @property
     def name(self) -> str:
@@ -93,10 +124,9 @@ class DistributionLaw:
 
     @property
     def is_torchs_own(self) -> bool:
-        """True if all is known of how it draws before it does."""
         return self.is_class and self.factory.__module__.startswith("torch.distributions.")
 
-    def event_dims(self, arguments: Any) -> list[int] | None:
+    def event_dims(self, arguments: Call) -> list[int] | None:
         """The event dimensions of the parameters given by nodes; `None` if they cannot simply be batched."""
         declared = getattr(self.factory, "arg_constraints", None) if self.is_class and arguments.flat else None
         if not isinstance(declared, dict):
@@ -110,13 +140,12 @@ class DistributionLaw:
         # The batch dimensions of a constant would be taken for plates: such a distribution is mapped instead.
         return None if constants else [dims[i] for i in arguments.places]
 
-    def parameters(self, arguments: Any) -> list[str]:
+    def parameters(self, arguments: Call) -> list[str]:
         """The names of the distribution's parameters, in the order of the arguments."""
         return [*list(inspect.signature(self.factory).parameters)[: arguments.positional], *arguments.keywords]
 
-    def noise_parents(self, arguments: Any) -> list[Any]:
-        """The nodes that the noise of a pathwise draw is known to depend on: in them there is one derivative only."""
-        names = noise_parameters(self.factory) if self.is_class else ()  # type: ignore[arg-type]
+    def noise_parents(self, arguments: Call) -> list[Any]:
+        names = noise_parameters(self.family) if self.family else ()
         known = names and not set(names).isdisjoint(inspect.signature(self.factory).parameters)
         if not (known and arguments.flat):
             return list(arguments.nodes) if names else []
@@ -127,7 +156,7 @@ class DistributionLaw:
         """The name of a straight-through class that draws here, as far as can be told before anything is built."""
         return next((family.__name__ for family in named_families(self.factory) if is_straight_through(family)), None)
 
-    def draw(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Tensor, Kept]:
+    def draw(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> tuple[Tensor, Kept]:
         built = self.build(node, node.inputs, values, node.parent_axes, run)
         if node.parent_axes:
             _refuse_temperatures(node, built)
@@ -135,17 +164,17 @@ class DistributionLaw:
         with run.placed():
             value = remembering.sample(torch.Size([run.sizes[axis] for axis in node.repeats]))
         value = value.detach() if value.requires_grad else value  # torch's own distributions hand out constants
-        kept = Kept(built) if remembering is built else Kept(built, value, remembering)
+        kept = Kept(node, built) if remembering is built else Kept(node, built, value, remembering)
         return _arrange(value, node.drawn_axes, node.axes), kept
 
     def draw_pathwise(
-        self, node: Any, values: Sequence[Any], run: Any, noise: list[Tensor] | None
+        self, node: SampleNode, values: Sequence[Any], run: Surroundings, noise: list[Tensor] | None
     ) -> tuple[Tensor, list[Tensor], Kept]:
         """A reparameterised draw, from fresh noise or from recorded noise, the noise, and what `score` can reuse."""
         built = moving(self.build(node, node.inputs, values, node.parent_axes, run, validate=noise is None))
         if not built.has_rsample:
             raise SamplingError(no_path(node, type(built).__name__))
-        if is_straight_through(built):
+        if any(map(is_straight_through, parts_of(built))):
             raise SamplingError(straight_through_message(node, type(built).__name__))
         _refuse_temperatures(node, built)
         # The placeholder of an update may have plates that the draw does not have, and the draw's own plate as well.
@@ -153,10 +182,16 @@ class DistributionLaw:
             noise = [_arrange(x, node.declared.drawn_axes, node.drawn_axes) for x in noise]
         with NoiseTape(node, noise) as tape:
             value = built.rsample(torch.Size([run.sizes[axis] for axis in node.repeats]))
-        return _arrange(value, node.drawn_axes, node.axes), tape.recorded, Kept(built, value)
+        return _arrange(value, node.drawn_axes, node.axes), tape.recorded, Kept(node, built, value)
 
     def score(
-        self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, kept: Kept | None = None
+        self,
+        node: SampleNode,
+        value: Any,
+        inputs: Sequence[Node],
+        values: Sequence[Any],
+        run: Surroundings,
+        kept: Kept | None = None,
     ) -> Tensor:
         if kept is not None and node.pathwise:
             return self._score_moved(node, kept)
@@ -176,7 +211,7 @@ class DistributionLaw:
         log_prob = _summed(built, built.log_prob(_arrange(value, axes, drawn_axes)), parent_axes)
         return _arrange(log_prob, drawn_axes, axes)
 
-    def _score_moved(self, node: Any, kept: Kept) -> Tensor:
+    def _score_moved(self, node: SampleNode, kept: Kept) -> Tensor:
         """The log-probability of a pathwise draw, by the distribution that drew it.
 
         Its transforms know what they mapped. Inverses would not: in single precision the hyperbolic tangent of 10 is 1.
@@ -185,19 +220,25 @@ class DistributionLaw:
         log_prob = _summed(kept.built, kept.built.log_prob(kept.draw), node.parent_axes)
         return _arrange(log_prob, node.drawn_axes, node.axes)
 
-    def trials(self, node: Any, values: Sequence[Any], run: Any) -> Tensor:
+    def trials(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> Tensor:
         return most_trials(self.build(node, node.inputs, values, node.parent_axes, run, validate=False))
 
-    def outcomes(self, node: Any, values: Sequence[Any], run: Any, trials: int) -> tuple[Tensor, int]:
+    def outcomes(self, node: SampleNode, values: Sequence[Any], run: Surroundings, trials: int) -> tuple[Tensor, int]:
         built = self.build(node, node.inputs, values, node.parent_axes, run, validate=False)
         found, batch = finite_support(built, trials)
         return found, batch - len(node.parent_axes)
 
-    def margins(self, node: Any, values: Sequence[Any], run: Any) -> list[Tensor]:
+    def margins(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> list[Tensor]:
         return margins(self._build(node, node.inputs, values, node.parent_axes, run, validate=False))
 
     def build(
-        self, node: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes, run: Any, validate: bool = True
+        self,
+        node: SampleNode,
+        inputs: Sequence[Node],
+        values: Sequence[Any],
+        axes: Axes,
+        run: Surroundings,
+        validate: bool = True,
     ) -> Distribution:
         """The distribution with batch shape `(*axes, *batch of one draw)`, ready to be scored."""
         try:
@@ -216,7 +257,13 @@ class DistributionLaw:
         return mended(built, checks)
 
     def _build(
-        self, node: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes, run: Any, validate: bool
+        self,
+        node: SampleNode,
+        inputs: Sequence[Node],
+        values: Sequence[Any],
+        axes: Axes,
+        run: Surroundings,
+        validate: bool,
     ) -> Distribution:
         """The distribution as torch makes it."""
         if axes:
@@ -232,18 +279,18 @@ class DistributionLaw:
         if self.is_class and not axes and not any(isinstance(v, Tensor) for v in (*args, *kwargs.values())):
             args = [run.number(v) for v in args]
             kwargs = {name: run.number(v) for name, v in kwargs.items()}
-        if self.is_class and (validate or not issubclass(self.factory, _LOOKS_ANYWAY)):  # type: ignore[arg-type]
+        if self.family and (validate or not issubclass(self.family, _LOOKS_ANYWAY)):
             kwargs = kwargs if validate else {**kwargs, "validate_args": False}
             return self.factory(*args, **kwargs)
         with _validation(validate), run.placed():
             return self.factory(*args, **kwargs)
 
-    def _map(self, node: Any, inputs: Sequence[Any], values: Sequence[Any], axes: Axes) -> Distribution:
+    def _map(self, node: SampleNode, inputs: Sequence[Node], values: Sequence[Any], axes: Axes) -> Distribution:
         """Build one draw's distribution under vmap, and the plate's distribution from its mapped parameters."""
         template: list[Distribution] = []
         varies: list[bool] = []
 
-        def parameters(*one: Any) -> list[Tensor]:
+        def parameters(*one: object) -> list[Tensor]:
             args, kwargs = node.arguments.fill(one)
             template[:] = [self.factory(*args, **kwargs)]
             leaves = collect(template[0])
@@ -257,26 +304,24 @@ class DistributionLaw:
         mapped = [leaf.expand(*sizes, *leaf.shape[len(axes) :]) for leaf in mapped]
         one = template[0]
         rank = len(one.batch_shape) + len(one.event_shape)
-        return rebuild(one, iter(zip(mapped, varies, strict=True)), torch.Size(sizes), rank)
+        return Rebuilding(iter(zip(mapped, varies, strict=True)), torch.Size(sizes), rank).distribution(one)
 
 
-class SamplerLaw:
+class SamplerLaw(Law):
     """The law of a `stochgraph.Sampler`."""
 
     def __init__(self, sampler: Sampler) -> None:
         self.sampler = sampler
         self.time = sampler.time
-        self.fixed_support = True  # nothing is known to the contrary: no distribution is built
-        self.has_moving_support = False
 
-    def event_dims(self, arguments: Any) -> None:
+    def event_dims(self, arguments: Call) -> None:
         return None
 
     @property
     def name(self) -> str:
         return type(self.sampler).__name__
 
-    def draw(self, node: Any, values: Sequence[Any], run: Any) -> tuple[Any, None]:
+    def draw(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> tuple[Any, None]:
         plates = node.plates
         args, kwargs = node.arguments.fill(_aligned(values, node.inputs, plates))
         shape = torch.Size([run.sizes[axis] for axis in plates])
@@ -287,10 +332,17 @@ class SamplerLaw:
         return value, None
 
     def score(
-        self, node: Any, value: Any, inputs: Sequence[Any], values: Sequence[Any], run: Any, kept: Any = None
+        self,
+        node: SampleNode,
+        value: Any,
+        inputs: Sequence[Node],
+        values: Sequence[Any],
+        run: Surroundings,
+        kept: Kept | None = None,
     ) -> Tensor:
         axes = union(node.plates, *(parent.axes for parent in inputs))
-        own = [(*axes, node.time) if self.time else axes, *(parent.axes for parent in inputs)]
+        full = axes if node.time is None else (*axes, node.time)
+        own = [full, *(parent.axes for parent in inputs)]
         whole = [vz.align_tree(value, node.plates, axes), *values]
         cut = None if torch.is_grad_enabled() else find_cut(whole, own, axes)
         if cut is None:
@@ -305,14 +357,13 @@ class SamplerLaw:
                 f"{'one dimension, the time axis' if self.time else 'no dimension'}, got {scored.dim() - len(axes)}"
             )
         self._check_path(node, scored, values)
-        full = (*axes, node.time) if self.time else axes
         return scored.permute([full.index(axis) for axis in sorted(full)])
 
-    def _score(self, node: Any, values: Sequence[Any], own: Sequence[Axes], axes: Axes) -> Tensor:
+    def _score(self, node: SampleNode, values: Sequence[Any], own: Sequence[Axes], axes: Axes) -> Tensor:
         """Scores `(*axes, ...)` of draws `(*axes, ...)`; behind them in `values` and in `own` are the parents."""
 
         def bound(method: Callable[..., Tensor]) -> Callable[..., Tensor]:
-            def scored(one: Any, *parents: Any) -> Tensor:
+            def scored(one: object, *parents: object) -> Tensor:
                 args, kwargs = node.arguments.fill(parents)
                 return method(one, *args, **kwargs)
 
@@ -328,16 +379,16 @@ class SamplerLaw:
             stacked = bound(self.sampler.log_prob_stacked)
             return vz.vectorize_shared(log_prob, stacked, value, parents, list(own[1:]), axes)
 
-    def margins(self, node: Any, values: Sequence[Any], run: Any) -> list[Tensor]:
+    def margins(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> list[Tensor]:
         return []
 
-    def trials(self, node: Any, values: Sequence[Any], run: Any) -> Tensor:
+    def trials(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> Tensor:
         return torch.zeros(())
 
-    def outcomes(self, node: Any, values: Sequence[Any], run: Any, trials: int) -> tuple[Any, int]:
+    def outcomes(self, node: SampleNode, values: Sequence[Any], run: Surroundings, trials: int) -> tuple[Any, int]:
         axes = node.parent_axes
 
-        def enumerate_one(*parents: Any) -> Any:
+        def enumerate_one(*parents: object) -> Any:
             args, kwargs = node.arguments.fill(parents)
             return self.sampler.enumerate(*args, **kwargs)
 
@@ -346,7 +397,7 @@ class SamplerLaw:
             value = vz.vectorize(enumerate_one, len(axes))(*aligned)
         return map_tensors(lambda leaf: leaf.movedim(len(axes), 0), value), 0
 
-    def _check_path(self, node: Any, scored: Tensor, parents: Sequence[Any]) -> None:
+    def _check_path(self, node: SampleNode, scored: Tensor, parents: Sequence[Any]) -> None:
         """Warn of log-probabilities that are cut off from all parents; inside transforms there is no telling."""
         if scored.requires_grad or not torch.is_grad_enabled() or in_transform():
             return
@@ -358,7 +409,7 @@ class SamplerLaw:
                 stacklevel=2,
             )
 
-    def _check(self, node: Any, value: Any, shape: torch.Size) -> None:
+    def _check(self, node: SampleNode, value: object, shape: torch.Size) -> None:
         lead = len(shape)
         leaves = tensors(value)
         lengths = {leaf.shape[lead : lead + 1] for leaf in leaves} if self.time else {torch.Size()}
@@ -370,7 +421,7 @@ class SamplerLaw:
             )
 
 
-def moving_support_message(node: Any) -> str:
+def moving_support_message(node: SampleNode) -> str:
     """Why a draw whose support moves is not scored."""
     return (
         f"sample {node.name!r} (axes: {describe(node.axes)}): the support of {node.law.name} moves with the "
@@ -378,7 +429,7 @@ def moving_support_message(node: Any) -> str:
     )
 
 
-def no_path(node: Any, dist: str) -> str:
+def no_path(node: SampleNode, dist: str) -> str:
     """Why a draw without a reparameterisation is not differentiated."""
     return (
         f"PW on sample {node.name!r} ({dist}): the draw has no differentiable path to its parameters, because {dist} "
@@ -386,7 +437,7 @@ def no_path(node: Any, dist: str) -> str:
     )
 
 
-def _refuse_temperatures(node: Any, built: Distribution) -> None:
+def _refuse_temperatures(node: SampleNode, built: Distribution) -> None:
     """Torch lines the temperatures of a relaxed categorical up with its categories: only one of them is right."""
     temperature = getattr(built, "temperature", None)
     if isinstance(temperature, Tensor) and temperature.dim() and built.event_shape:
@@ -397,7 +448,9 @@ def _refuse_temperatures(node: Any, built: Distribution) -> None:
 
 
 @contextmanager
-def _in_words(node: Any, what: str, fn: Any, values: Sequence[Any], dims: int = 0) -> Iterator[None]:
+def _in_words(
+    node: SampleNode, what: str, fn: Callable[..., Any], values: Sequence[Any], dims: int = 0
+) -> Iterator[None]:
     """Errors of a user's function, with the sample node, the user's line and what to write instead."""
     try:
         yield
@@ -431,7 +484,7 @@ def _arrange(value: Tensor, axes: Axes, target: Axes) -> Tensor:
     return vz.align(value, tuple(axis for axis in target if axis in axes), target)
 
 
-def _aligned(values: Sequence[Any], inputs: Sequence[Any], axes: Axes) -> list[Any]:
+def _aligned(values: Sequence[Any], inputs: Sequence[Node], axes: Axes) -> list[Any]:
     return [vz.align_tree(v, node.axes, axes) for v, node in zip(values, inputs, strict=True)]
 
 

@@ -33,6 +33,9 @@ from torch.distributions.relaxed_bernoulli import LogitRelaxedBernoulli
 
 from ..tensors.axes import describe
 from .families import copied, parts_of
+from .interfaces import SampleNode
+
+_ONE = torch.Size()
 
 
 def is_plain(dist: Distribution) -> bool:
@@ -71,7 +74,7 @@ def at_edge(margins: Iterable[Tensor]) -> list[Tensor]:
     return [margin for margin in margins if bool((margin == 0).any())]
 
 
-def edge_message(node: Any) -> str:
+def edge_message(node: SampleNode) -> str:
     """Why a probability of exactly 0 or 1 that moves is refused."""
     return (
         f"sample {node.name!r} (axes: {describe(node.axes)}): {node.law.name} has a probability of exactly 0 or 1, "
@@ -100,11 +103,11 @@ def _given(dist: Distribution) -> Tensor | None:
     return probs if "logits" not in known or known.get("_param") is probs else None
 
 
-def _log_odds(dist: Any) -> dict[str, Any]:
+def _log_odds(dist: NegativeBinomial) -> dict[str, Any]:
     return {"logits": _log(dist.probs) - _log_complement(dist.probs)}
 
 
-def _log_probabilities(dist: Any) -> dict[str, Any]:
+def _log_probabilities(dist: Categorical) -> dict[str, Any]:
     return {"logits": _log(dist.probs)}
 
 
@@ -118,7 +121,7 @@ def _log_complement(probs: Tensor) -> Tensor:
     return (-probs.clamp(max=1 - torch.finfo(probs.dtype).eps / 2)).log1p()
 
 
-def _own(family: Any, member: str, fn: Callable[..., Tensor]) -> Callable[[Any], dict[str, Any]]:
+def _own(family: type[Distribution], member: str, fn: Callable[..., Tensor]) -> Callable[[Any], dict[str, Any]]:
     """Puts `fn` in the place of a method of the family, unless a subclass has done so."""
     method = getattr(family, member)
     return lambda dist: {member: partial(fn, dist)} if getattr(type(dist), member) is method else {}
@@ -127,7 +130,7 @@ def _own(family: Any, member: str, fn: Callable[..., Tensor]) -> Callable[[Any],
 def _checked(log_prob: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
     """A log-probability that looks at its argument where its distribution is to."""
 
-    def checked(dist: Any, value: Tensor) -> Tensor:
+    def checked(dist: Distribution, value: Tensor) -> Tensor:
         if dist._validate_args:
             dist._validate_sample(value)
         return log_prob(dist, value)
@@ -140,16 +143,16 @@ def _by_probability(members: Callable[[Any], dict[str, Any]]) -> Callable[[Any],
     return lambda dist: {} if _given(dist) is None else members(dist)
 
 
-def _dirichlet(dist: Dirichlet, sample_shape: Any = ()) -> Tensor:
+def _dirichlet(dist: Dirichlet, sample_shape: torch.Size = _ONE) -> Tensor:
     return torch._sample_dirichlet(dist.concentration.expand(dist._extended_shape(sample_shape)))
 
 
-def _gamma(dist: Gamma, sample_shape: Any = ()) -> Tensor:
+def _gamma(dist: Gamma, sample_shape: torch.Size = _ONE) -> Tensor:
     shape = dist._extended_shape(sample_shape)
     return _positive(torch._standard_gamma(dist.concentration.expand(shape)) / dist.rate.expand(shape))
 
 
-def _fisher_snedecor(dist: FisherSnedecor, sample_shape: Any = ()) -> Tensor:
+def _fisher_snedecor(dist: FisherSnedecor, sample_shape: torch.Size = _ONE) -> Tensor:
     ratio = dist._gamma1.rsample(sample_shape) / dist._gamma2.rsample(sample_shape)
     return ratio.clamp(min=torch.finfo(ratio.dtype).tiny)
 
@@ -164,15 +167,15 @@ class _Positive(torch.autograd.Function):
         return draw.clamp(min=torch.finfo(draw.dtype).tiny)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: object, inputs: tuple[Any, ...], output: Tensor) -> None:
         pass
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> Tensor:
+    def backward(ctx: object, cotangent: Tensor) -> Tensor:
         return cotangent
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor) -> Tensor:
+    def jvp(ctx: object, tangent: Tensor) -> Tensor:
         return tangent.clone()
 
 

@@ -15,14 +15,16 @@ derivative, is refused in words: neither may be a silent zero. Where those param
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors.exceptions import SamplingError
+from ..tensors.autograd import Context, Mapped
 from ..tensors.indexing import NOISE_IN_PLACE
+from .interfaces import SampleNode
 
 _ROUNDING = 1000  # times the epsilon of the dtype: parameters that differ by less are the same
 
@@ -39,14 +41,16 @@ class NoiseTape(TorchFunctionMode):
     _hidden = frozenset("normal random_ gumbel_softmax dropout alpha_dropout feature_alpha_dropout rrelu".split())
     _arithmetic = frozenset("add radd iadd sub rsub isub mul rmul imul div truediv where".split())
 
-    def __init__(self, node: Any, noise: list[Tensor] | None = None) -> None:
+    def __init__(self, node: SampleNode, noise: list[Tensor] | None = None) -> None:
         super().__init__()
         self.node = node
         self.replay = None if noise is None else iter(noise)
         self.recorded: list[Tensor] = []
         self.held: list[Tensor] = []
 
-    def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, fn: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         name, kwargs = getattr(fn, "__name__", ""), kwargs or {}
         if fn in _FAMILIES:
             return self._implicit(fn, args[0])
@@ -65,14 +69,14 @@ class NoiseTape(TorchFunctionMode):
             self.held.append(result)
         return result
 
-    def _is_fresh(self, fn: Any) -> bool:
+    def _is_fresh(self, fn: Callable[..., Any]) -> bool:
         return fn in self._fresh or fn in NOISE_IN_PLACE
 
     def _combines_held(self, name: str, args: Sequence[Any]) -> bool:
         """True if a value whose derivative was cut off becomes part of the draw. torch's Gamma only clamps one."""
         return name.strip("_") in self._arithmetic and any(one is other for one in args for other in self.held)
 
-    def _implicit(self, fn: Any, parameters: Tensor) -> Tensor:
+    def _implicit(self, fn: Callable[..., Any], parameters: Tensor) -> Tensor:
         """A draw whose noise depends on its parameters: the draw and those parameters, recorded or played back."""
         if self.replay is None:
             drawn = [fn(parameters.detach()), parameters.detach()]
@@ -134,6 +138,10 @@ class _Implicit:
         )
 
 
+class _Context(Context, Protocol):
+    implicit: _Implicit
+
+
 class _Draw(torch.autograd.Function):
     """`(implicit, parameters, draw, parameters that drew) -> draw`, a function of the parameters to first order."""
 
@@ -143,26 +151,26 @@ class _Draw(torch.autograd.Function):
         return draw.clone()
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.implicit, parameters, draw, _ = inputs
         ctx.save_for_backward(parameters, draw)
         ctx.save_for_forward(parameters, draw)
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: _Context, cotangent: Tensor) -> tuple[Any, ...]:
         parameters, draw = ctx.saved_tensors
         slope = _slope(ctx.implicit, parameters, draw)
         return None, ctx.implicit.family.pull(slope, draw, cotangent), None, None
 
     @staticmethod
-    def jvp(ctx: Any, _: None, tangent: Tensor, *__: Any) -> Tensor:
+    def jvp(ctx: _Context, _: None, tangent: Tensor, *__: object) -> Tensor:
         if _forward_levels() > 1:  # torch would take the derivative of this rule for zero
             ctx.implicit.refuse_second()
         parameters, draw = ctx.saved_tensors
         return ctx.implicit.family.push(_slope(ctx.implicit, parameters, draw), draw, tangent)
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], implicit: _Implicit, *values: Tensor) -> tuple[Tensor, int]:
+    def vmap(info: Mapped, in_dims: tuple[Any, ...], implicit: _Implicit, *values: Tensor) -> tuple[Tensor, int]:
         return _implicit(implicit, *_in_front(info.batch_size, in_dims[1:], values)), 0
 
 
@@ -174,19 +182,19 @@ class _Slope(torch.autograd.Function):
         return implicit.family.slope(parameters, draw)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
         ctx.implicit = inputs[0]
 
     @staticmethod
-    def backward(ctx: Any, _: Tensor) -> Any:
+    def backward(ctx: _Context, _: Tensor) -> Any:
         ctx.implicit.refuse_second()
 
     @staticmethod
-    def jvp(ctx: Any, *_: Any) -> Any:
+    def jvp(ctx: _Context, *_: object) -> Any:
         ctx.implicit.refuse_second()
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], implicit: _Implicit, *values: Tensor) -> tuple[Tensor, int]:
+    def vmap(info: Mapped, in_dims: tuple[Any, ...], implicit: _Implicit, *values: Tensor) -> tuple[Tensor, int]:
         return _slope(implicit, *_in_front(info.batch_size, in_dims[1:], values)), 0
 
 
@@ -204,7 +212,7 @@ def _forward_levels() -> int:
     return sum(level.key() == torch._C._functorch.TransformType.Jvp for level in stack)
 
 
-def straight_through_message(node: Any, dist: str) -> str:
+def straight_through_message(node: SampleNode, dist: str) -> str:
     """Why a straight-through draw is refused."""
     return (
         f"PW on sample {node.name!r} ({dist}): a straight-through draw. It has the value of a choice and the "

@@ -5,7 +5,7 @@ from numbers import Integral
 from typing import Any
 
 
-def shown(value: Any, most: int = 80) -> str:
+def shown(value: object, most: int = 80) -> str:
     """A value as a message has it: there is a representation of every value, and none is long.
 
     Example:
@@ -30,7 +30,7 @@ def shortened(text: str, most: int = 80) -> str:
     return text if len(text) <= most else f"{text[: most // 2]}...{text[-(most // 3) :]}"
 
 
-def number(value: Any) -> bool:
+def number(value: object) -> bool:
     """True for one number; true and false are none."""
     return isinstance(value, int | float) and not isinstance(value, bool)
 
@@ -50,7 +50,7 @@ def between(low: float, high: float) -> tuple[Callable[[Any], bool], str]:
     return lambda value: number(value) and low < value < high, f"a number between {low:g} and {high:g}"
 
 
-def plate_size(value: Any) -> bool:
+def plate_size(value: object) -> bool:
     """True for a number of draws: a whole one, numpy's too, of at least one."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= 1
 
@@ -64,7 +64,7 @@ def integer(least: int) -> tuple[Callable[[Any], bool], str]:
 FLAG: tuple[Callable[[Any], bool], str] = (lambda value: isinstance(value, bool), "true or false")
 
 
-def require_known(known: Iterable[str], **options: Any) -> None:
+def require_known(known: Iterable[str], **options: object) -> None:
     """Refuse words that are none of the known ones.
 
     Raises:
@@ -76,7 +76,7 @@ def require_known(known: Iterable[str], **options: Any) -> None:
             raise ValueError(f"{name}={shown(value)} is not known: choose one of {', '.join(map(repr, words))}")
 
 
-def require(kind: tuple[Callable[[Any], bool], str], **options: Any) -> None:
+def require(kind: tuple[Callable[[Any], bool], str], **options: object) -> None:
     """Refuse options that are not of a kind.
 
     Raises:

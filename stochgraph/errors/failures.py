@@ -72,7 +72,7 @@ _ALGORITHMS = f"{_PACKAGE}algorithms{os.sep}"  # they are written as a user writ
 _INSTALLED = tuple(sysconfig.get_path(name) + os.sep for name in ("stdlib", "platstdlib", "purelib", "platlib"))
 
 
-def raise_in_words(error: Exception, where: str, what: str, fn: Any, values: Sequence[Any], dims: int) -> NoReturn:
+def raise_in_words(error: Exception, where: str, what: str, fn: object, values: Sequence[Any], dims: int) -> NoReturn:
     """Raise the error of a function of one draw: as it is with a note, or as a `FunctionError`.
 
     Args:
@@ -97,7 +97,7 @@ class short_tracebacks(ContextDecorator):
 
     def __enter__(self) -> None: ...
 
-    def __exit__(self, kind: Any, error: Any, traceback: Any) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, FunctionError):
             error.__traceback__ = None
 
@@ -111,7 +111,7 @@ def _is_known(error: Exception) -> bool:
     return raising and not _file(last).startswith(_TORCH)
 
 
-def _place(error: Exception, fn: Any) -> str:
+def _place(error: Exception, fn: object) -> str:
     """The innermost line of the user's, or else that of the function's definition: `file:line`, with its text."""
     lines = [(_file(step), step.tb_lineno) for step in _steps(error) if _is_users(_file(step))]
     code = _code_of(fn)
@@ -124,7 +124,7 @@ def _place(error: Exception, fn: Any) -> str:
     return f"{file}:{number}" + (f", `{text}`" if text else "")
 
 
-def _code_of(fn: Any) -> Any:
+def _code_of(fn: object) -> Any:
     while isinstance(fn, (partial, MethodType)):
         fn = fn.func if isinstance(fn, partial) else fn.__func__
     return fn.__code__ if isinstance(fn, FunctionType) and _is_users(fn.__code__.co_filename) else None
@@ -139,7 +139,7 @@ def _cause(error: Exception, values: Sequence[Any], dims: int) -> str:
     return f"{type(error).__name__}: {str(error).rstrip('.')}. It sees one draw: {seen}"
 
 
-def _shape(value: Any, dims: int) -> str:
+def _shape(value: object, dims: int) -> str:
     return f"shape {tuple(value.shape[dims:])}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
 
 

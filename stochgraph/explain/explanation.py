@@ -1,6 +1,6 @@
 """Explanations: the ledger in words, the class of bias and variance, the estimator as a formula."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from ..derive.populations import expected_plates
@@ -35,7 +35,7 @@ _BOX = r"where $\square(L) = e^{L - \mathrm{stop}(L)}$: its value is 1, its deri
 _CONSTANT = "its distribution depends on no differentiated input; nothing to count"
 _PLAIN = 'only linear operations follow its plate, where LOO is SF; SF(baseline="loo") has less variance'
 _LONGEST_ROUTE = 8
-_MOST_ROWS = 4
+_MANY = 10**6
 
 
 @dataclass(frozen=True, repr=False)
@@ -77,15 +77,7 @@ class Explanation:
         return "\n".join([self._title, *lines, *self._notes(), self._summary()])
 
     def _cells(self) -> list[tuple[str, str, str, str]]:
-        """The printed rows: where a sample has many paths of one kind, the shortest stands for all."""
-        groups: dict[tuple[str, ...], list[Row]] = {}
-        for row in self.ledger:
-            groups.setdefault((row.sample, row.update, row.counted, row.kind, row.part), []).append(row)
-        shown: list[Row] = []
-        for rows in groups.values():
-            total = sum(row.paths for row in rows)
-            shown += rows if len(rows) <= _MOST_ROWS else [replace(rows[0], paths=total)]
-        return [(row.sample or "(values)", self._route(row), row.counted, words(row)) for row in shown]
+        return [(row.sample or "(values)", self._route(row), row.counted, words(row)) for row in self.ledger]
 
     def _route(self, row: Row) -> str:
         """The path with its operations left out: input, samples, updates, what was named, and the objective."""
@@ -176,7 +168,12 @@ def words(row: Row) -> str:
     else:
         text = _WORDS[row.counted].format(row.weight)
     text += f", {row.correction}" if row.correction else ""
-    return text + (f" ({row.paths} paths like this)" if row.paths > 1 else "")
+    return text + (f" ({_number(row.paths)} paths like this)" if row.paths > 1 else "")
+
+
+def _number(count: int) -> str:
+    """A count; of very many the power of ten."""
+    return str(count) if count < _MANY else f"about 10^{len(str(count)) - 1}"
 
 
 def bias_of(row: Row) -> str:

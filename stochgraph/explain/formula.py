@@ -1,11 +1,12 @@
 """The derived surrogate as a formula."""
 
 import operator
+import re
 from typing import Any
 
 import torch
 
-from ..derive.controls import Uncovered
+from ..derive.controls import Uncovered, ZeroMean
 from ..derive.populations import Corrected
 from ..ir import nodes as nd
 from ..ir.exponentials import Exponential, Logarithm
@@ -25,6 +26,8 @@ _INFIX = {
     operator.truediv: r"\frac{{{}}}{{{}}}",
 }
 _LETTERS = "ijklmnpqrs"
+_NUMBERED = re.compile(r"(.*)\[(\d+)\]")
+_MOST_UPDATES = 12
 
 
 def latex(compiled: Any) -> str:
@@ -33,9 +36,15 @@ def latex(compiled: Any) -> str:
 
 
 def symbol(name: str, index: str = "") -> str:
-    """A node's name in maths: Greek letters by name, primes kept, a trailing number and the index as subscripts."""
+    """A node's name in maths: Greek letters by name, primes kept, a trailing number and the index as subscripts.
+
+    Of many primes there is the number: theta[4] is the fourth of a chain of updates.
+    """
     stem = name.rstrip("'")
     primes = name[len(stem) :]
+    numbered = _NUMBERED.fullmatch(name)
+    if numbered:
+        stem, primes = numbered[1], f"^{{({numbered[2]})}}"
     letters = stem.rstrip("0123456789_")
     number = stem[len(letters) :].strip("_")
     if letters in _GREEK:
@@ -61,7 +70,10 @@ class _Printer:
 
     def print(self) -> str:
         objective = self.text(self.root)
-        lines = [*self.updates.values(), rf"\hat g &= \nabla_{{{self.wrt}}} \Big[ {objective} \Big]"]
+        updates = list(self.updates.values())
+        if len(updates) > _MOST_UPDATES:
+            updates = [*updates[:2], r"&\;\;\vdots", *updates[-2:]]
+        lines = [*updates, rf"\hat g &= \nabla_{{{self.wrt}}} \Big[ {objective} \Big]"]
         if len(lines) == 1:
             return lines[0].replace("&", "")
         return r"\begin{aligned}" + r" \\ ".join(lines) + r"\end{aligned}"
@@ -73,6 +85,8 @@ class _Printer:
     def _text(self, node: nd.Node, depth: int) -> str:
         if depth > 12:
             return r"\cdots"
+        if isinstance(node, CompiledUpdate):
+            return self._update(node)
         parts = [self._text(parent, depth + 1) for parent in self._shown(node)]
         if isinstance(node, Corrected):
             return node.estimator.formula(parts[0])
@@ -82,8 +96,6 @@ class _Printer:
             return rf"{self._factor(node)} \, {self._bracket(node.inputs[0], parts[0])}"
         if isinstance(node, ScoreTerm):
             return rf"\big({self._scores(node.weights)}\big) \, {self._bracket(node.inputs[0], parts[0])}"
-        if isinstance(node, CompiledUpdate):
-            return self._update(node, parts, depth)
         if isinstance(node, Controlled):
             return parts[0] + "".join(self._zero_mean(control) for control in node.controls)
         if isinstance(node, Total):
@@ -93,8 +105,6 @@ class _Printer:
     def _shown(self, node: nd.Node) -> tuple[nd.Node, ...]:
         if isinstance(node, (Box, Controlled, ScoreTerm, Corrected, Exponential, Logarithm)):
             return node.inputs[:1]
-        if isinstance(node, CompiledUpdate):
-            return node.inputs[: 1 + node.rate_count]
         return () if isinstance(node, (nd.Sample, nd.Update)) else node.inputs
 
     def _declared(self, node: nd.Node, parts: list[str]) -> str:
@@ -169,6 +179,8 @@ class _Printer:
             weight = control.weight
             aside = rf"\big({cost} - {self._bracket(control.inputs[1], part)}\big)"
             return rf" + {aside} \, \big(\square{_kind(weight)}({self._score(weight)}) - 1\big)"
+        if isinstance(control, ZeroMean):
+            return control.formula(self._text(control.part, 0), self._indexed(control.sample))
         return f" - {self._control(control)}"
 
     def _control(self, control: Any) -> str:
@@ -223,17 +235,32 @@ class _Printer:
         subscript = "".join((renamed or {}).get(i, i) for i in letters)
         return symbol(node.name, subscript)
 
-    def _update(self, node: CompiledUpdate, parts: list[str], depth: int) -> str:
-        name = symbol(node.name)
-        if node not in self.updates:
-            self.updates[node] = ""  # keep the place: updates inside come first
-            moved = rf"{node.operator}_{{{symbol(node.psi.name)}}} \Big[ {self._text(node.surrogate, 0)} \Big]"
-            if node.detach:
-                moved = rf"\mathrm{{stop}}\big({moved}\big)"
-            start = self._step(node, parts) if isinstance(node, CompiledStep) else ""
-            del self.updates[node]
-            self.updates[node] = f"{name} &= {start}{moved}"
-        return name
+    def _update(self, node: CompiledUpdate) -> str:
+        """The name of an update, its line made."""
+        # The earlier ones first: a long history is neither cut short nor nested deeper than Python's stack.
+        for one in [*reversed(self._history(node)), node]:
+            if one not in self.updates:
+                self._declare(one)
+        return symbol(node.name)
+
+    def _history(self, node: nd.Node) -> list[CompiledUpdate]:
+        """The updates that an update's parameters come from, back to one that has its line."""
+        found: list[CompiledUpdate] = []
+        while node.inputs and node not in self.updates:
+            node = node.inputs[0]
+            if isinstance(node, CompiledUpdate):
+                found.append(node)
+        return found
+
+    def _declare(self, node: CompiledUpdate) -> None:
+        parts = [self.text(parent) for parent in node.inputs[: 1 + node.rate_count]]
+        self.updates[node] = ""  # keep the place: updates inside come first
+        moved = rf"{node.operator}_{{{symbol(node.psi.name)}}} \Big[ {self.text(node.surrogate)} \Big]"
+        if node.detach:
+            moved = rf"\mathrm{{stop}}\big({moved}\big)"
+        start = self._step(node, parts) if isinstance(node, CompiledStep) else ""
+        del self.updates[node]
+        self.updates[node] = f"{symbol(node.name)} &= {start}{moved}"
 
     def _step(self, node: CompiledStep, parts: list[str]) -> str:
         """What stands in front of the gradient."""

@@ -5,6 +5,7 @@ of axes. An edge over several rows runs down a column of its own, its trunk, so 
 """
 
 import itertools
+import re
 from collections.abc import Iterable, Iterator
 from statistics import fmean
 from typing import NamedTuple
@@ -15,6 +16,7 @@ from ..ir import nodes as nd
 from ..ir.declaration import Declaration
 
 Lane = tuple[str, ...]
+SUPERSCRIPTS = str.maketrans("0123456789-", "⁰¹²³⁴⁵⁶⁷⁸⁹⁻")
 UPDATE_ROLES = ("params", "objective", "rate", "init")
 
 
@@ -51,7 +53,19 @@ def captions(graph: nx.DiGraph) -> dict[str, str]:
 
 
 def text(graph: nx.DiGraph, node: str) -> str:
-    """The text in a node: its name, and what it is."""
+    """The text in a node: its name, and what it is; or the formula that it was folded into."""
+    data = graph.nodes[node]
+    if "formula" in data:
+        return with_counted_primes(data["formula"])
+    return with_counted_primes(_words(graph, node))
+
+
+def with_counted_primes(text: str) -> str:
+    """Many primes as their number in brackets, raised."""
+    return re.sub("'{4,}", lambda primes: f"⁽{str(len(primes[0])).translate(SUPERSCRIPTS)}⁾", text)
+
+
+def _words(graph: nx.DiGraph, node: str) -> str:
     data = graph.nodes[node]
     if data["kind"] == "sample":
         return f"{node}\n~ {data['distribution']}"

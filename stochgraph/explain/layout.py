@@ -44,7 +44,12 @@ class Layout:
         self.graph, self.widths, self.captions = graph, widths, captions
         self.row = rows(graph)
         self.extent = self._extents()
+        self._inner: dict[Lane, list[Lane]] = {lane: [] for lane in self.extent}
+        for lane in sorted(self.extent, key=lambda lane: self.extent[lane]):
+            if lane:
+                self._inner[lane[:-1]].append(lane)
         self.column, self.trunks = columns(graph, self.row)
+        self._wide = self._column_widths()
         self._x: dict[tuple[Lane, int], float] = {}
         self._spans: dict[Lane, tuple[float, float]] = {}
         self.width = self._strip((), MARGIN) + MARGIN
@@ -88,7 +93,7 @@ class Layout:
         """Give the columns of all lanes that start with `lane` their places, from `left` on; the right end."""
         x = left + (PAD + SPACE / 2 if lane else 0)
         last = left
-        for column, width in self._column_widths(lane):
+        for column, width in sorted(self._wide.get(lane, {}).items()):
             last = self._x[lane, column] = x + width / 2
             x += width
         for slot in self._slots(lane):
@@ -100,33 +105,35 @@ class Layout:
             x += SPACE / 2
         return x
 
-    def _column_widths(self, lane: Lane) -> list[tuple[int, float]]:
-        widths = {column: TRUNK for trunk, column in self.trunks.items() if trunk.lane == lane}
+    def _column_widths(self) -> dict[Lane, dict[int, float]]:
+        """The widths of all columns of all lanes."""
+        widths: dict[Lane, dict[int, float]] = {}
+        for trunk, column in self.trunks.items():
+            widths.setdefault(trunk.lane, {})[column] = TRUNK
         for node, column in self.column.items():
-            if self.lane(node) == lane:
-                widths[column] = max(widths.get(column, 0.0), self.widths[node] + SPACE)
-        return sorted(widths.items())
+            among = widths.setdefault(self.lane(node), {})
+            among[column] = max(among.get(column, 0.0), self.widths[node] + SPACE)
+        return widths
 
     def _slots(self, lane: Lane) -> list[list[Lane]]:
-        """The strips inside a strip; those that are never side by side in a row share a slot."""
+        """The strips inside a strip, from above; those that are never side by side in a row share a slot."""
         slots: list[list[Lane]] = []
-        for inner in (other for other in self.extent if other and other[:-1] == lane):
-            free = (slot for slot in slots if not any(self._overlap(inner, other) for other in slot))
-            slot = next(free, None)
-            if slot is None:
-                slots.append(slot := [])
-            slot.append(inner)
+        ends: list[int] = []  # the last row of each slot
+        for inner in self._inner[lane]:
+            first, last = self.extent[inner]
+            slot = next((i for i, end in enumerate(ends) if end < first), len(slots))
+            if slot == len(slots):
+                slots.append([])
+                ends.append(last)
+            slots[slot].append(inner)
+            ends[slot] = last
         return slots
-
-    def _overlap(self, one: Lane, other: Lane) -> bool:
-        (first, last), (start, end) = self.extent[one], self.extent[other]
-        return first <= end and start <= last
 
     def _borders(self, lane: Lane, end: int) -> int:
         """How many boxes begin (`end` 0) or stop (`end` 1) in the row where this one does, from this one inwards."""
         row = self.extent[lane][end]
-        inner = [other for other in self._spans if other[: len(lane)] == lane and self.extent[other][end] == row]
-        return max(map(len, inner)) - len(lane) + 1
+        inner = [self._borders(other, end) for other in self._inner[lane] if self.extent[other][end] == row]
+        return 1 + max(inner, default=0)
 
     def _heights(self) -> tuple[list[float], float]:
         """The y of each row and the height of all; gaps are larger where boxes begin or stop in them."""

@@ -6,14 +6,15 @@ says how: a nonlinear operation above the box linearises, an average scales, an 
 stop-gradient cuts boxes below it off. Estimators are not looked at, so custom ones get their ledger in the same way.
 """
 
-import operator
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Literal
+from functools import reduce
+from typing import Literal, NamedTuple, TypeVar
 
 from ..derive.populations import Corrected
 from ..ir import nodes as nd
-from ..ir.paths import averaging_plate, between
+from ..ir.paths import averaging_plate, descends_from
+from ..ir.programs import up_to
 from ..surrogate.expansions import Expansion
 from ..surrogate.steps import CompiledUpdate, Placeholder
 from ..surrogate.terms import Box, Controlled, ScoreTerm, Total, Weight
@@ -22,13 +23,18 @@ from ..tensors.axes import Axis
 Counted = Literal["once", "linearized", "dropped", "scaled", "twice"]
 
 _TRANSPARENT = (Box, Controlled, ScoreTerm, Total, Placeholder, Corrected)
-_MOST_STATES = 256
+_MOST_ROUTES = 4
+_MANY = frozenset({"many"})
+_T = TypeVar("_T")
 _ACROSS = "across time steps"
 
 
 @dataclass(frozen=True)
 class Row:
     """One line of the ledger.
+
+    Paths that differ only in which of many like things they pass are one row: in which of the draws inside the steps of
+    one chain of updates, or, where more than four routes are counted alike, in all that they pass.
 
     Attributes:
         sample: the sample node whose distribution carries the path; empty for a path through values alone.
@@ -61,8 +67,7 @@ class Row:
     bias: str = ""
 
 
-@dataclass(frozen=True)
-class _Count:
+class _Count(NamedTuple):
     """One box on the way: the sample it scores, and how."""
 
     sample: str
@@ -74,9 +79,8 @@ class _Count:
     across_time: str = "1"  # how often products of scores at two time steps are counted
 
 
-@dataclass(frozen=True)
-class _State:
-    """What matters of the route from the objective down to a node."""
+class _State(NamedTuple):
+    """What matters of the route from the objective down to a node, as far as samples below the node go."""
 
     boxes: tuple[_Count, ...] = ()
     nonlinear: frozenset[str] = frozenset()  # samples in which an operation above is not linear
@@ -86,7 +90,41 @@ class _State:
     cut: bool = False  # a derivative cannot pass from above
     stopped: bool = False  # by declaration, not by the estimator
     share: Counted = "once"  # how the distributions crossed so far count what lies above them
-    via: tuple[str, ...] = ()
+    chain: str = ""  # in an update's objective: the parameters that its chain of updates starts from
+
+
+class _Way(NamedTuple):
+    """A path from a node up to the objective, sharing what is above with other paths."""
+
+    name: str
+    above: "_Way | None"
+    length: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        found, way = [self.name], self.above
+        while way is not None:
+            found.append(way.name)
+            way = way.above
+        return tuple(found)
+
+
+class _Routes(NamedTuple):
+    """Paths that agree in everything that matters: how many, and the shortest."""
+
+    paths: int
+    way: _Way | None
+
+    def joined(self, other: "_Routes") -> "_Routes":
+        shorter = other.way if _length(other.way) < _length(self.way) else self.way
+        return _Routes(self.paths + other.paths, shorter)
+
+
+_Passed = dict[frozenset[str], _Routes]  # by the like things that the routes pass
+
+
+def _length(way: _Way | None) -> int:
+    return way.length if way else 0
 
 
 def counted(boxes: Iterable[_Count]) -> Counted:
@@ -116,94 +154,129 @@ class _Walk:
 
     def __init__(self, root: nd.Node, scored: Iterable[str]) -> None:
         self.scored = frozenset(scored)
-        self.order = list(_top_down(root))
-        self.below = _samples_below(reversed(self.order))
-        self.routes: dict[nd.Node, dict[_State, tuple[int, tuple[str, ...]]]] = {node: {} for node in self.order}
-        self.routes[root][_State()] = (1, ())
+        self.order = list(top_down(root))
+        bottom_up = self.order[::-1]
+        self.below = _below(bottom_up, lambda node: {node.name} & self.scored if isinstance(node, nd.Sample) else ())
+        self.plates = _below(bottom_up, lambda node: node.axes if isinstance(node, nd.Sample) else ())
+        self.routes: dict[nd.Node, dict[_State, _Passed]] = {node: {} for node in self.order}
+        self.routes[root][_State()] = {frozenset(): _Routes(1, None)}
         for node in self.order:
-            for state, (count, path) in self.routes[node].items():
-                path = path if isinstance(node, _TRANSPARENT) else (node.name, *path)
-                for child, below in self._links(node, state):
-                    self._add(child, below, count, path)
+            for state, passed in self.routes[node].items():
+                self.routes[node][state] = passed = _few(passed)
+                above = {via: self._through_node(node, routes) for via, routes in passed.items()}
+                for child, below, landmark in self._links(node, state):
+                    self._add(child, self._narrowed(node, child, below), _with(above, landmark))
 
-    def _add(self, node: nd.Node, state: _State, count: int, path: tuple[str, ...]) -> None:
-        routes = self.routes[node]
-        if len(routes) >= _MOST_STATES:  # dense graphs have exponentially many routes; keep what decides the count
-            state = replace(state, via=())
-        known, shortest = routes.get(state, (0, path))
-        routes[state] = (known + count, min(path, shortest, key=len))
+    def _through_node(self, node: nd.Node, routes: _Routes) -> _Routes:
+        if isinstance(node, _TRANSPARENT):
+            return routes
+        return routes._replace(way=_Way(node.name, routes.way, _length(routes.way) + 1))
 
-    def _links(self, node: nd.Node, state: _State) -> Iterator[tuple[nd.Node, _State]]:
+    def _add(self, node: nd.Node, state: _State, passed: _Passed) -> None:
+        known = self.routes[node].setdefault(state, {})
+        for via, routes in passed.items():
+            known[via] = known[via].joined(routes) if via in known else routes
+
+    def _narrowed(self, node: nd.Node, child: nd.Node, state: _State) -> _State:
+        """What of the state still matters: what is not below any more is forgotten."""
+        below, plates = self.below[child], self.plates[child]
+        if below is self.below[node] and plates is self.plates[node]:
+            return state
+        return state._replace(
+            boxes=tuple(box for box in state.boxes if box.sample in below),
+            nonlinear=state.nonlinear & below,
+            outside=state.outside & plates,
+            totalled=state.totalled & plates,
+            left_out=state.left_out & below,
+        )
+
+    def _links(self, node: nd.Node, state: _State) -> Iterator[tuple[nd.Node, _State, str]]:
+        """What is below a node: the state there, and the thing that was passed, by which routes are told apart."""
         if isinstance(node, Box):
-            yield node.inputs[0], self._boxed(node, state)
+            yield node.inputs[0], self._boxed(node, state), ""
         elif isinstance(node, (ScoreTerm, Corrected)):
-            yield node.inputs[0], state
+            yield node.inputs[0], state, ""
         elif isinstance(node, Controlled):
             names = {control.sample.name for control in node.controls if control.left_out}
-            yield node.inputs[0], replace(state, left_out=state.left_out | names)
+            yield node.inputs[0], state._replace(left_out=state.left_out | names), ""
         elif isinstance(node, CompiledUpdate):
             yield from self._into_update(node, state)
-        elif isinstance(node, nd.Sample) and not node.pathwise:
-            crossed = self._crossed(node, state)
-            yield from ((parent, crossed) for parent in node.inputs)
+        elif isinstance(node, nd.Sample):
+            passed = f"draws in the updates of {state.chain}" if state.chain else node.name
+            crossed = None if node.pathwise else self._crossed(node, state)
+            for i, parent in enumerate(node.inputs):
+                yield parent, (crossed or self._through(node, i, state))._replace(chain=""), passed
         else:
-            if isinstance(node, nd.Sample):
-                state = replace(state, via=(node.name, *state.via))
             for i, parent in enumerate(node.inputs):
                 if parent.carries:
-                    yield parent, self._through(node, i, state)
+                    yield parent, self._through(node, i, state), ""
 
     def _through(self, node: nd.Node, position: int, state: _State) -> _State:
         """Through a declared operation, to one of its inputs."""
         if isinstance(node, nd.Stop):
-            return replace(state, cut=True, stopped=True)
-        if isinstance(node, (nd.Reduction, nd.Reduce)):
+            return state._replace(cut=True, stopped=True)
+        if node.over:
             # A box that scores each draw's own term does not cover what other draws do to the term through a mean.
             covering = tuple(box for box in state.boxes if box.aligned.isdisjoint(node.over))
-            totalled = () if getattr(node, "mean", False) else [axis for axis in node.over if not axis.time]
-            state = replace(state, boxes=covering, totalled=state.totalled.union(totalled))
+            totalled = [axis for axis in node.totals if not axis.time]
+            state = state._replace(boxes=covering, totalled=state.totalled.union(totalled))
         bent = self._bent(node, position)
-        outside = frozenset(node.axes) if bent else state.outside
-        return replace(state, nonlinear=state.nonlinear | bent, outside=outside)
+        if not bent:
+            return state
+        return state._replace(nonlinear=state.nonlinear | bent, outside=self.plates[node].intersection(node.axes))
 
     def _boxed(self, node: Box, state: _State) -> _State:
         if state.cut:
             return state
         found = [_count(weight, node, state) for weight in node.weights]
-        return replace(state, boxes=(*state.boxes, *found))
+        return state._replace(boxes=(*state.boxes, *found))
 
-    def _into_update(self, node: CompiledUpdate, state: _State) -> Iterator[tuple[nd.Node, _State]]:
-        outside = frozenset(node.axes)
-        bent = replace(state, nonlinear=self.scored, outside=outside, via=(node.name, *state.via))
+    def _into_update(self, node: CompiledUpdate, state: _State) -> Iterator[tuple[nd.Node, _State, str]]:
+        chain = node.update.origin.name
+        passed = f"updates of {chain}"
+        bent = self._bending(node, state)
         if node.starts_matter:
-            yield node.inputs[0], bent
+            yield node.inputs[0], bent, passed
         for rate in node.inputs[1 : 1 + node.rate_count]:
-            yield rate, bent
-        yield node.surrogate, replace(bent, cut=state.cut or node.detach)
+            yield rate, bent, passed
+        yield node.surrogate, bent._replace(cut=state.cut or node.detach, chain=chain), passed
 
     def _crossed(self, node: nd.Sample, state: _State) -> _State:
         """Through the distribution of a draw: what lies above it is counted as often as the draw's own path is."""
         own = counted(box for box in state.boxes if box.sample == node.name)
         share = _times(state.share, own if node.name in self.scored else "dropped")
-        via = (node.name, *state.via)
-        outside = frozenset(node.axes)
-        return replace(state, nonlinear=self.scored, outside=outside, cut=False, stopped=False, share=share, via=via)
+        return self._bending(node, state)._replace(cut=False, stopped=False, share=share)
+
+    def _bending(self, node: nd.Node, state: _State) -> _State:
+        """Below a node that is linear in nothing."""
+        return state._replace(nonlinear=self.below[node], outside=self.plates[node].intersection(node.axes))
 
     def _bent(self, node: nd.Node, position: int) -> frozenset[str]:
         """The samples in which the node is not linear, seen from one of its inputs."""
-        if isinstance(node, (nd.Reduction, Total, nd.Stop)):
-            return frozenset()
-        fn = node.fn if isinstance(node, nd.Apply) and node.arguments.simple else None
-        if fn in (operator.add, operator.sub, operator.neg, operator.pos):
-            return frozenset()
-        if fn is operator.mul or (fn is operator.truediv and _is_numerator(node, position)):
-            others = [parent for i, parent in enumerate(node.inputs) if i != position]
-            return frozenset().union(*(self.below[parent] for parent in others))
-        return self.scored
+        if not node.linear_in([position]):
+            return self.below[node]
+        factors = [parent for i, parent in enumerate(node.inputs) if not node.linear_in({position, i})]
+        return frozenset().union(*(self.below[parent] for parent in factors))
 
 
-def _is_numerator(node: nd.Node, position: int) -> bool:
-    return position == 0 and isinstance(node, nd.Apply) and isinstance(node.arguments.leaves[0], nd.Node)
+def _few(passed: _Passed) -> _Passed:
+    """Routes told apart by what they pass as long as they are few: a dense graph has exponentially many."""
+    longer = {via: routes for via, routes in passed.items() if via}
+    if len(longer) <= _MOST_ROUTES and _MANY not in longer:
+        return passed
+    direct = {via: routes for via, routes in passed.items() if not via}
+    return {**direct, _MANY: reduce(_Routes.joined, longer.values())}
+
+
+def _with(passed: _Passed, landmark: str) -> _Passed:
+    """The routes behind one more thing that they pass."""
+    if not landmark:
+        return passed
+    found: _Passed = {}
+    for via, routes in passed.items():
+        longer = via if via == _MANY else via | {landmark}
+        found[longer] = found[longer].joined(routes) if longer in found else routes
+    return found
 
 
 def _count(weight: Weight, box: Box, state: _State) -> _Count:
@@ -229,8 +302,8 @@ def _children(node: nd.Node) -> tuple[nd.Node, ...]:
     return tuple(parent for parent in node.inputs if parent.carries)
 
 
-def _top_down(root: nd.Node) -> Iterator[nd.Node]:
-    """Every node after all nodes that use it."""
+def top_down(root: nd.Node) -> Iterator[nd.Node]:
+    """Every node of a surrogate after all nodes that use it, those inside updates included."""
     done: set[nd.Node] = set()
     finished: list[nd.Node] = []
     stack = [(root, False)]
@@ -245,11 +318,14 @@ def _top_down(root: nd.Node) -> Iterator[nd.Node]:
     return reversed(finished)
 
 
-def _samples_below(bottom_up: Iterable[nd.Node]) -> dict[nd.Node, frozenset[str]]:
-    below: dict[nd.Node, frozenset[str]] = {}
+def _below(bottom_up: Iterable[nd.Node], own: Callable[[nd.Node], Iterable[_T]]) -> dict[nd.Node, frozenset[_T]]:
+    """What all nodes below have, together. Where nothing is added the set is the same object."""
+    below: dict[nd.Node, frozenset[_T]] = {}
     for node in bottom_up:
-        own = {node.name} if isinstance(node, nd.Sample) else set()
-        below[node] = frozenset(own).union(*(below[child] for child in _children(node)))
+        sets = [below[child] for child in _children(node)]
+        largest = max(sets, key=len, default=frozenset[_T]())
+        together = largest.union(own(node), *sets)
+        below[node] = largest if len(together) == len(largest) else together
     return below
 
 
@@ -280,17 +356,21 @@ def _corrected(row: Row, root: Corrected) -> Row:
     return replace(row, counted=word, correction=estimator.correction, bias=estimator.bias)
 
 
-def _rows_of(walk: _Walk, prefixes: dict[str, tuple[str, ...]]) -> Iterable[Row]:
+def _rows_of(walk: _Walk, prefixes: dict[str, tuple[str, ...]]) -> Iterator[Row]:
     """The rows of all paths from one input."""
-    rows: dict[tuple[object, ...], Row] = {}
+    alike: dict[tuple[object, ...], dict[frozenset[str], Row]] = {}
     for node in walk.order:
         if node.name not in prefixes:
             continue
-        for state, (count, path) in walk.routes[node].items():
-            for row in _rows(node, state, count, (*prefixes[node.name], node.name, *path), walk.scored):
-                key = (row.sample, row.update, row.counted, row.kind, row.weight, row.part, state.via, node.name)
-                rows[key] = _merge(rows[key], row) if key in rows else row
-    return rows.values()
+        for state, passed in walk.routes[node].items():
+            for via, routes in passed.items():
+                path = (*prefixes[node.name], node.name, *(routes.way.names if routes.way else ()))
+                for row in _rows(node, state, via, routes.paths, path, walk.scored):
+                    rows = alike.setdefault((row.sample, row.update, row.counted, row.kind, row.weight, row.part), {})
+                    rows[via] = _merge(rows[via], row) if via in rows else row
+    for rows in alike.values():
+        few = len(rows) <= _MOST_ROUTES and _MANY not in rows
+        yield from rows.values() if few else [reduce(_merge, rows.values())]
 
 
 def _merge(one: Row, other: Row) -> Row:
@@ -303,8 +383,10 @@ def largest(orders: Iterable[str]) -> str:
     return max(orders, key=["O(1/N)", "O(1)", "O(N)"].index, default="O(1/N)")
 
 
-def _rows(node: nd.Node, state: _State, count: int, path: tuple[str, ...], scored: frozenset[str]) -> Iterator[Row]:
-    row = _row(node, state, count, path, scored)
+def _rows(
+    node: nd.Node, state: _State, via: frozenset[str], count: int, path: tuple[str, ...], scored: frozenset[str]
+) -> Iterator[Row]:
+    row = _row(node, state, via, count, path, scored)
     if row is None:
         return
     yield row
@@ -314,9 +396,11 @@ def _rows(node: nd.Node, state: _State, count: int, path: tuple[str, ...], score
         yield replace(row, counted="dropped" if weight == "0" else "scaled", weight=weight, part=_ACROSS)
 
 
-def _row(node: nd.Node, state: _State, count: int, path: tuple[str, ...], scored: frozenset[str]) -> Row | None:
+def _row(
+    node: nd.Node, state: _State, via: frozenset[str], count: int, path: tuple[str, ...], scored: frozenset[str]
+) -> Row | None:
     if isinstance(node, (nd.Input, CompiledUpdate)):
-        return _value_row(node, state, count, path)
+        return None if isinstance(node, nd.Input) and via else _value_row(node, state, count, path)
     if not isinstance(node, nd.Sample) or node.name not in scored:
         return None
     small = "O(1/N)" if averaging_plate(node) is not None else "O(1)"
@@ -336,7 +420,7 @@ def _row(node: nd.Node, state: _State, count: int, path: tuple[str, ...], scored
 
 def _value_row(node: nd.Node, state: _State, count: int, path: tuple[str, ...]) -> Row | None:
     """Through an update's direction, or from an input straight to the objective. A declared stop is no path."""
-    if state.stopped or (isinstance(node, nd.Input) and (state.via or state.cut)):
+    if state.stopped or (isinstance(node, nd.Input) and state.cut):
         return None
     update = node.name if isinstance(node, CompiledUpdate) else ""
     cut = state.cut or (isinstance(node, CompiledUpdate) and node.detach)
@@ -346,7 +430,8 @@ def _value_row(node: nd.Node, state: _State, count: int, path: tuple[str, ...]) 
 
 def _makes_direction(update: nd.Update) -> list[nd.Node]:
     """What an update's direction is computed from: parameters, objective, and the parents of the draws it scores."""
-    scored = [node for node in between(update.variable, update.objective) if isinstance(node, nd.Sample)]
+    behind = descends_from(up_to(update.objective, update.variable), update.variable)
+    scored = sorted((node for node in behind if isinstance(node, nd.Sample)), key=lambda node: node.index)
     return [update.params, update.objective, *(parent for node in scored for parent in node.inputs)]
 
 

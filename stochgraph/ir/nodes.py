@@ -10,49 +10,29 @@ the solution for an unknown) and a stop-gradient.
 
 import copy
 import operator
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..errors.exceptions import SamplingError
+from ..distributions.interfaces import SampleNode, Surroundings
+from ..distributions.laws import Law
+from ..errors.exceptions import CompileError, SamplingError
 from ..errors.failures import raise_in_words
+from ..solvers import LinearSolver, Solver
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, Axis, describe, union, without
+from ..tensors.left_out import LeftOut
 from ..tensors.trees import map_tensors, tensors
+from .operations import Linearity, operation
 
-# Functions that act on every element alone: broadcasting maps them over plates and time, no vmap needed.
-ELEMENTWISE: dict[str, Callable[..., Any]] = {
-    name: getattr(torch, name)
-    for name in (
-        "abs acos acosh asin asinh atan atan2 atanh ceil clamp clamp_max clamp_min clip cos cosh digamma div erf erfc "
-        "exp exp2 expm1 floor fmod lgamma log log10 log1p log2 logaddexp logit maximum minimum mul neg pow reciprocal "
-        "relu remainder round rsqrt sigmoid sign sin sinc sinh softplus sqrt square sub tan tanh trunc where xlogy"
-    ).split()
-    if hasattr(torch, name)
-}
-_OPERATORS = [
-    getattr(operator, name)
-    for name in "add sub mul truediv floordiv mod pow neg pos abs lt le gt ge eq ne and_ or_ xor invert".split()
-]
-_FUNCTIONAL = [
-    torch.nn.functional.softplus,
-    torch.nn.functional.logsigmoid,
-    torch.nn.functional.relu,
-    torch.nn.functional.silu,
-    torch.nn.functional.elu,
-    torch.special.expit,
-]
-# The compiler takes these for what they are in the real numbers. On booleans torch's + is an `or`, and small integers
-# wrap around, so both are counted in whole numbers.
-_ARITHMETIC = frozenset([operator.add, operator.sub, operator.mul, operator.neg, operator.pos])
+# Integers that wrap around, and booleans, on which torch's + is an `or`: both are counted in whole numbers.
 _SMALL = frozenset([torch.bool, torch.uint8, torch.int8, torch.int16])
-_ELEMENTWISE_FUNCTIONS = frozenset([*ELEMENTWISE.values(), *_OPERATORS, *_FUNCTIONAL])
 
 
 class Arguments:
@@ -87,15 +67,105 @@ class Arguments:
         bare = self.simple and len(self.places) == len(self.leaves)
         return fn if bare else partial(self._call, fn)
 
-    def _call(self, fn: Callable[..., Any], *values: Any) -> Any:
+    def _call(self, fn: Callable[..., Any], *values: object) -> Any:
         args, kwargs = self.fill(values)
         return fn(*args, **kwargs)
 
 
+class Watch(Protocol):
+    """What goes with a first pass into its updates, to see where derivatives lead."""
+
+    objectives: list[Tensor]  # those that the pass itself does not differentiate through
+
+    def look(self, program: Sequence["Node"], root: "Node", values: Mapping["Node", Any], goal: "Node") -> None:
+        """Look at the values of a program whose root stands for a declared objective."""
+
+
+class Place(Protocol):
+    """What keeps account of the node that is computed."""
+
+    def enter(self, node: "Node") -> None:
+        """From here on a node is computed."""
+
+
+class Pass(Surroundings, Protocol):
+    """A pass through a program, as the nodes see it that are evaluated in it.
+
+    Attributes:
+        draws: the draws so far, by sample.
+        noise: the noise of the pathwise ones.
+        values: the values so far.
+        kept: what scores can reuse of the draws, by the node that drew.
+        found: scores that updates hand over.
+        edges: the samples with a probability at the edge, and whether it is differentiated.
+        left_out: the draw that is left out, in a replay without it.
+        portions: which draws of a plate count in its expectations, where not all do alike.
+    """
+
+    draws: dict[str, Any]
+    noise: dict[str, list[Tensor]]
+    values: dict["Node", Any]
+    kept: dict["Node", Any]
+    found: dict["Node", Tensor]
+    edges: dict[SampleNode, bool]
+    left_out: LeftOut | None
+    portions: Mapping[Axis, "Portion"]
+
+    @property
+    def watch(self) -> Watch | None:
+        """What looks at a first pass."""
+
+    @property
+    def place(self) -> Place | None:
+        """What keeps account of the node that is computed, where that is recorded."""
+
+    @property
+    def inputs(self) -> Mapping[str, Any]:
+        """The inputs, by name."""
+
+    @property
+    def log_probs(self) -> Mapping[str, Tensor]:
+        """The recorded log-probabilities, by sample."""
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the inputs."""
+
+    @property
+    def device(self) -> torch.device | None:
+        """Where the inputs are."""
+
+    def rows(self, plate: Axis, value: object, dim: int) -> Any:
+        """The rows of this pass, of data whose rows are along a dimension."""
+
+    def draw(self, node: "Sample", values: list[Any]) -> Any:
+        """The value of a sample node."""
+
+    def score(self, sample: "Sample", inputs: Sequence["Node"], values: list[Any]) -> Tensor:
+        """The log-probability of each draw; `inputs` are the node that drew, or what stands for it, and the parents."""
+
+    def leaving_out(self, left_out: LeftOut, log_probs: Mapping[str, Tensor]) -> "Pass":
+        """This pass with one draw left out."""
+
+    def replaying(self, log_probs: Mapping[str, Tensor]) -> "Pass":
+        """This pass with other values in the place of draws."""
+
+    def within(self, plate: Axis, size: int) -> "Pass":
+        """This pass for some entries of a plate."""
+
+
 class Node:
-    """Base class. `index` is the place in the declaration; derived nodes keep the index of the node they stand for."""
+    """Base class. `index` is the place in the declaration; derived nodes keep the index of the node they stand for.
+
+    Every kind states in which inputs it is linear: boxes, the ledger and chunks go by that, and refuse what does not.
+    """
 
     kind = "node"
+    moves_boxes = False  # whether a box may become boxes of the inputs in which the value is linear
+    adds = False  # whether it has summands, constants among them, which a draw may miss
+    flat = False  # whether its derivative is zero wherever it has one
+    over: Axes = ()  # the axes that are reduced
+    totals: Axes = ()  # those of them that are summed, not averaged
     late = False  # whether it is evaluated as late as its users allow, and not in the order of the declaration
     carries = True  # whether its value depends on its inputs in a way that any result depends on
     named = False  # whether the user gave it its name, with name=
@@ -129,6 +199,24 @@ class Node:
         """The plates over which it takes an expectation, estimated with the mean of the draws."""
         return ()
 
+    @property
+    def part_of(self) -> "Node | None":
+        """The node that it is a field or an entry of, if it is one."""
+        return None
+
+    @property
+    def linear(self) -> Linearity:
+        """The inputs in which the value is affine."""
+        raise CompileError(
+            f"node {self.name!r} (axes: {describe(self.axes)}): {type(self).__name__} does not say in which inputs it "
+            "is linear, so that nothing can be said of what passes through it. Give the class an attribute `linear`, "
+            "one of stochgraph.ir.operations.Linearity; NOWHERE is right for anything"
+        )
+
+    def linear_in(self, touched: Collection[int]) -> bool:
+        """Whether the value is affine in the inputs at these places together, the others held."""
+        return self.linear.holds(touched)
+
     def with_inputs(self, inputs: Sequence["Node"]) -> "Node":
         """This node on other inputs; itself if they are the same."""
         if all(new is old for new, old in zip(inputs, self.inputs, strict=True)):
@@ -138,7 +226,7 @@ class Node:
         node.prepare()
         return node
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
         """The value, from the values of the inputs."""
         raise NotImplementedError
 
@@ -158,8 +246,9 @@ class Input(Node):
     """A parameter (a pytree of tensors) or data handed to the graph."""
 
     kind = "input"
+    linear = Linearity.NOWHERE
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
         return run.inputs[self.name]
 
 
@@ -167,6 +256,7 @@ class Data(Node):
     """An input, or a part of one, whose leading dimension is a plate."""
 
     kind = "data"
+    linear = Linearity.IN_ALL
 
     def __init__(self, name: str, index: int, base: Node, plate: Axis) -> None:
         self.plate = plate
@@ -175,7 +265,7 @@ class Data(Node):
     def infer_axes(self) -> Axes:
         return union(self.inputs[0].axes, [self.plate])
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
         """The rows of the pass. In an update of the input itself its copies may have plates in front of them."""
         dim, place = len(self.input_axes[0]), self.axes.index(self.plate)
         value = run.rows(self.plate, values[0], dim)
@@ -186,18 +276,28 @@ class Apply(Node):
     """A deterministic function of one draw, mapped over every axis of its inputs."""
 
     kind = "apply"
+    moves_boxes = True
 
     def __init__(self, name: str, index: int, fn: Callable[..., Any], arguments: Arguments) -> None:
         self.fn = fn
         self.arguments = arguments
+        self.operation = operation(fn)
+        self.adds, self.flat = self.operation.adds, self.operation.flat
         # Broadcasting would take the dimensions of a constant tensor for plates: vmap tells them apart.
-        self.elementwise = arguments.flat and not arguments.constant_dims and fn in _ELEMENTWISE_FUNCTIONS
-        self.arithmetic = fn in _ARITHMETIC
+        self.elementwise = arguments.flat and not arguments.constant_dims and self.operation.elementwise
         self._call = arguments.bind(fn)
         super().__init__(name, index, arguments.nodes)
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
-        if self.arithmetic:
+    @property
+    def linear(self) -> Linearity:
+        """In nodes that are operands themselves; nothing is known of those inside of a pytree."""
+        return self.operation.linear if self.arguments.simple else Linearity.NOWHERE
+
+    def linear_in(self, touched: Collection[int]) -> bool:
+        return self.linear.holds([self.arguments.places[i] for i in touched])
+
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
+        if self.operation.whole:
             values = [v.long() if isinstance(v, Tensor) and v.dtype in _SMALL else v for v in values]
         if self.elementwise:
             try:
@@ -215,6 +315,7 @@ class Select(Node):
     """One field or one constant index of a value: `tau.reward`, `theta["w"]`, `x[0]`."""
 
     kind = "select"
+    linear = Linearity.IN_ALL
 
     def __init__(self, name: str, index: int, base: Node, key: Any, attribute: bool) -> None:
         self.key = key
@@ -228,8 +329,15 @@ class Select(Node):
         lone = isinstance(self.key, int) and not self.axes
         self._place = self.key if lone else (slice(None),) * len(self.axes) + own
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
-        (value,) = values
+    @property
+    def part_of(self) -> Node:
+        return self.inputs[0]
+
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
+        return self.read(values[0])
+
+    def read(self, value: Any) -> Any:
+        """The field of a value."""
         try:
             if self.attribute:
                 return self._attribute(value)
@@ -239,7 +347,7 @@ class Select(Node):
             error.add_note(f"node {base.name!r} (axes: {describe(base.axes)}) has no {self.key!r} in one draw")
             raise
 
-    def _attribute(self, value: Any) -> Any:
+    def _attribute(self, value: object) -> Any:
         """A field of a pytree; or what a tensor says of itself, which here means: of one draw."""
         if not isinstance(value, Tensor) or not self.axes:
             return getattr(value, self.key)
@@ -262,6 +370,8 @@ class Reduction(Node):
     """
 
     kind = "reduction"
+    linear = Linearity.IN_ALL
+    moves_boxes = True
 
     def __init__(
         self,
@@ -273,7 +383,7 @@ class Reduction(Node):
         discount: float | Tensor | None = None,
         population: bool = False,
     ) -> None:
-        self.over = over
+        self.over, self.totals = over, () if mean else over
         self.mean = mean
         self.population = population
         # A tensor is a constant: nothing is differentiated with respect to it.
@@ -295,12 +405,10 @@ class Reduction(Node):
     def expected(self) -> Axes:
         return self.over if self.population else ()
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
-        if isinstance(values[0], Tensor):
-            return self._reduce(values[0], run)
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
         return map_tensors(lambda leaf: self._reduce(leaf, run), values[0])
 
-    def _reduce(self, value: Tensor, run: Any) -> Tensor:
+    def _reduce(self, value: Tensor, run: Pass) -> Tensor:
         if not self._dims:
             return value
         counts = not (value.is_floating_point() or value.is_complex())
@@ -329,7 +437,7 @@ class Reduction(Node):
             counts //= count
         return value.sum(self._dims) / counts
 
-    def _reduce_without(self, value: Tensor, left_out: Any) -> Tensor:
+    def _reduce_without(self, value: Tensor, left_out: LeftOut) -> Tensor:
         """Means are over the other draws; sums are scaled up to as many draws as there are."""
         mean = left_out.mean(value, self.input_axes[0], self._dims)
         return mean if self.mean else mean * prod(value.shape[d] for d in self._dims)
@@ -345,9 +453,10 @@ class Reduce(Node):
     """Any other function of whole axes: `fn` sees the reduced axes as leading dimensions of its argument."""
 
     kind = "reduce"
+    linear = Linearity.NOWHERE
 
     def __init__(self, name: str, index: int, base: Node, over: Axes, fn: Callable[..., Any]) -> None:
-        self.over = over
+        self.over = self.totals = over
         self.fn = fn
         super().__init__(name, index, [base])
 
@@ -358,7 +467,7 @@ class Reduce(Node):
     def mixes(self) -> Axes:
         return self.over
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
         axes = self.inputs[0].axes
         kept = [i for i, axis in enumerate(axes) if axis not in self.over]
         value = map_tensors(lambda leaf: leaf.movedim(kept, tuple(range(len(kept)))), values[0])
@@ -367,7 +476,9 @@ class Reduce(Node):
 
 
 @contextmanager
-def _named(node: Node, fn: Any, values: list[Any], dims: int, constants: Sequence[Tensor] = ()) -> Iterator[None]:
+def _named(
+    node: Node, fn: Callable[..., Any], values: list[Any], dims: int, constants: Sequence[Tensor] = ()
+) -> Iterator[None]:
     """What a user's function raises, in words; and a refusal of functions that write into their arguments."""
     read = [*values, *constants]
     before = _versions(read)
@@ -396,8 +507,10 @@ class Stop(Node):
     """Stop-gradient: the value is held constant; the distribution that it was drawn from is still accounted for."""
 
     kind = "stop"
+    linear = Linearity.IN_ALL
+    flat = True
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
         return map_tensors(Tensor.detach, values[0])
 
 
@@ -405,12 +518,13 @@ class Zero(Node):
     """Zeros like the values of its input: what is left of a summand that a draw does not reach."""
 
     kind = "zero"
+    linear = Linearity.IN_ALL
     carries = False
 
     def __init__(self, base: Node) -> None:
         super().__init__(f"0 * {base.name}", base.index, [base])
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
         return map_tensors(torch.zeros_like, values[0])
 
 
@@ -421,12 +535,13 @@ class Sample(Node):
     """
 
     kind = "sample"
+    linear = Linearity.NOWHERE
 
     def __init__(
         self,
         name: str,
         index: int,
-        law: Any,
+        law: Law,
         arguments: Arguments,
         plate: Axis | None,
         time: Axis | None,
@@ -461,7 +576,7 @@ class Sample(Node):
         self.repeats = without(self.plates, self.parent_axes)
         self.drawn_axes = (*self.repeats, *self.parent_axes)
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: Pass, values: list[Any]) -> Any:
         return run.draw(self, values)
 
 
@@ -469,12 +584,13 @@ class LogProb(Node):
     """The log-probability of each draw of a sample node, and of each of its time steps."""
 
     kind = "log_prob"
+    linear = Linearity.NOWHERE
 
     def __init__(self, name: str, index: int, sample: Sample) -> None:
         self.sample = sample
         super().__init__(name, index, [sample, *sample.inputs])
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: Pass, values: list[Any]) -> Tensor:
         return run.score(self.sample, self.inputs, values)
 
 
@@ -482,6 +598,7 @@ class Update(Node):
     """Base class: new parameters from old ones and an inner objective."""
 
     kind = "update"
+    linear = Linearity.NOWHERE
     roles = ("params", "objective")  # what the first inputs are; those that follow are step sizes
     scores = True  # whether its direction is made of the scores of what is drawn from its parameters
 
@@ -499,6 +616,19 @@ class Update(Node):
     def variable(self) -> Node:
         """What the inner objective is a function of: the compiler puts a placeholder in its place."""
         return self.params
+
+    @property
+    def before(self) -> Node:
+        """What it makes new parameters of: one step of a chain of updates back."""
+        return self.params
+
+    @property
+    def origin(self) -> Node:
+        """What the chain of updates that it is part of starts from."""
+        node: Node = self
+        while isinstance(node, Update):
+            node = node.before
+        return node
 
     @property
     def word(self) -> str:
@@ -529,6 +659,7 @@ class Unknown(Node):
     """Stands for the parameters that an implicit update solves for. It has no value outside the update's objective."""
 
     kind = "unknown"
+    linear = Linearity.NOWHERE
 
     def __init__(self, name: str, index: int, like: Node) -> None:
         self.like = like  # no input: the unknown does not depend on what it is like
@@ -546,7 +677,14 @@ class Argmax(Update):
     scores = False
 
     def __init__(
-        self, name: str, index: int, params: Stop, objective: Node, unknown: Unknown, solver: Any, linear_solver: Any
+        self,
+        name: str,
+        index: int,
+        params: Stop,
+        objective: Node,
+        unknown: Unknown,
+        solver: Solver,
+        linear_solver: LinearSolver,
     ) -> None:
         self.unknown = unknown
         self.solver = solver
@@ -559,3 +697,7 @@ class Argmax(Update):
     @property
     def variable(self) -> Node:
         return self.unknown
+
+    @property
+    def before(self) -> Node:
+        return self.unknown.like

@@ -62,7 +62,10 @@ def _places(users: dict[nd.Node, list[nd.Node]]) -> dict[nd.Node, float]:
 
 
 def split(
-    root: nd.Node, moves: Callable[[nd.Node, bool], bool], start: Iterable[nd.Node] = ()
+    root: nd.Node,
+    moves: Callable[[nd.Node, bool], bool],
+    start: Iterable[nd.Node] = (),
+    read: Callable[[nd.Node], Iterable[nd.Node]] = _INPUTS,
 ) -> tuple[list[nd.Node], list[nd.Node]]:
     """The nodes behind `root` that move, in order, and the others that they read.
 
@@ -70,10 +73,11 @@ def split(
         root: what is computed.
         moves: whether a node moves, given the node and whether one of its inputs does.
         start: nodes that move and are computed elsewhere.
+        read: the inputs of a node that are looked at; all of them by default.
     """
     moving = set(start)
     program = []
-    for node in schedule([root]):
+    for node in schedule([root], read):
         if moves(node, any(parent in moving for parent in node.inputs)):
             moving.add(node)
             program.append(node)
@@ -99,7 +103,7 @@ def up_to(root: nd.Node, source: nd.Node) -> list[nd.Node]:
     return schedule([root], lambda node: () if node is source else node.inputs)
 
 
-def execute(program: Sequence[nd.Node], run: Any, known: dict[nd.Node, Any]) -> None:
+def execute(program: Sequence[nd.Node], run: nd.Pass, known: dict[nd.Node, Any]) -> None:
     """Evaluate the nodes of a program in order, adding their values to `known`."""
     value_of = known.__getitem__
     for node in program:

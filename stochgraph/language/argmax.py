@@ -12,7 +12,7 @@ from ..ir.paths import between, moves_with
 from ..ir.programs import schedule
 from ..solvers import ClosedForm, ConjugateGradient, LinearSolver, Newton, Solver
 from ..tensors.axes import describe, union
-from .symbols import Symbol, current
+from .symbols import Symbol, current, name_after
 from .words import _depends, _node, _refuse_mixed_copies, _refuse_time, apply, stop
 
 _NEWTON, _CONJUGATE_GRADIENT = Newton(), ConjugateGradient()
@@ -120,7 +120,7 @@ def argmax(
     _refuse_mixed_copies("argmax", variable, goal)
     start = _start(variable, goal, init, solver)
     declaration = objective._declaration
-    given = declaration.name("argmax", name, variable.like.name + "'")
+    given = declaration.name("argmax", name, name_after(variable.like))
     solution = nd.Argmax(given, len(declaration.nodes), start, goal, variable, solver, linear_solver)
     return declaration.add(solution, named=name is not None)
 

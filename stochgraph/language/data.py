@@ -12,12 +12,18 @@ from torch.utils import _pytree as pytree
 
 from ..errors.exceptions import DeclarationError, SamplingError
 from ..ir import nodes as nd
-from ..ir.paths import plates_in
+from ..ir.paths import plates_in, samples_in
 from ..tensors.axes import Axis, describe
 from .symbols import Declaration, Symbol, current
 
+_REMEDIES = {
+    "sample": "Its draws have plates already: n= and within= add them",
+    "update": "Adapted parameters have the plates that their objective has left",
+    "data": "It is of a plate of data already: declare the input once, and use what sg.data returned",
+}
 
-def data(name: str, inputs: Any) -> Any:
+
+def data(name: str, inputs: object) -> Any:
     """The leading dimension of inputs, declared as the plate `name`: a mini-batch is an input.
 
     Every tensor of the inputs has a row for each entry of the plate; what is written for one draw sees one row. The
@@ -86,10 +92,10 @@ def data_sizes(nodes: Sequence[nd.Data], inputs: Mapping[str, Any]) -> dict[str,
 
 def _value(node: nd.Node, inputs: Mapping[str, Any]) -> Any:
     """The value of an input, or of a part of one."""
-    return inputs[node.name] if isinstance(node, nd.Input) else node.evaluate(None, [_value(node.inputs[0], inputs)])
+    return node.read(_value(node.part_of, inputs)) if isinstance(node, nd.Select) else inputs[node.name]
 
 
-def _rows(node: nd.Data, value: Any) -> Iterator[tuple[str, int]]:
+def _rows(node: nd.Data, value: object) -> Iterator[tuple[str, int]]:
     """The name and the number of rows of every tensor in a batch."""
     leaves = pytree.tree_flatten_with_path(value)[0]
     base, plate = node.inputs[0].name, node.plate.name
@@ -111,18 +117,17 @@ def _rows(node: nd.Data, value: Any) -> Iterator[tuple[str, int]]:
         yield name, leaf.shape[0]
 
 
-def _check_name(declaration: Declaration, name: Any) -> None:
+def _check_name(declaration: Declaration, name: object) -> None:
     if not isinstance(name, str) or not name:
         raise DeclarationError(f"sg.data: {name!r} is not the name of a plate: give a string, sg.data('row', inputs)")
-    samples = {node.name for node in declaration.nodes if isinstance(node, nd.Sample)}
-    if name in samples or name in plates_in(declaration.nodes):
+    if name in samples_in(declaration.nodes) or name in plates_in(declaration.nodes):
         raise DeclarationError(
             f"two plates of the name {name!r}: give every plate a name of its own. Inputs of one plate are declared "
             f"together, sg.data({name!r}, (first, second))"
         )
 
 
-def _input_part(name: str, symbol: Any) -> nd.Node:
+def _input_part(name: str, symbol: object) -> nd.Node:
     """The node of an input or of a part of one."""
     if not isinstance(symbol, Symbol):
         raise DeclarationError(
@@ -130,27 +135,21 @@ def _input_part(name: str, symbol: Any) -> nd.Node:
             "call. Make it an argument of the declaring function"
         )
     source = list(_chain(symbol._node))[-1]
-    if isinstance(source, nd.Input):
+    if source.kind == "input":
         return symbol._node
-    remedies = {
-        nd.Sample: "Its draws have plates already: n= and within= add them",
-        nd.Update: "Adapted parameters have the plates that their objective has left",
-        nd.Data: "It is of a plate of data already: declare the input once, and use what sg.data returned",
-    }
-    remedy = next((text for kind, text in remedies.items() if isinstance(source, kind)), None)
     axes = describe(symbol._node.axes)
     raise DeclarationError(
         f"sg.data {name!r}: {symbol._node.name!r} (axes: {axes}) is not an input or a part of one. "
-        + (remedy or "Declare the input as data, and compute with what sg.data returns")
+        + _REMEDIES.get(source.kind, "Declare the input as data, and compute with what sg.data returns")
     )
 
 
 def _chain(node: nd.Node) -> Iterator[nd.Node]:
     """A node and what it is a part of."""
-    yield node
-    while isinstance(node, nd.Select):
-        (node,) = node.inputs
-        yield node
+    part: nd.Node | None = node
+    while part is not None:
+        yield part
+        part = part.part_of
 
 
 def _refuse_twice(name: str, node: nd.Node, others: Sequence[nd.Node]) -> None:

@@ -11,102 +11,141 @@ shares.
 
 import dis
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from functools import WRAPPER_ASSIGNMENTS, partial
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import WRAPPER_ASSIGNMENTS, partial, singledispatch
 from itertools import islice
 from types import CellType, CodeType, FrameType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 from torch.nn import Module
 
 _MOST = 10_000
 _OURS = ("stochgraph.", "torch.")
-_WRAPPERS = (FunctionType, MethodType, partial, dict, tuple, list)
+
+_Part = tuple[str, Any]
+_Steps = Mapping[type, Callable[[str, Any], list[_Part]]]
 
 
-def held(thing: Any) -> Any:
+def held(thing: object) -> Any:
     """A function with its variables as they are now, in whatever it is wrapped; anything else is itself."""
-    return _Copies(thing).of(thing) if isinstance(thing, _WRAPPERS) else thing
+    return _Copies(thing).of(thing) if type(thing) in _INSIDE else thing
 
 
-def captured(thing: Any) -> Iterator[tuple[str, Any]]:
+def captured(thing: object) -> Iterator[_Part]:
     """The values that a function reaches through variables, defaults and bound arguments, with their names there."""
-    return _walk(thing, _parts)
+    return _walk(thing, _INSIDE, _nothing)
 
 
-def surely_read(thing: Any) -> Iterator[tuple[str, Any]]:
+def surely_read(thing: object) -> Iterator[_Part]:
     """The same with the globals of its module, and without lists and dictionaries, of which it may read a part."""
-    return _walk(thing, _parts_and_globals)
+    return _walk(thing, _SURELY, _nothing)
 
 
-def all_tensors(thing: Any) -> Iterator[tuple[str, Tensor, str]]:
+def all_tensors(thing: object) -> Iterator[tuple[str, Tensor, str]]:
     """The tensors that a function may read, with names; those of modules with the module's.
 
     Instances may hold whole programs: what is further away than many steps is left out.
     """
-    for name, found in islice(_walk(thing, _parts_of_anything), _MOST):
-        if isinstance(found, Tensor):
-            yield name, found, ""
-        elif isinstance(found, Module):
-            module = name or "module"
-            yield from ((f"{module}.{part}", parameter, module) for part, parameter in found.named_parameters())
+    for name, found in islice(_walk(thing, _ANYTHING, _attributes), _MOST):
+        yield from _own_tensors(found, name)
 
 
-def _walk(thing: Any, parts: Callable[[str, Any], list[tuple[str, Any]]]) -> Iterator[tuple[str, Any]]:
+@singledispatch
+def _own_tensors(thing: object, name: str) -> Iterable[tuple[str, Tensor, str]]:
+    return ()
+
+
+@_own_tensors.register
+def _itself(thing: Tensor, name: str) -> Iterable[tuple[str, Tensor, str]]:
+    return [(name, thing, "")]
+
+
+@_own_tensors.register
+def _parameters(thing: Module, name: str) -> Iterable[tuple[str, Tensor, str]]:
+    module = name or "module"
+    return [(f"{module}.{part}", parameter, module) for part, parameter in thing.named_parameters()]
+
+
+def _walk(thing: object, steps: _Steps, otherwise: Callable[[str, Any], list[_Part]]) -> Iterator[_Part]:
+    """What is reached in steps that go by the type of a thing, `otherwise` from one whose type has none."""
     seen, stack = {id(thing)}, [("", thing)]
     while stack:
         name, found = stack.pop()
         yield name, found
-        for part in reversed(parts(name, found)):
+        for part in reversed(steps.get(type(found), otherwise)(name, found)):
             if id(part[1]) not in seen:
                 seen.add(id(part[1]))
                 stack.append(part)
 
 
-def _parts(name: str, thing: Any) -> list[tuple[str, Any]]:
-    """One step through variables, defaults, arguments and containers."""
-    if isinstance(thing, FunctionType):
-        variables = [(variable, cell.cell_contents) for variable, cell in _variables(thing) if not _is_empty(cell)]
-        code, defaults = thing.__code__, thing.__defaults__ or ()
-        named = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
-        return [*variables, *zip(named, defaults, strict=True), *(thing.__kwdefaults__ or {}).items()]
-    if type(thing) is partial:
-        return [(name, thing.func), *((name, part) for part in thing.args), *thing.keywords.items()]
-    if isinstance(thing, MethodType):
-        return [(name, thing.__func__), (name, thing.__self__)]
-    if type(thing) is tuple:
-        return [(f"{name}[{i}]", part) for i, part in enumerate(thing)]
-    # What else is in a list or a dictionary may change until the function is called.
-    inside = list(enumerate(thing)) if type(thing) is list else list(thing.items()) if type(thing) is dict else []
-    return [(f"{name}[{key!r}]", part) for key, part in inside if isinstance(part, _WRAPPERS)]
+def _nothing(name: str, thing: object) -> list[_Part]:
+    return []
 
 
-def _parts_and_globals(name: str, thing: Any) -> list[tuple[str, Any]]:
-    """One step, to tensors and functions of the same module too: those of others are what is called, not given."""
-    if not isinstance(thing, FunctionType):
-        return [] if type(thing) in (list, dict) else _parts(name, thing)
-    known = thing.__globals__
-    near = [
-        part
-        for part in _globals(thing)
-        if isinstance(part[1], Tensor) or getattr(part[1], "__globals__", None) is known
-    ]
-    return [*_parts(name, thing), *near]
+def _variables_and_defaults(name: str, fn: FunctionType) -> list[_Part]:
+    variables = [(variable, cell.cell_contents) for variable, cell in _variables(fn) if not _is_empty(cell)]
+    code, defaults = fn.__code__, fn.__defaults__ or ()
+    named = code.co_varnames[code.co_argcount - len(defaults) : code.co_argcount]
+    return [*variables, *zip(named, defaults, strict=True), *(fn.__kwdefaults__ or {}).items()]
 
 
-def _parts_of_anything(name: str, thing: Any) -> list[tuple[str, Any]]:
-    """One step, through whatever may hold tensors: instances too, and the globals that a function names."""
-    if isinstance(thing, FunctionType):
-        return [*_parts(name, thing), *_globals(thing)]
-    if isinstance(thing, (partial, MethodType)):
-        return _parts(name, thing)
-    if type(thing) in (list, tuple):
-        return [(f"{name}[{i}]", part) for i, part in enumerate(thing)]
-    if type(thing) is dict:
-        return [(f"{name}[{key!r}]", part) for key, part in thing.items()]
+def _bound_arguments(name: str, thing: "partial[Any]") -> list[_Part]:
+    return [(name, thing.func), *((name, part) for part in thing.args), *thing.keywords.items()]
+
+
+def _method(name: str, thing: MethodType) -> list[_Part]:
+    return [(name, thing.__func__), (name, thing.__self__)]
+
+
+def _elements(name: str, thing: Sequence[Any]) -> list[_Part]:
+    return [(f"{name}[{i}]", part) for i, part in enumerate(thing)]
+
+
+def _items(name: str, thing: dict[Any, Any]) -> list[_Part]:
+    return [(f"{name}[{key!r}]", part) for key, part in thing.items()]
+
+
+# What else is in a list or a dictionary may change until the function is called.
+def _functions_among(
+    parts: Callable[[str, Any], list[_Part]],
+) -> Callable[[str, Any], list[_Part]]:
+    return lambda name, thing: [part for part in parts(name, thing) if type(part[1]) in _INSIDE]
+
+
+def _and_globals_of_its_module(name: str, fn: FunctionType) -> list[_Part]:
+    """Tensors and functions of the same module too: those of others are what is called, not given."""
+    known = fn.__globals__
+    near = [part for part in _globals(fn) if getattr(part[1], "__globals__", None) is known or _is_tensor(part[1])]
+    return [*_variables_and_defaults(name, fn), *near]
+
+
+def _and_globals(name: str, fn: FunctionType) -> list[_Part]:
+    return [*_variables_and_defaults(name, fn), *_globals(fn)]
+
+
+def _attributes(name: str, thing: object) -> list[_Part]:
+    """What an instance holds; classes, modules and tensors hold what is no function's."""
     known = isinstance(thing, (type, ModuleType, Module, Tensor)) or not hasattr(thing, "__dict__")
     return [] if known else [(f"{name or type(thing).__name__}.{key}", part) for key, part in vars(thing).items()]
+
+
+def _is_tensor(thing: object) -> bool:
+    return isinstance(thing, Tensor)
+
+
+# One step, by the type of what it goes from: to variables, defaults, arguments and containers.
+_INSIDE: _Steps = {
+    FunctionType: _variables_and_defaults,
+    partial: _bound_arguments,
+    MethodType: _method,
+    tuple: _elements,
+    list: _functions_among(_elements),
+    dict: _functions_among(_items),
+}
+_SURELY: _Steps = {**_INSIDE, FunctionType: _and_globals_of_its_module, list: _nothing, dict: _nothing}
+# Through whatever may hold tensors: instances too, and the globals that a function names.
+_ANYTHING: _Steps = {**_INSIDE, FunctionType: _and_globals, list: _elements, dict: _items}
 
 
 def _globals(fn: FunctionType) -> list[tuple[str, Any]]:
@@ -119,9 +158,13 @@ def _globals(fn: FunctionType) -> list[tuple[str, Any]]:
 def codes(code: CodeType) -> Iterator[CodeType]:
     """The code of a function, and of the functions in it."""
     yield code
-    for part in code.co_consts:
-        if isinstance(part, CodeType):
-            yield from codes(part)
+    for part in _inner(code):
+        yield from codes(part)
+
+
+def _inner(code: CodeType) -> list[CodeType]:
+    """The code of the functions in a function."""
+    return [part for part in code.co_consts if isinstance(part, CodeType)]
 
 
 def _variables(fn: FunctionType) -> Iterator[tuple[str, CellType]]:
@@ -138,16 +181,22 @@ def _is_empty(cell: CellType) -> bool:
 
 def _written(code: CodeType) -> set[str]:
     """The variables of enclosing scopes that the code, or a function in it, binds."""
-    inner = [_written(part) for part in code.co_consts if isinstance(part, CodeType)]
+    inner = map(_written, _inner(code))
     own = {step.argval for step in dis.get_instructions(code) if step.opname in ("STORE_DEREF", "DELETE_DEREF")}
     return own.union(*inner) & set(code.co_freevars)
 
 
-def called_module(fn: Any) -> Module:
+def called_module(fn: object) -> Module:
     """The module that a function is, or a method of; an empty one if there is none."""
-    while isinstance(fn, (partial, MethodType)):
-        fn = fn.func if isinstance(fn, partial) else fn.__self__
-    return fn if isinstance(fn, Module) else Module()
+    bare = _unbound(fn)
+    return bare if isinstance(bare, Module) else Module()
+
+
+def _unbound(fn: object) -> object:
+    """What a function is bound to, or made of, without the arguments that are given already."""
+    while isinstance(fn, partial):
+        fn = fn.func
+    return _unbound(fn.__self__) if isinstance(fn, MethodType) else fn
 
 
 def variable_of(tensor: Tensor) -> str:
@@ -179,8 +228,8 @@ def constant_in_words(name: str, tensor: Tensor, module: str = "") -> str:
 class _Copies:
     """Copies of functions that may call each other: one of each function, and one of each variable."""
 
-    def __init__(self, thing: Any) -> None:
-        functions = [part for _, part in captured(thing) if isinstance(part, FunctionType)]
+    def __init__(self, thing: object) -> None:
+        functions = _functions_in(thing)
         self.cells = {id(cell): CellType() for fn in functions for _, cell in _variables(fn)}
         for fn in functions:
             written = _written(fn.__code__)
@@ -191,13 +240,13 @@ class _Copies:
             if id(fn) in self.made:
                 self._fill(fn, self.made[id(fn)])
 
-    def of(self, thing: Any) -> Any:
+    def of(self, thing: object) -> Any:
         """The copy; the thing itself where nothing in it is copied."""
-        if not isinstance(thing, _WRAPPERS):
-            return thing
-        if id(thing) not in self.made:
-            self.made[id(thing)] = thing  # a container may hold itself
-            self.made[id(thing)] = self._rewrapped(thing)
+        rewrapped = self._rewrapping.get(type(thing))
+        if id(thing) in self.made or rewrapped is None:
+            return self.made.get(id(thing), thing)
+        self.made[id(thing)] = thing  # a container may hold itself
+        self.made[id(thing)] = rewrapped(self, thing)
         return self.made[id(thing)]
 
     def _bare(self, fn: FunctionType) -> FunctionType:
@@ -213,29 +262,42 @@ class _Copies:
             if self.cells[id(cell)] is not cell:
                 self.cells[id(cell)].cell_contents = self.of(cell.cell_contents)
 
-    def _rewrapped(self, thing: Any) -> Any:
-        """A wrapper or container around the copies of what it holds, if there are any."""
-        if type(thing) is partial:
-            inside = (thing.func, thing.args, thing.keywords)
-            func, args, keywords = map(self.of, inside)
-            copy = partial(func, *args, **keywords)
-            copy.__dict__.update(thing.__dict__)
-            return copy if _differ((func, args, keywords), inside) else thing
-        if isinstance(thing, MethodType):
-            function = self.of(thing.__func__)
-            return thing if function is thing.__func__ else MethodType(function, thing.__self__)
-        if type(thing) is dict:
-            values = list(map(self.of, thing.values()))
-            return dict(zip(thing, values, strict=True)) if _differ(values, thing.values()) else thing
-        if type(thing) in (tuple, list):
-            elements = list(map(self.of, thing))
-            return type(thing)(elements) if _differ(elements, thing) else thing
-        return thing  # a function without variables, a container of another type
+    def _partial(self, thing: "partial[Any]") -> "partial[Any]":
+        inside = (thing.func, thing.args, thing.keywords)
+        func, args, keywords = map(self.of, inside)
+        copy = partial(func, *args, **keywords)
+        copy.__dict__.update(thing.__dict__)
+        return copy if _differ((func, args, keywords), inside) else thing
+
+    def _method(self, thing: MethodType) -> MethodType:
+        function = self.of(thing.__func__)
+        return thing if function is thing.__func__ else MethodType(function, thing.__self__)
+
+    def _dict(self, thing: dict[Any, Any]) -> dict[Any, Any]:
+        values = list(map(self.of, thing.values()))
+        return dict(zip(thing, values, strict=True)) if _differ(values, thing.values()) else thing
+
+    def _sequence(self, thing: Any) -> Any:
+        elements = list(map(self.of, thing))
+        return type(thing)(elements) if _differ(elements, thing) else thing
+
+    # A wrapper or container around the copies of what it holds, if there are any.
+    _rewrapping: ClassVar[Mapping[type, Callable[["_Copies", Any], Any]]] = {
+        partial: _partial,
+        MethodType: _method,
+        dict: _dict,
+        tuple: _sequence,
+        list: _sequence,
+    }
+
+
+def _functions_in(thing: object) -> list[FunctionType]:
+    return [part for _, part in captured(thing) if isinstance(part, FunctionType)]
 
 
 def _is_copied(fn: FunctionType) -> bool:
     """True if the function has variables, or a default that has."""
-    return any(isinstance(part, FunctionType) and part.__closure__ for _, part in captured(fn))
+    return any(part.__closure__ for part in _functions_in(fn))
 
 
 def _differ(ones: Iterable[Any], others: Iterable[Any]) -> bool:

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..ir import nodes as nd
+from .symbols import name_after
 from .words import apply, parts_of_update
 
 _Number = float | Tensor
@@ -134,7 +135,7 @@ def _gradient(word: str, params: Any, objective: Any, name: str | None) -> tuple
     """The gradient of an inner objective as a node, and the name of the parameters that it moves."""
     start, goal = parts_of_update(word, params, objective)
     declaration = params._declaration
-    given = declaration.name(word, name, start.name + "'")
+    given = declaration.name(word, name, name_after(start))
     label = declaration.unique(f"gradient({start.name})")
     return declaration.add(nd.Direction(label, len(declaration.nodes), [start, goal])), given
 

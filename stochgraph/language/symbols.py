@@ -17,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors.exceptions import DeclarationError
 from ..ir import nodes as nd
+from ..ir.operations import ELEMENTWISE
 from ..tensors.axes import Axis, describe
 from .functions import called_module, constant_in_words, held, surely_read, variable_of
 
@@ -78,6 +79,16 @@ class Declaration:
         _current.reset(self._token)
 
 
+def name_after(node: nd.Node) -> str:
+    """The name of what an update makes of parameters: theta', theta'', theta''', then theta[4], theta[5] and so on."""
+    if node.name.endswith("'''"):
+        return f"{node.name[:-3]}[4]"
+    stem, _, count = node.name.removesuffix("]").rpartition("[")
+    if node.kind == "update" and not node.named and stem and count.isdigit():  # theta[4] may be an entry of theta
+        return f"{stem}[{int(count) + 1}]"
+    return node.name + "'"
+
+
 def current(word: str) -> Declaration:
     """The declaration being made; `word` is what the user called."""
     declaration = _current.get()
@@ -128,7 +139,7 @@ class Symbol:
             raise DeclarationError(f"{node.name!r} is a symbolic node, not a function: use sg.apply(fn, node)")
         _refuse_in_place(str(node.key), node.inputs[0])
         # x.where(condition, other) has its arguments in another order than torch.where.
-        known = {**nd.ELEMENTWISE, **_CANONICAL}.get(node.key) if node.key != "where" and not kwargs else None
+        known = {**ELEMENTWISE, **_CANONICAL}.get(node.key) if node.key != "where" and not kwargs else None
         base = Symbol(node.inputs[0], self._declaration)
         return declare_apply(node.key, known or _Method(node.key), (base, *args), kwargs)
 
@@ -231,7 +242,7 @@ def _plain(fn: Callable[..., Any]) -> Callable[..., Any]:
     name = getattr(fn, "__name__", "").strip("_")
     method = isinstance(fn, type(torch.Tensor.add)) or "Tensor" in getattr(fn, "__qualname__", "")
     if method or fn is getattr(torch, name, None):
-        return _CANONICAL.get(name) or (nd.ELEMENTWISE.get(name, fn) if method else fn)
+        return _CANONICAL.get(name) or (ELEMENTWISE.get(name, fn) if method else fn)
     return fn
 
 

@@ -24,7 +24,7 @@ from ..ir.programs import schedule
 from ..tensors.axes import Axes, describe, union
 from .functions import held
 from .plates import plates_within, warn_of_shared_draws
-from .symbols import Declaration, Symbol, built_inside, current, declare_apply, refuse_captured, to_nodes
+from .symbols import Declaration, Symbol, built_inside, current, declare_apply, name_after, refuse_captured, to_nodes
 
 
 def sample(
@@ -408,7 +408,7 @@ def _update(word: str, params: Symbol, objective: Symbol, lr: Any, sign: int, na
     refuse_captured([lr], f"sg.{word} of {start.name!r}")
     rate = nd.Arguments((to_nodes(lr),), {})
     declaration = params._declaration
-    given = declaration.name(word, name, start.name + "'")
+    given = declaration.name(word, name, name_after(start))
     return declaration.add(nd.Step(given, len(declaration.nodes), start, goal, rate, sign), named=name is not None)
 
 

@@ -24,13 +24,15 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ..errors.exceptions import LoweringError
 from ..tensors.indexing import getitem, in_transform
-from .simplification import simplify, written_by
+from .emission import emitted
+from .simplification import describe, simplify, written_by
 
 _LEAVES_TORCH = frozenset(
     getattr(Tensor, name) for name in "numpy tolist __array__ data_ptr untyped_storage storage __dlpack__".split()
 )
 _SIZED_BY_VALUES = (torch.Tag.dynamic_output_shape,)
 _NUMBER = (bool, int, float, complex)
+_VIEWS_IN_PLACE = frozenset(["aten::squeeze_", "aten::unsqueeze_", "aten::t_", "aten::transpose_"])
 
 
 class Flat:
@@ -43,7 +45,7 @@ class Flat:
 
     def __init__(self, module: fx.GraphModule, expected: Sequence[Any]) -> None:
         self.module, self.expected = module, list(expected)
-        self._call = module.forward
+        self._call = emitted(module)
 
     @property
     def code(self) -> str:
@@ -128,7 +130,7 @@ class _Recorder(TorchDispatchMode):
         self._check(func, args, kwargs)
         node_args, node_kwargs = pytree.tree_map(self._node_of, (tuple(args), dict(kwargs)))
         result = func(*args, **kwargs)
-        node = self.graph.call_function(func, node_args, node_kwargs)
+        node = self.graph.call_function(_out_of_place(func), node_args, node_kwargs)
         node.meta["place"] = self.place()
         self._note(result, node, func)
         return result
@@ -179,15 +181,14 @@ class _Recorder(TorchDispatchMode):
     def _know(self, tensor: Tensor, node: fx.Node) -> None:
         self.alive.append(tensor)
         self.known[id(tensor)] = node
-        node.meta["storage"] = _storage(tensor)
-        node.meta["dtype"], node.meta["shape"] = tensor.dtype, tensor.shape
+        describe(node, tensor)
 
     def finish(self, results: Sequence[Tensor]) -> Flat:
         """The program: results, numbers that Python has looked at, and flags, which are read all at once."""
         nodes = [self._result(result) for result in results]
         flags = {node: value for node, value in self.conditions if isinstance(value, bool) and "storage" in node.meta}
         numbers = {node: value for node, value in self.conditions if node not in flags}
-        simplify(self.graph, [*nodes, *numbers, *flags])
+        simplify(self.graph, self.root, [*nodes, *numbers, *flags])
         stacked: Any = self.graph.call_function(torch.ops.aten.stack.default, (list(flags),)) if flags else []
         self.graph.output((nodes, list(numbers), stacked))
         module = fx.GraphModule(self.root, self.graph, "Flat")
@@ -217,6 +218,14 @@ def _item(parts: Sequence[Any], i: int) -> Any:
 
 def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
+
+
+def _out_of_place(func: Any) -> Any:
+    """What gives a tensor another shape is recorded as a view of it, which nobody has written into."""
+    name = func._schema.name
+    if name not in _VIEWS_IN_PLACE:
+        return func
+    return getattr(getattr(torch.ops.aten, name.removeprefix("aten::").removesuffix("_")), func._overloadname)
 
 
 def _by_places(func: Any, args: Any) -> bool:

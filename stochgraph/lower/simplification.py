@@ -1,30 +1,55 @@
 """What a flat program does not need: copies that only autograd needed, operations made twice, results nobody reads.
 
-None of this moves a bit: an operation goes where another one has made the same tensor, or where nobody reads it. What
-is written into is left alone, and so is whatever draws.
+None of this moves a bit: an operation goes where another one has made the same tensor, where its result is the same at
+every call, or where nobody reads it. What is written into is left alone, and so is whatever draws.
+
+NOTE [the same tensor]
+Two views of one tensor with the same shape, strides and offset are the same entries of memory, whatever is written
+there: the later one is read as the earlier one. Memory is told apart by the operation that made it, not by its address:
+in another call two inputs may share theirs, or not.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator
 from typing import Any
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 from torch.utils import _pytree as pytree
 
 _aten = torch.ops.aten
-_SAME = frozenset([_aten.detach.default, _aten.alias.default, _aten.lift_fresh.default])
-# These return their argument where its shape is already what they are asked for.
-_SAME_IN_SHAPE = frozenset([_aten.view.default, _aten.expand.default, _aten._unsafe_view.default, _aten.squeeze.dim])
+_OF_SIZES_ALONE = frozenset(
+    "zeros ones full arange eye linspace scalar_tensor zeros_like ones_like full_like new_zeros new_ones "
+    "new_full".split()
+)
+_LARGEST_CONSTANT = 1 << 16  # bytes that a program keeps, for a result that it need not compute
 
 
-def simplify(graph: fx.Graph, wanted: Iterable[fx.Node]) -> None:
-    """Take away what the wanted nodes do not need."""
+def simplify(graph: fx.Graph, root: torch.nn.Module, wanted: Iterable[fx.Node]) -> None:
+    """Take away what the wanted nodes do not need.
+
+    Args:
+        graph: of operations, each with what `describe` notes.
+        root: where constants are kept.
+        wanted: nodes that stay.
+    """
     kept = set(wanted)
     written = {node.meta.get("storage") for call in graph.nodes for node in _written_nodes(call)}
     _merge(graph, kept, written)
+    _fold(graph, root, kept, written)
     for node in reversed(graph.nodes):
+        node.meta.pop("tensor", None)
         if node.op != "placeholder" and not node.users and node not in kept and not _matters(node):
             graph.erase_node(node)
+
+
+def describe(node: fx.Node, tensor: Tensor) -> None:
+    """Note what is known of a node's value: its memory, shape and dtype, and the value itself, of one that is small."""
+    node.meta["storage"] = tensor.untyped_storage()._cdata
+    node.meta["dtype"], node.meta["shape"] = tensor.dtype, tensor.shape
+    if not (tensor.is_conj() or tensor.is_neg()):
+        node.meta["place in memory"] = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
+    if tensor.untyped_storage().nbytes() <= _LARGEST_CONSTANT:
+        node.meta["tensor"] = tensor
 
 
 def written_by(func: Any, args: Any, kwargs: Any) -> Iterator[Any]:
@@ -51,16 +76,43 @@ def _matters(node: fx.Node) -> bool:
 
 def _merge(graph: fx.Graph, kept: set[fx.Node], written: set[Any]) -> None:
     """Read an earlier node of the same value in the place of a later one."""
-    made: dict[str, fx.Node] = {}
+    made: dict[Hashable, fx.Node] = {}
+    roots: dict[fx.Node, fx.Node] = {}
     for node in graph.nodes:
-        if node.op != "call_function" or _matters(node) or node in kept or _touches(node, written):
-            continue
-        key = repr((node.target, node.args, node.kwargs))  # in which 0.0 is not -0.0, nor 1 True
-        same = node.args[0] if _returns_argument(node) else made.get(key)
-        if isinstance(same, fx.Node):
+        roots[node] = roots.get(_viewed(node), node)
+        keys: list[Hashable] = [(roots[node], node.meta["place in memory"])] if "place in memory" in node.meta else []
+        if node.op == "call_function" and not _matters(node) and not _touches(node, written):
+            keys += _calls(node)
+        same = _copied(node, written) or next((made[key] for key in keys if key in made), None)
+        if same is None or node in kept or node.op != "call_function" or _matters(node):
+            made.update((key, node) for key in keys if key not in made)
+        else:
             node.replace_all_uses_with(same)
-        elif "storage" in node.meta:  # parts of several results are told apart by their number
-            made[key] = node
+
+
+def _viewed(node: fx.Node) -> Any:
+    """The node whose memory this one shows, if it is not its own."""
+    storage = node.meta.get("storage")
+    return next((parent for parent in node.all_input_nodes if parent.meta.get("storage", node) == storage), None)
+
+
+def _calls(node: fx.Node) -> list[Hashable]:
+    """What is called with what; parts of several results are told apart by their number."""
+    given = repr((node.target, node.args, node.kwargs))  # in which 0.0 is not -0.0, nor 1 True
+    return [given] if "storage" in node.meta else []
+
+
+def _copied(node: fx.Node, written: set[Any]) -> fx.Node | None:
+    """The argument that the result is a copy of, if neither is written into."""
+    if node.target is not _aten.pow.Tensor_Scalar or node.args[1] != 1 or _touches(node, written):
+        return None
+    (source,) = node.all_input_nodes
+    same = source.meta["dtype"] == node.meta["dtype"] and _dense(source) == _dense(node)
+    return source if same else None
+
+
+def _dense(node: fx.Node) -> Any:
+    return node.meta.get("place in memory", (None,))[1:]
 
 
 def _touches(node: fx.Node, written: set[Any]) -> bool:
@@ -68,9 +120,28 @@ def _touches(node: fx.Node, written: set[Any]) -> bool:
     return node.meta.get("storage") in written or not written.isdisjoint(read)
 
 
-def _returns_argument(node: fx.Node) -> bool:
-    if node.target in _SAME:
-        return True
-    (source, *_) = node.args or (None,)
-    known = isinstance(source, fx.Node) and "shape" in source.meta
-    return known and node.target in _SAME_IN_SHAPE and source.meta["shape"] == node.meta["shape"]  # type: ignore[union-attr]
+def _fold(graph: fx.Graph, root: torch.nn.Module, kept: set[fx.Node], written: set[Any]) -> None:
+    """Keep small results that are the same at every call: what is made of sizes and numbers alone."""
+    constant: set[fx.Node] = set()
+    for node in graph.nodes:
+        pure = node.op == "call_function" and not _matters(node) and not _touches(node, written)
+        made_of = node.all_input_nodes
+        if pure and (_of_sizes_alone(node) or (made_of and constant.issuperset(made_of))):
+            constant.add(node)
+    for node in constant - kept:
+        if "tensor" in node.meta and not constant.issuperset(node.users):
+            _hold(graph, root, node)
+
+
+def _of_sizes_alone(node: fx.Node) -> bool:
+    func = node.target
+    return isinstance(func, torch._ops.OpOverload) and func._schema.name.removeprefix("aten::") in _OF_SIZES_ALONE
+
+
+def _hold(graph: fx.Graph, root: torch.nn.Module, node: fx.Node) -> None:
+    name = f"kept_{node.name}"
+    root.register_buffer(name, node.meta["tensor"])
+    with graph.inserting_before(node):
+        held = graph.get_attr(name)
+    held.meta.update(node.meta)
+    node.replace_all_uses_with(held)

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from ..derive.derivation import Derivation, plain
-from ..derive.estimator import SCORED, GradientEstimator
+from ..derive.derivation import Derivation
+from ..derive.estimator import SCORED, GradientEstimator, plain
 from ..derive.populations import corrected, expectations_of
 from ..derive.reach import data_of
 from ..derive.routes import Routes
@@ -87,17 +87,20 @@ class Compiled:
             self._derivation.derive(node) for s, node in samples_in(order).items() if s in self._derivation.pathwise
         ]
         self._program = schedule([self._root, *drawn, *graph.data])  # rows are counted, whoever reads them
+        found = (self._derivation.noise(sample) for sample in self._derivation.scope.samples.values())
+        self._noise = {node.name: node for node in found if node is not None}
         value = Derivation(order, plain(self.estimators))
         self._value_root = value.derive(objective)
-        self._scores = {name: value.score(node) for name, node in value.samples.items()}
-        self._draws = {name: value.derive(node) for name, node in samples_in(order).items()}
+        self._scores = {name: value.score(node) for name, node in value.scope.samples.items()}
+        samples = {**samples_in(order), **self._noise}
+        self._draws = {name: value.derive(node) for name, node in samples.items()}
         unsolved = open_unknowns(order)
         self._named_nodes = {n.name: value.derive(n) for n in order if n.named and not unsolved[n]}
         recorded = (*graph.data, *self._scores.values(), *self._draws.values(), *self._named_nodes.values())
         self._value_program = schedule([self._value_root, *recorded])
         self._unseen = {False, True}  # whether a pass outside of transforms, and one inside, is still the first
         self._support_program = schedule(s for s in self._scores.values() if not s.sample.law.fixed_support)
-        self._cuts = Cuts(graph, self._program, self._scores, self._named_nodes)
+        self._cuts = Cuts(graph, samples, self._program, self._scores, self._named_nodes)
         if lowering != "never":
             self._refuse_drawn_sizes()
         self._lowering = lowering_of(self, lowering)
@@ -268,9 +271,12 @@ class Compiled:
         """The value and gradient for fresh draws: of one pass, or of draws and then of chunks of a plate."""
         sizes = _check_sizes(self.graph, sizes or {})
         with seeded(generator, point.named):
+            found = None if self._lowering is None else self._lowering.fresh(point, sizes)
+            if found is not None:
+                return found
             run = self._begun(Run(point.named, sizes))
-            if not self._is_large(run, point):
-                return self._pass(point, run) if self._lowering is None else self._lowering.fresh(point, run)
+            if not self._is_large(run, point) and not (self._lowering is not None and self._lowering.draws_apart):
+                return self._pass(point, run)
             trace = drawn(self, run)
         return self._replayed(point, trace)
 
@@ -320,10 +326,9 @@ class Compiled:
         """The weighted sum of the values and of the gradients of some chunks."""
         total: list[Tensor] = []
         for weight, trace, piece in parts:
-            if self._lowering is None or (piece is not None and piece.plate.data):  # rows are cut out of the inputs
-                value, gradient = self._pass(point, self._begun(Run(point.named, {}, trace, piece)))
-            else:
-                value, gradient = self._lowering.at(point, trace)
+            of_rows = piece is not None and piece.plate.data  # they are cut out of the inputs
+            found = None if self._lowering is None or of_rows else self._lowering.at(point, trace)
+            value, gradient = found or self._pass(point, self._begun(Run(point.named, {}, trace, piece)))
             scaled = [leaf * weight for leaf in (value, *gradient)]
             total = list(map(torch.add, total, scaled)) if total else scaled
         return total[0], total[1:]

@@ -13,7 +13,6 @@ The size of a chunk follows from sizes alone. Results move by rounding with it: 
 threads, nor on what else a machine does.
 """
 
-import operator
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
 from functools import cached_property
@@ -22,15 +21,14 @@ from typing import Any, NamedTuple
 
 import torch
 
-from ..derive.controls import ControlVariate, Uncovered
 from ..derive.replays import Replay
 from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
 from ..ir.declaration import Declaration
-from ..ir.paths import plates_in, samples_in
+from ..ir.paths import plates_in
 from ..ir.traces import Trace
 from ..surrogate.steps import CompiledUpdate, all_axes
-from ..surrogate.terms import Box, Controlled, ScoreTerm, Total, Weight
+from ..surrogate.terms import Weight
 from ..tensors.axes import Axes, Axis, describe
 from ..tensors.trees import map_tensors, tensors
 from .passes import Piece
@@ -42,7 +40,6 @@ _NUMBERS = {"cpu": 8000 * _LAYER}
 _ON_ACCELERATORS = 500_000 * _LAYER
 _NEVER_TOUCHED = 31 << 20  # bytes; glibc learns from blocks below 32 MiB
 _HOW = {nd.Reduction: "sums over the plate", Weight: "adds up the scores of all draws of the plate"}
-_LINEAR_IN_ALL = (operator.add, operator.sub, operator.neg, operator.pos)
 
 
 class Part(NamedTuple):
@@ -68,6 +65,7 @@ class Cuts:
 
     Args:
         graph: the declared graph.
+        samples: what is drawn, by name.
         program: the nodes of its surrogate.
         scores: the scores that are compared with recorded ones, by sample node.
         named: the nodes that the user has named, by name.
@@ -76,12 +74,13 @@ class Cuts:
     def __init__(
         self,
         graph: Declaration,
+        samples: Mapping[str, nd.Sample],
         program: Sequence[nd.Node],
         scores: Mapping[str, nd.Node],
         named: Mapping[str, nd.Node],
     ) -> None:
         self.graph, self.program = graph, program
-        self.samples = samples_in(graph.order)
+        self.samples = samples
         self.plates = plates_in(graph.order)  # outer ones before inner ones
         self._scores, self._named = scores, named
         self._refusals: dict[Axis, str | None] = {}
@@ -231,8 +230,10 @@ class _Check:
             return self._by_axes(node)  # replayed, whatever its parents are
         self._enter(node)
         known = [self.states[parent] for parent in node.inputs]
-        if _State.MEAN in known:
-            return self._after_mean(node, known)
+        means = [i for i, state in enumerate(known) if state is _State.MEAN]
+        linear = node.linear_in(means)  # asked of every node: a kind that does not say is refused
+        if means:
+            return self._after_mean(node, known, linear)
         if self.plate in node.mixes and _State.OWN in known:
             return self._mixed(node)
         if self.plate not in node.axes and _State.OWN in known:
@@ -247,11 +248,10 @@ class _Check:
             return _State.MEAN
         raise self._refusal(node, _HOW.get(type(node), "compares or combines entries of the plate"))
 
-    def _after_mean(self, node: nd.Node, known: list[_State]) -> _State:
+    def _after_mean(self, node: nd.Node, known: list[_State], linear: bool) -> _State:
         if _State.OWN in known:
             raise self._refusal(node, "combines the plate's mean with single entries of the plate")
-        means = [i for i, state in enumerate(known) if state is _State.MEAN]
-        if not _linear(node, means):
+        if not linear:
             raise self._refusal(node, "is not linear in the plate's mean")
         return _State.MEAN
 
@@ -273,20 +273,3 @@ class _Check:
             "through linear operations only, and no estimator or baseline may compare its draws; choose another plate "
             "or another estimator, or use value_and_grad"
         )
-
-
-def _linear(node: nd.Node, means: list[int]) -> bool:
-    """Whether a node is linear, or affine, in the inputs at some places."""
-    if isinstance(node, (nd.Reduction, nd.Select, nd.Stop, nd.Zero, Total, Controlled)):
-        return True
-    if isinstance(node, Uncovered):
-        return 2 not in means
-    if isinstance(node, (Box, ScoreTerm)):
-        return means == [0]
-    if isinstance(node, ControlVariate) or not isinstance(node, nd.Apply) or not node.arguments.simple:
-        return False
-    if node.fn in _LINEAR_IN_ALL:
-        return True
-    if node.fn is operator.mul:
-        return len(means) == 1
-    return node.fn is operator.truediv and means == [0] and isinstance(node.arguments.leaves[0], nd.Node)

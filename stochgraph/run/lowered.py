@@ -182,6 +182,7 @@ class _Entry:
     agreed: int = 0
     missed: int = 0
     hit: int = 0
+    is_cut: bool = False
     refusal: str | None = None
 
 
@@ -197,25 +198,29 @@ class Lowering:
     def __init__(self, compiled: Any, after: int = _AFTER, strict: bool = False) -> None:
         self.compiled, self.after, self.strict = compiled, after, strict
         self._entries: OrderedDict[Any, _Entry] = OrderedDict()
-        self._draws_apart = bool(cut_samplers(compiled))
+        self._cut = bool(cut_samplers(compiled))
 
-    def fresh(self, point: Point, run: Run) -> Found:
-        """The value and gradient for fresh draws; the lock of draws is held."""
-        if self._draws_apart:
-            trace = drawn(self.compiled, run)
-            return self.at(point, trace)
-        return self._choose(point, lambda: Run(point.named, run.wanted), lambda: fresh_arguments(point, run.wanted))
+    @property
+    def draws_apart(self) -> bool:
+        """Whether draws come first, being cut out, and then a program at the trace: as long as none is refused."""
+        return self._cut and all(entry.refusal is None for entry in self._entries.values())
 
-    def at(self, point: Point, trace: Trace) -> Found:
-        """The value and gradient at a trace."""
+    def fresh(self, point: Point, sizes: Mapping[str, int]) -> Found | None:
+        """The value and gradient for fresh draws, if there is a program; the lock of draws is held."""
+        if self._cut:
+            return None
+        return self._choose(point, lambda: Run(point.named, sizes), lambda: fresh_arguments(point, sizes))
+
+    def at(self, point: Point, trace: Trace) -> Found | None:
+        """The value and gradient at a trace, if there is a program."""
         trace = held_still(trace)
         names = self.compiled.graph.samples
         return self._choose(point, lambda: Run(point.named, {}, trace), lambda: trace_arguments(names, point, trace))
 
-    def _choose(self, point: Point, run: Callable[[], Run], arguments: Callable[[], Arguments]) -> Found:
-        interpreted: Callable[[], Found] = lambda: self.compiled._pass(point, run())  # noqa: E731
+    def _choose(self, point: Point, run: Callable[[], Run], arguments: Callable[[], Arguments]) -> Found | None:
+        """The results of a program; `None` where the call is to be interpreted."""
         if in_mode():
-            return interpreted()
+            return None
         try:
             given = arguments()
             entry = self._entry(given.signature)
@@ -223,10 +228,8 @@ class Lowering:
         except LoweringError:
             if self.strict:
                 raise
-            return interpreted()
-        if entry.program is None:
-            return interpreted()
-        return self._run(entry, given, interpreted)
+            return None
+        return None if entry.program is None else self._run(entry, given, lambda: self.compiled._pass(point, run()))
 
     def _entry(self, signature: Any) -> _Entry:
         entry = self._entries.pop(signature, None) or _Entry()
@@ -245,12 +248,20 @@ class Lowering:
         if entry.program is not None and entry.program.held.changed() is not None:
             entry.program, entry.agreed = None, 0
         if entry.program is None and entry.calls > self.after and not self.compiled._is_first(run()):
-            try:
-                with torch.random.fork_rng(devices=[]):
-                    entry.program = Program(self.compiled, point, given, run())
-            except LoweringError as error:
-                entry.refusal = f"{self.compiled.graph.name} has no flat program: {error}"
-                raise LoweringError(entry.refusal) from error
+            with torch.random.fork_rng(devices=[]):
+                self._record(entry, point, given, run)
+
+    def _record(self, entry: _Entry, point: Point, given: Arguments, run: Callable[[], Run]) -> None:
+        """Record a program, but of a pass that is cut: its chunks have programs of their own."""
+        if not entry.is_cut and not run().draws:
+            entry.is_cut = self.compiled._is_large(run(), point)
+        if entry.is_cut:
+            return
+        try:
+            entry.program = Program(self.compiled, point, given, run())
+        except LoweringError as error:
+            entry.refusal = f"{self.compiled.graph.name} has no flat program: {error}"
+            raise LoweringError(entry.refusal) from error
 
     def _run(self, entry: _Entry, given: Arguments, interpreted: Callable[[], Found]) -> Found:
         assert entry.program is not None

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..distributions.interfaces import SampleNode
 from ..distributions.kept import refuse_lost
 from ..distributions.laws import DistributionLaw
 from ..distributions.mends import at_edge, edge_message
@@ -22,6 +23,7 @@ from ..ir.traces import Trace
 from ..surrogate.terms import Score
 from ..tensors.axes import Axis, describe
 from ..tensors.indexing import in_transform, transform_rules
+from ..tensors.left_out import LeftOut
 from ..tensors.trees import map_tensors, tensors
 
 _AS_IT_IS = nullcontext()
@@ -63,7 +65,11 @@ class Run:
     """
 
     def __init__(
-        self, inputs: Mapping[str, Any], sizes: Mapping[str, int], trace: Any = None, piece: Piece | None = None
+        self,
+        inputs: Mapping[str, Any],
+        sizes: Mapping[str, int],
+        trace: Trace | None = None,
+        piece: Piece | None = None,
     ) -> None:
         self.inputs = inputs
         self.piece = piece
@@ -75,10 +81,10 @@ class Run:
         self.kept: dict[nd.Node, Any] = {}  # what scores can reuse of the draws, by the node that drew
         self.values: dict[nd.Node, Any] = {}
         self.found: dict[nd.Node, Tensor] = {}  # scores that updates hand over
-        self.edges: dict[nd.Sample, bool] = {}  # where probabilities are 0 or 1: whether they are differentiated
-        self.left_out: Any = None
+        self.edges: dict[SampleNode, bool] = {}  # where probabilities are 0 or 1: whether they are differentiated
+        self.left_out: LeftOut | None = None
         self.portions: Mapping[Axis, nd.Portion] = {}  # which draws count in expectations, if not all do
-        self.watch: Any = None  # see `_first_pass.Watch`
+        self.watch: nd.Watch | None = None
         self.place: Place | None = None  # where a pass is recorded
 
     @cached_property
@@ -101,7 +107,7 @@ class Run:
         """Within it, tensors that say nothing of their device are made where the inputs are."""
         return _AS_IT_IS if self.device is None or self.device.type == "cpu" else self.device
 
-    def number(self, value: Any) -> Any:
+    def number(self, value: object) -> Any:
         """A Python number as a tensor where the inputs are."""
         return torch.tensor(value, dtype=self.dtype, device=self.device) if isinstance(value, float) else value
 
@@ -118,8 +124,8 @@ class Run:
         other.portions = self.portions
         return other
 
-    def leaving_out(self, left_out: Any, log_probs: Mapping[str, Tensor]) -> "Run":
-        """This pass with one draw left out of the means over its plate. See `_leave_one_out.LeftOut`."""
+    def leaving_out(self, left_out: LeftOut, log_probs: Mapping[str, Tensor]) -> "Run":
+        """This pass with one draw left out of the means over its plate."""
         other = self.replaying(log_probs)
         other.left_out = left_out
         return other
@@ -142,7 +148,7 @@ class Run:
             execute(program, self, self.values)
         return self.values
 
-    def rows(self, plate: Axis, value: Any, dim: int) -> Any:
+    def rows(self, plate: Axis, value: object, dim: int) -> Any:
         """The rows of this pass, of data whose rows are along a dimension."""
         if self.piece is not None and self.piece.plate == plate:
             _, start, length = self.piece
@@ -217,9 +223,9 @@ class Run:
         if kept is not None:
             refuse_lost(sample, kept)
             kept = kept if drawn.inputs == inputs[1:] else None
-        return sample.law.score(drawn if kept else sample, values[0], parents, values[1:], self, kept)
+        return sample.law.score(kept.node if kept else sample, values[0], parents, values[1:], self, kept)
 
-    def note_margins(self, node: nd.Sample, margins: Sequence[Tensor]) -> None:
+    def note_margins(self, node: SampleNode, margins: Sequence[Tensor]) -> None:
         """Note whether probabilities are at the edge. Inside transforms there is no telling."""
         found = at_edge(margins) if margins and not in_transform() else []
         if found:

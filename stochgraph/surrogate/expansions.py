@@ -18,7 +18,9 @@ import torch
 from torch import Tensor
 
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..tensors.axes import Axes, Axis
+from ..tensors.left_out import LeftOut
 from .terms import Box, Score, Weight
 
 
@@ -80,7 +82,7 @@ class Expansion(Weight):
         self._keeps_time = self.sample.time in self.aligned
         self._plates = [d for d in self._gone if d != self._time]
 
-    def _reduce(self, value: Tensor, left_out: Any) -> Tensor:
+    def _reduce(self, value: Tensor, left_out: LeftOut | None) -> Tensor:
         """Plates that are summed elsewhere are independent draws: their ratios are multiplied."""
         factor = self.curvature.expand(value.movedim(self._time, -1))
         factor = factor.movedim(-1, self._time) if self._keeps_time else factor[..., -1]
@@ -110,6 +112,7 @@ class OtherScores(nd.Node):
     """
 
     kind = "expansion"
+    linear = Linearity.NOWHERE
 
     def __init__(self, weight: Weight, plate: Axis) -> None:
         self.weight, self.plate = weight, plate
@@ -119,7 +122,7 @@ class OtherScores(nd.Node):
     def mixes(self) -> Axes:
         return (self.plate,)
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         excess = self.weight.excess(values[0])
         dim = self.axes.index(self.plate)
         count = excess.shape[dim]

@@ -7,16 +7,17 @@ of a sum, would not lead back to it.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from ..errors.exceptions import SamplingError
 from ..ir import nodes as nd
+from ..tensors.autograd import Context
 from ..tensors.axes import Axes
 from ..tensors.trees import map_tensors
-from .terms import Term
+from .terms import Place, Term
 
 
 class Limited(Term):
@@ -25,7 +26,7 @@ class Limited(Term):
     kind = "limited"
     compares = False
 
-    def __init__(self, site: Any, term: nd.Node) -> None:
+    def __init__(self, site: Place, term: nd.Node) -> None:
         self.message = (
             f"sample {site.name!r} reaches {site.node.name!r} with an estimator that is right for first derivatives "
             f"only: a second derivative, or forward mode, is refused. Use SF for {site.name!r}"
@@ -37,11 +38,15 @@ class Limited(Term):
     def mixes(self) -> Axes:
         return ()
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         return map_tensors(lambda leaf: _first(leaf, self.message), values[0])
 
     def formula(self, term: str, sample: str) -> str:
         return term
+
+
+class _Context(Context, Protocol):
+    message: str
 
 
 class _First(torch.autograd.Function):
@@ -54,16 +59,16 @@ class _First(torch.autograd.Function):
         return value.view_as(value)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, str], output: Tensor) -> None:
+    def setup_context(ctx: _Context, inputs: tuple[Tensor, str], output: Tensor) -> None:
         ctx.save_for_backward(inputs[0])
         ctx.message = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: _Context, cotangent: Tensor) -> tuple[Tensor, None]:
         return _last(cotangent, *ctx.saved_tensors, ctx.message), None
 
     @staticmethod
-    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+    def jvp(ctx: _Context, tangent: Tensor, _: None) -> Tensor:
         raise SamplingError(ctx.message)
 
 
@@ -77,15 +82,15 @@ class _Last(torch.autograd.Function):
         return cotangent.view_as(cotangent)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
+    def setup_context(ctx: _Context, inputs: tuple[Tensor, Tensor, str], output: Tensor) -> None:
         ctx.message = inputs[2]
 
     @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> Any:
+    def backward(ctx: _Context, cotangent: Tensor) -> Any:
         raise SamplingError(ctx.message)
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> Any:
+    def jvp(ctx: _Context, *tangents: object) -> Any:
         raise SamplingError(ctx.message)
 
 

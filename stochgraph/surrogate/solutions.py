@@ -18,7 +18,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from ..errors.exceptions import SolverError
 from ..ir import nodes as nd
 from ..solvers import LinearSolver, Problem, Solver
 from ..solvers._base import worst
+from ..tensors.autograd import Context, Mapped
 from ..tensors.axes import Axes, describe, without
 from ..tensors.indexing import in_transform, transform_rules
 from .steps import CompiledUpdate
@@ -48,7 +49,7 @@ class CompiledArgmax(CompiledUpdate):
         """Plates of the unknown that the objective does not have: it is solved for all of their entries at once."""
         return without(self.psi.axes, self.surrogate.axes)
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         start = self.copies(run, values[0])
         if run.watch is not None and not (self.detach or in_transform()):  # the solution hides what its objective reads
             run.watch.objectives.append(self.objective(run, self.known(values[1:]), start))
@@ -62,7 +63,7 @@ class CompiledArgmax(CompiledUpdate):
         apart = copy.copy(run)
         apart.values, apart.kept, apart.draws = {}, {}, dict(run.draws)
 
-        def value(x: Tensor, *context: Any) -> Tensor:
+        def value(x: Tensor, *context: object) -> Tensor:
             captured, index = pytree.tree_unflatten(list(context), spec)
             apart.left_out = left_out and replace(left_out, index=index)
             with transform_rules():
@@ -81,7 +82,7 @@ class CompiledArgmax(CompiledUpdate):
 class _Packing:
     """A pytree with axes as a matrix, `(*copies, P)`: the copies are along the axes that are left in the objective."""
 
-    def __init__(self, start: Any, axes: Axes, left: Axes) -> None:
+    def __init__(self, start: object, axes: Axes, left: Axes) -> None:
         self.leaves, self.spec = pytree.tree_flatten(start)
         self.places = [i for i, leaf in enumerate(self.leaves) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
         self.front = [axes.index(axis) for axis in left]
@@ -125,11 +126,11 @@ class _Implicit:
         """The problem with one more leading dimension of copies; `dims` are those of the context."""
         return replace(self, value=torch.vmap(self.value, in_dims=(0, *dims)))
 
-    def gradient(self, x: Tensor, *context: Any) -> Tensor:
+    def gradient(self, x: Tensor, *context: object) -> Tensor:
         """The gradient, differentiable in everything."""
         return torch.func.grad(lambda point: self.value(point, *context).sum())(x)
 
-    def product(self, v: Tensor, x: Tensor, *context: Any) -> Tensor:
+    def product(self, v: Tensor, x: Tensor, *context: object) -> Tensor:
         """The Hessian times `v`, differentiable in everything."""
         _, pull = _vjp(lambda point: self.gradient(point, *context), x)
         return pull(v)[0]
@@ -156,33 +157,42 @@ class _Implicit:
             raise SolverError(f"{self.label}: {error}") from None
 
 
+class _Context(Context, Protocol):
+    problem: _Implicit
+    others: list[tuple[Any] | None]  # what is no tensor, in its place among the values
+
+    @property
+    def needs_input_grad(self) -> tuple[bool, ...]:
+        """The arguments that a gradient is wanted for."""
+
+
 class _Root(torch.autograd.Function):
     """The solution as a function of the context: `(problem, start, *context) -> x`."""
 
     @staticmethod
-    def forward(problem: _Implicit, start: Tensor, *context: Any) -> Tensor:
+    def forward(problem: _Implicit, start: Tensor, *context: object) -> Tensor:
         return problem.solve(start, context)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
         _save(ctx, inputs[0], [output, *inputs[2:]])
 
     @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: _Context, v: Tensor) -> tuple[Any, ...]:
         x, *context = _saved(ctx)
         u = _linear(ctx.problem, x, v, *context)
         wanted = _wanted(ctx.needs_input_grad[2:], context)
         return None, None, *_pull(partial(ctx.problem.gradient, x), context, wanted, u)
 
     @staticmethod
-    def jvp(ctx: Any, _: None, __: Tensor | None, *tangents: Any) -> Tensor:
+    def jvp(ctx: _Context, _: None, __: Tensor | None, *tangents: object) -> Tensor:
         _refuse_forward_over_forward(ctx.problem)
         x, *context = _saved(ctx)
         return _linear(ctx.problem, x, _push(partial(ctx.problem.gradient, x), context, tangents), *context)
 
     @staticmethod
     def vmap(
-        info: Any, in_dims: tuple[Any, ...], problem: _Implicit, start: Tensor, *context: Any
+        info: Mapped, in_dims: tuple[Any, ...], problem: _Implicit, start: Tensor, *context: object
     ) -> tuple[Tensor, int]:
         return _map(_root, info.batch_size, in_dims[1:], problem, (start,), context)
 
@@ -191,15 +201,15 @@ class _Linear(torch.autograd.Function):
     """`(problem, x, v, *context) -> -H^-1 v`, with `H` the Hessian at `x`, a function of the context too."""
 
     @staticmethod
-    def forward(problem: _Implicit, x: Tensor, v: Tensor, *context: Any) -> Tensor:
+    def forward(problem: _Implicit, x: Tensor, v: Tensor, *context: object) -> Tensor:
         return problem.solve_linear(x, v, context)
 
     @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    def setup_context(ctx: _Context, inputs: tuple[Any, ...], output: Tensor) -> None:
         _save(ctx, inputs[0], [output, inputs[1], *inputs[3:]])
 
     @staticmethod
-    def backward(ctx: Any, w: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: _Context, w: Tensor) -> tuple[Any, ...]:
         u, *place = _saved(ctx)
         solved = _linear(ctx.problem, place[0], w, *place[1:])
         wanted = _wanted((ctx.needs_input_grad[1], *ctx.needs_input_grad[3:]), place)
@@ -207,14 +217,14 @@ class _Linear(torch.autograd.Function):
         return None, x, solved, *context
 
     @staticmethod
-    def jvp(ctx: Any, _: None, x_moved: Tensor | None, v_moved: Tensor | None, *tangents: Any) -> Tensor:
+    def jvp(ctx: _Context, _: None, x_moved: Tensor | None, v_moved: Tensor | None, *tangents: object) -> Tensor:
         _refuse_forward_over_forward(ctx.problem)
         u, *place = _saved(ctx)
         moved = _push(partial(ctx.problem.product, u), place, (x_moved, *tangents))
         return _linear(ctx.problem, place[0], moved if v_moved is None else v_moved + moved, *place[1:])
 
     @staticmethod
-    def vmap(info: Any, in_dims: tuple[Any, ...], problem: _Implicit, x: Tensor, v: Tensor, *context: Any) -> Any:
+    def vmap(info: Mapped, in_dims: tuple[Any, ...], problem: _Implicit, x: Tensor, v: Tensor, *context: object) -> Any:
         return _map(_linear, info.batch_size, in_dims[1:], problem, (x, v), context)
 
 
@@ -238,7 +248,7 @@ def _map(
     return function(inner, *front, *shared), 0
 
 
-def _save(ctx: Any, problem: _Implicit, values: Sequence[Any]) -> None:
+def _save(ctx: _Context, problem: _Implicit, values: Sequence[Any]) -> None:
     """Tensors in torch's keeping, the rest beside them."""
     tensors = [value for value in values if isinstance(value, Tensor)]
     ctx.problem, ctx.others = problem, [None if isinstance(value, Tensor) else (value,) for value in values]
@@ -246,7 +256,7 @@ def _save(ctx: Any, problem: _Implicit, values: Sequence[Any]) -> None:
     ctx.save_for_forward(*tensors)
 
 
-def _saved(ctx: Any) -> list[Any]:
+def _saved(ctx: _Context) -> list[Any]:
     tensors = iter(ctx.saved_tensors)
     return [next(tensors) if other is None else other[0] for other in ctx.others]
 
@@ -287,7 +297,7 @@ def _push(fn: Callable[..., Tensor], values: Sequence[Any], tangents: Sequence[A
     return transposed(tuple(tangents[place] for place in places))[0]
 
 
-def _vjp(fn: Callable[..., Any], *values: Any) -> tuple[Any, Callable[..., Any]]:
+def _vjp(fn: Callable[..., Any], *values: object) -> tuple[Any, Callable[..., Any]]:
     return torch.func.vjp(fn, *values)[:2]
 
 

@@ -24,6 +24,7 @@ from torch.utils import _pytree as pytree
 
 from ..errors.exceptions import SamplingError
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..ir.programs import dependent, execute
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, describe, union, without
@@ -43,6 +44,7 @@ class Placeholder(nd.Node):
     """What an update's inner objective is a function of: a copy of the parameters for every remaining plate."""
 
     kind = "placeholder"
+    linear = Linearity.NOWHERE
 
     def __init__(self, update: nd.Update, axes: Axes) -> None:
         self.wanted = axes
@@ -63,6 +65,7 @@ class CompiledUpdate(nd.Node):
     """
 
     kind = "update"
+    linear = Linearity.NOWHERE
     operator = r"\nabla"  # of formulas: what is done to the surrogate
 
     def __init__(
@@ -109,7 +112,7 @@ class CompiledUpdate(nd.Node):
         rates = self.inputs[1 : 1 + self.rate_count]
         return union(self.psi.axes, self.inputs[0].axes, *(node.axes for node in rates))
 
-    def copies(self, run: Any, params: Any) -> Any:
+    def copies(self, run: nd.Pass, params: object) -> Any:
         """One copy of the parameters for every remaining plate."""
         axes, target = self.inputs[0].axes, self.psi.axes
         if axes == target:
@@ -126,7 +129,7 @@ class CompiledUpdate(nd.Node):
         """The values that the programs read, from those of the inputs behind the step sizes."""
         return dict(zip(self.inputs[1 + self.rate_count :], captured, strict=True))
 
-    def objective(self, run: Any, known: dict[nd.Node, Any], psi: Any, which: int = 0) -> Tensor:
+    def objective(self, run: nd.Pass, known: dict[nd.Node, Any], psi: object, which: int = 0) -> Tensor:
         """A surrogate at `psi`, shape `(*axes,)`. What is computed on the way is added to `known`."""
         known[self.psi] = psi
         execute(self.programs[which], run, known)
@@ -154,7 +157,7 @@ class CompiledGradient(CompiledUpdate):
         whole = any(isinstance(node, (nd.Sample, CompiledUpdate)) for node in nodes)  # they read more than inputs
         return () if whole else without(self.psi.axes, [axis for node in nodes for axis in node.mixes])
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         if not (torch.is_grad_enabled() or run.log_probs):
             cut = find_cut(values, self.input_axes, self.separate)
             if cut is not None:
@@ -171,11 +174,11 @@ class CompiledGradient(CompiledUpdate):
             grads = pytree.tree_map(lambda one, other: one + (other - one).detach(), grads, plain)
         return self._step(run, start, grads, values[1:first])
 
-    def _step(self, run: Any, start: Any, grads: Any, rates: Sequence[Any]) -> Any:
+    def _step(self, run: nd.Pass, start: Any, grads: Any, rates: Sequence[Any]) -> Any:
         """The value of the update, from the parameters, the gradient and the step sizes."""
         raise NotImplementedError
 
-    def _in_pieces(self, run: Any, cut: Cut, values: list[Any]) -> Any:
+    def _in_pieces(self, run: nd.Pass, cut: Cut, values: list[Any]) -> Any:
         parts, found = [], []
         for length, part in cut.parts(values, self.input_axes):
             within = run.within(cut.plate, length)
@@ -186,7 +189,7 @@ class CompiledGradient(CompiledUpdate):
                 run.found[outer] = cut.joined([scores[outer] for scores in found], outer.axes)
         return cut.joined(parts, self.axes)
 
-    def _hand_over(self, run: Any, known: dict[nd.Node, Any], again: bool) -> None:
+    def _hand_over(self, run: nd.Pass, known: dict[nd.Node, Any], again: bool) -> None:
         """Give the scores at psi to whoever asks for them at the parameters; values inside a transform stay there."""
         if in_transform() or (torch.is_grad_enabled() and not again):
             return
@@ -218,7 +221,7 @@ class CompiledStep(CompiledGradient):
         rates, marks = (self._by_leaf(self.update.lr.fill(filled)[0][0], spec) for filled in (aligned, marked))
         return [(rate, mark is _FROM_NODE) for rate, mark in zip(rates, marks, strict=True)]
 
-    def _by_leaf(self, rates: Any, spec: pytree.TreeSpec) -> list[Any]:
+    def _by_leaf(self, rates: object, spec: pytree.TreeSpec) -> list[Any]:
         """One step size for all leaves, or one for each, matched by structure and names."""
         if pytree.tree_structure(rates).is_leaf():
             return [rates] * spec.num_leaves
@@ -229,13 +232,13 @@ class CompiledStep(CompiledGradient):
                 f"update {self.update.name!r}: lr is neither one step size nor a pytree like the parameters: {error}"
             ) from None
 
-    def _step(self, run: Any, start: Any, grads: Any, rates: Sequence[Any]) -> Any:
+    def _step(self, run: nd.Pass, start: object, grads: object, rates: Sequence[Any]) -> Any:
         leaves, spec = pytree.tree_flatten(start)
         found = zip(leaves, pytree.tree_leaves(grads), self._rates(rates, spec), strict=True)
         sizes = [run.sizes[axis] for axis in self.axes]
         return pytree.tree_unflatten([self._move(leaf, step, *rate, sizes) for leaf, step, rate in found], spec)
 
-    def _move(self, leaf: Tensor, step: Tensor, rate: Any, plates: bool, sizes: list[int]) -> Tensor:
+    def _move(self, leaf: Tensor, step: Tensor, rate: object, plates: bool, sizes: list[int]) -> Tensor:
         if self.axes != self.psi.axes:
             leaf, step = (vz.align(t, self.psi.axes, self.axes) for t in (leaf, step))
             leaf = leaf.expand(*sizes, *leaf.shape[len(sizes) :])
@@ -268,7 +271,7 @@ def all_axes(program: Iterable[nd.Node]) -> Iterator[Axes]:
             yield from all_axes(node.program)
 
 
-def _is_differentiated(tree: Any) -> bool:
+def _is_differentiated(tree: object) -> bool:
     """Whether a derivative may be taken through the values: inside transforms there is no telling, so yes."""
     if in_transform():
         return True
@@ -276,7 +279,7 @@ def _is_differentiated(tree: Any) -> bool:
     return watched and torch.is_grad_enabled()
 
 
-def gradient(fn: Callable[[Any], Tensor], start: Any, again: bool) -> Any:
+def gradient(fn: Callable[[Any], Tensor], start: object, again: bool) -> Any:
     """The gradient of `fn` at `start`; differentiable once more if `again`.
 
     Outside `torch.func` transforms plain reverse mode is several times faster than `torch.func.grad`; inside them only

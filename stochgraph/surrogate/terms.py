@@ -7,15 +7,17 @@ and for replays.
 """
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..ir import nodes as nd
+from ..ir.operations import Linearity
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, without
+from ..tensors.left_out import LeftOut
 from ..tensors.trees import map_tensors
 
 
@@ -23,13 +25,14 @@ class Score(nd.Node):
     """The log-probability of a draw under given parents; inputs are the draw and the parents."""
 
     kind = "score"
+    linear = Linearity.NOWHERE
     late = True
 
     def __init__(self, sample: nd.Sample, drawn: nd.Node, parents: Sequence[nd.Node]) -> None:
         self.sample = sample
         super().__init__(f"log p({sample.name})", sample.index, [drawn, *parents])
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         found = run.found.get(self)
         return run.score(self.sample, self.inputs, values) if found is None else found
 
@@ -42,6 +45,7 @@ class Weight(nd.Node):
     """
 
     kind = "weight"
+    linear = Linearity.NOWHERE
     late = True
 
     def __init__(self, score: Score, aligned: Axes, average: bool) -> None:
@@ -76,13 +80,13 @@ class Weight(nd.Node):
         self._gone = tuple(d for d, axis in places if axis in gone)
         self._averaged = [d for d, axis in places if self.average and axis in gone and not axis.time]
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         score = values[0]
         recorded = run.log_probs.get(self.sample.name)
         before = score.detach() if recorded is None else vz.align(recorded, self.sample.axes, self.input_axes[0])
         return self._reduce(score - before, run.left_out)
 
-    def _reduce(self, value: Tensor, left_out: Any) -> Tensor:
+    def _reduce(self, value: Tensor, left_out: LeftOut | None) -> Tensor:
         for d in self._cumulated:
             value = value.cumsum(d)
         if left_out is not None and left_out.plate in self.summed:
@@ -102,22 +106,39 @@ class Box(nd.Node):
     """`base * exp(exponent)`."""
 
     kind = "box"
+    linear = Linearity.IN_FIRST
     compares = False  # the draws' costs are compared with what they are for other draws: no sum of scores
 
     def __init__(self, base: nd.Node, exponent: nd.Node, weights: tuple[Weight, ...]) -> None:
         self.weights = weights
         super().__init__(f"box({base.name})", base.index, [base, exponent])
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
-        if isinstance(values[0], Tensor):
-            base, weight = self.broadcast(values)
-            return base * self.factor(weight)
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         factor = self.factor(values[1])
         return map_tensors(lambda leaf: torch.mul(*self.broadcast([leaf, factor])), values[0])
 
     def factor(self, weight: Tensor) -> Tensor:
         """What the base is multiplied with: the likelihood ratio."""
         return weight.exp()
+
+
+class Place(Protocol):
+    """A term and the sample that reaches it, where its box, or what takes the box's place, stands."""
+
+    @property
+    def name(self) -> str:
+        """The sample's name."""
+
+    @property
+    def node(self) -> nd.Node:
+        """The declared node, or the part of it that the box covers."""
+
+    @property
+    def term(self) -> nd.Node:
+        """Its derived form."""
+
+    def ratio(self) -> Weight:
+        """The log-ratio of the sample's draws, kept as the node depends on them."""
 
 
 class Term(Box):
@@ -134,7 +155,7 @@ class Term(Box):
     kind = "term"
     compares = True
 
-    def __init__(self, site: Any, inputs: Sequence[nd.Node]) -> None:
+    def __init__(self, site: Place, inputs: Sequence[nd.Node]) -> None:
         self.weights, self.own_axes = (site.ratio(),), site.term.axes
         nd.Node.__init__(self, f"{self.kind}({site.node.name}, {site.name})", site.term.index, [site.term, *inputs])
 
@@ -148,19 +169,20 @@ class Term(Box):
 
     def formula(self, term: str, sample: str) -> str:
         """The node as LaTeX, from the formulas of the term and of the sample."""
-        return rf"\mathrm{{{self.kind}}}_{{{sample}}}ig({term}ig)"
+        return rf"\mathrm{{{self.kind}}}_{{{sample}}}\big({term}\big)"
 
 
 class ScoreTerm(nd.Node):
     """`base * sum of log-probabilities`: a score-function term, whose gradient alone is used."""
 
     kind = "score term"
+    linear = Linearity.IN_FIRST
 
     def __init__(self, base: nd.Node, scores: nd.Node, weights: tuple[Weight, ...]) -> None:
         self.weights = weights
         super().__init__(f"score({base.name})", base.index, [base, scores])
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         base, scores = self.broadcast(values)
         return base * scores
 
@@ -169,12 +191,13 @@ class Total(nd.Node):
     """The sum of its inputs."""
 
     kind = "total"
+    linear = Linearity.IN_ALL
     late = True
 
     def __init__(self, left: nd.Node, right: nd.Node) -> None:
         super().__init__("total", max(left.index, right.index), [left, right])
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         left, right = self.broadcast(values)
         return left + right
 
@@ -183,19 +206,20 @@ class Controlled(nd.Node):
     """A term and its control variates: inputs after the first have zero mean."""
 
     kind = "controlled"
+    linear = Linearity.IN_ALL
 
     def __init__(self, term: nd.Node, controls: Sequence[Any]) -> None:
         self.controls = controls
         super().__init__(term.name, term.index, [term, *controls])
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         term, *controls = values
         for control, axes in zip(controls, self.input_axes[1:], strict=True):
             term = _add(term, control, self.axes, axes)
         return term
 
 
-def _add(left: Any, right: Any, axes: Axes, right_axes: Axes) -> Any:
+def _add(left: object, right: object, axes: Axes, right_axes: Axes) -> Any:
     """The sum of two pytrees of one structure; a tensor on the right goes to every leaf."""
     if isinstance(right, Tensor):
         right = pytree.tree_map(lambda _: right, left)

@@ -13,6 +13,7 @@ same shape is mapped, so the noise is written into that one and returned. torch'
 returns; a sampler that looks at the tensor instead finds NaN there.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -36,7 +37,9 @@ def transform_rules() -> AbstractContextManager[Any]:
 
 
 class _TransformRules(TorchFunctionMode):
-    def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, fn: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if fn is Tensor.__getitem__:
             return getitem(*args)
         if fn in NOISE_IN_PLACE:
@@ -44,7 +47,7 @@ class _TransformRules(TorchFunctionMode):
         return fn(*args, **(kwargs or {}))
 
 
-def _noise(fn: Any, target: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+def _noise(fn: Callable[..., Any], target: Tensor, *args: object, **kwargs: object) -> Tensor:
     try:
         return fn(target, *args, **kwargs)
     except RuntimeError:

@@ -48,7 +48,7 @@ class Cut(NamedTuple):
         dim = axes.index(self.plate)
         return pytree.tree_map(lambda *leaves: torch.cat(leaves, dim), *parts)
 
-    def _part(self, value: Any, axes: Axes, start: int, length: int) -> Any:
+    def _part(self, value: object, axes: Axes, start: int, length: int) -> Any:
         if self.plate not in axes:
             return value
         dim = axes.index(self.plate)

@@ -30,7 +30,7 @@ def align(value: Tensor, axes: Axes, target: Axes, rank: int = 0) -> Tensor:
     return value.reshape([sizes.get(axis, 1) for axis in target] + [1] * missing + list(event))
 
 
-def align_tree(value: Any, axes: Axes, target: Axes) -> Any:
+def align_tree(value: object, axes: Axes, target: Axes) -> Any:
     """`align` for every tensor of a pytree."""
     if axes == target:
         return value
@@ -59,13 +59,13 @@ def vectorize(fn: Callable[..., Any], dims: int) -> Callable[..., Any]:
     leading dimensions, of size 1 along axes on which no argument varies.
     """
 
-    def mapped(*args: Any) -> Any:
+    def mapped(*args: object) -> Any:
         leaves, spec = pytree.tree_flatten(args)
         varies = [_varying(leaf, dims) for leaf in leaves]
         levels = [d for d in range(dims) if any(v[d] for v in varies)]
         squeezed = [_squeeze(leaf, v) for leaf, v in zip(leaves, varies, strict=True)]
 
-        def call(*flat: Any) -> Any:
+        def call(*flat: object) -> Any:
             return fn(*pytree.tree_unflatten(list(flat), spec))
 
         for d in reversed(levels):
@@ -78,7 +78,7 @@ def vectorize(fn: Callable[..., Any], dims: int) -> Callable[..., Any]:
 def vectorize_shared(
     fn: Callable[..., Tensor],
     stacked: Callable[..., Tensor],
-    value: Any,
+    value: object,
     parents: list[Any],
     parent_axes: list[Axes],
     axes: Axes,
@@ -105,7 +105,7 @@ def vectorize_shared(
     return _reorder(result, [order.index(axis) for axis in axes])
 
 
-def _alone(parent: Any, axes: Axes, mapped: Axes) -> Any:
+def _alone(parent: object, axes: Axes, mapped: Axes) -> Any:
     """A parent with the mapped axes only; it is of size 1 along all others."""
     kept = tuple(axis for axis in axes if axis in mapped)
     if kept != axes:
@@ -114,20 +114,20 @@ def _alone(parent: Any, axes: Axes, mapped: Axes) -> Any:
     return align_tree(parent, kept, mapped)
 
 
-def _reorder(value: Any, order: list[int]) -> Any:
+def _reorder(value: object, order: list[int]) -> Any:
     """The value with its leading dimensions in another order."""
     if order == sorted(order):
         return value
     return map_tensors(lambda leaf: leaf.movedim(order, tuple(range(len(order)))), value)
 
 
-def _varying(leaf: Any, dims: int) -> list[bool]:
+def _varying(leaf: object, dims: int) -> list[bool]:
     if not isinstance(leaf, Tensor):
         return [False] * dims
     return [size != 1 for size in leaf.shape[:dims]]
 
 
-def _squeeze(leaf: Any, varies: list[bool]) -> Any:
+def _squeeze(leaf: object, varies: list[bool]) -> Any:
     if not isinstance(leaf, Tensor) or all(varies):
         return leaf
     dims = len(varies)
@@ -136,7 +136,7 @@ def _squeeze(leaf: Any, varies: list[bool]) -> Any:
     return leaf.reshape([n for n, v in zip(leaf.shape[:dims], varies, strict=True) if v] + list(leaf.shape[dims:]))
 
 
-def _unsqueeze(out: Any, levels: list[int], dims: int) -> Any:
+def _unsqueeze(out: object, levels: list[int], dims: int) -> Any:
     if not isinstance(out, Tensor):
         out = torch.as_tensor(out)
     for d in range(dims):
