@@ -59,6 +59,9 @@ from .prove.losses import verify_loss as verify_loss
 from .prove.profiling import Figures as Figures
 from .prove.profiling import Profile as Profile
 from .prove.profiling import profile as profile
+from .prove.tuning import Trial as Trial
+from .prove.tuning import Tuning as Tuning
+from .prove.tuning import tune as tune
 from .prove.verification import Verification as Verification
 from .prove.verification import verify as verify
 from .run.chunks import accumulate as accumulate
@@ -104,6 +107,8 @@ __all__ = [
     "StochgraphError",
     "Taylor",
     "Trace",
+    "Trial",
+    "Tuning",
     "Verification",
     "VerificationError",
     "accumulate",
@@ -127,6 +132,7 @@ __all__ = [
     "solvers",
     "stop",
     "sum",
+    "tune",
     "unknown",
     "vectorize",
     "verify",

@@ -33,7 +33,7 @@ REFERENCE = {
     "unknown argmax vectorize",
     "compile": "Graph Compiled Trace accumulate chunks chunk_size",
     "explain": "Explanation Row",
-    "prove": "verify Verification verify_loss profile Profile Figures",
+    "prove": "verify Verification verify_loss tune Tuning Trial profile Profile Figures",
     "samplers": "Sampler",
     "errors": "StochgraphError DeclarationError CompileError InputError FunctionError SamplingError SolverError "
     "VerificationError",
