@@ -219,6 +219,38 @@ def test_the_ledger_says_the_target_and_the_correction():
     assert r"\frac{N - 1}{N}" in jackknife.latex
 
 
+@pytest.mark.parametrize(
+    ("estimator", "bias"),
+    [({}, "O(1/sqrt(N))"), (sg.Plugin(), "O(1/sqrt(N))"), (sg.Jackknife(), "O(1/N^2)"), (sg.Multilevel(2), "0")],
+)
+def test_draws_that_are_not_scored_make_a_bias_too(estimator, bias):
+    """The step size is learned: no score counts, and the mean of the pulls is bent all the same."""
+
+    @sg.graph
+    def objective(rate, theta):
+        pulls = sg.sample("D", Categorical, logits=theta, n=3)
+        moved = sg.ascend(theta, sg.expect(sg.apply(lambda a: BANDIT_REWARD[a], pulls)), rate)
+        return sg.apply(lambda t: t.softmax(-1) @ BANDIT_REWARD, moved)
+
+    compiled = objective.compile(estimator)
+    explained = compiled.explain()
+    assert (explained.unbiased, explained.bias) == (bias == "0", bias)
+    assert "D: the mean of its draws stands for an expectation where something nonlinear follows" in str(explained)
+    if bias != "0":
+        assert sg.verify(compiled, torch.tensor(RATE, dtype=F64), BANDIT_THETA).relative_bias > 1e-5
+
+
+def test_unscored_draws_in_linear_places_make_none():
+    @sg.graph
+    def objective(scale, theta):
+        x = sg.sample("x", Categorical, logits=theta, n=3)
+        return 2.0 - scale * sg.expect(sg.apply(lambda a: BANDIT_REWARD[a], x))
+
+    compiled = objective.compile({})
+    assert compiled.explain().unbiased
+    assert sg.verify(compiled, torch.tensor(RATE, dtype=F64), BANDIT_THETA).relative_bias < 1e-12
+
+
 # Refusals
 
 

@@ -161,6 +161,22 @@ def expected_plates(order: Iterable[nd.Node]) -> Axes:
     return union(*(node.expected for node in order))
 
 
+def is_bent(order: Iterable[nd.Node], plate: Axis) -> bool:
+    """Whether the expectation over a plate goes into anything that is not affine in it.
+
+    There the mean of its draws is biased also where they have no score: f(E x) is not E f(mean of x). Operands that are
+    means over other plates are taken for dependent, an update for no affine function of its objective.
+    """
+    affine: set[nd.Node] = set()
+    for node in order:
+        touched = [place for place, parent in enumerate(node.inputs) if parent in affine]
+        if touched and not node.linear_in(touched):
+            return True
+        if touched or plate in node.expected:
+            affine.add(node)
+    return False
+
+
 def expectations_of(
     order: Sequence[nd.Node], given: Mapping[str, GradientEstimator], assigned: Mapping[str, GradientEstimator]
 ) -> Expectations | None:

@@ -1,9 +1,10 @@
 """Explanations: the ledger in words, the class of bias and variance, the estimator as a formula."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from ..derive.populations import expected_plates
+from ..derive.populations import Corrected, expected_plates, is_bent
 from ..derive.replays import Replay
 from ..ir import nodes as nd
 from ..ir.paths import averaging_plate
@@ -34,6 +35,8 @@ _SEEN_LATE = (
 _BOX = r"where $\square(L) = e^{L - \mathrm{stop}(L)}$: its value is 1, its derivative that of $L$"
 _CONSTANT = "its distribution depends on no differentiated input; nothing to count"
 _PLAIN = 'only linear operations follow its plate, where LOO is SF; SF(baseline="loo") has less variance'
+_BENT = "the mean of its draws stands for an expectation where something nonlinear follows"
+_LESS_SO = ": biased, less so the larger {}"
 _LONGEST_ROUTE = 8
 _MANY = 10**6
 
@@ -109,13 +112,16 @@ def explain(compiled: Any) -> Explanation:
     """The explanation of a `Compiled`."""
     order, names = compiled.graph.order, list(compiled.estimators)
     rows = tuple(read_ledger(compiled._root, order, names, compiled.wrt))
-    bias = max((bias_of(row) for row in rows), key=["0", "O(1/N^2)", "O(1/sqrt(N))", "O(1)"].index, default="0")
+    unscored = _bent_expectations(compiled, {row.sample for row in rows})
+    found = [*map(bias_of, rows), *(bias for bias, _ in unscored)]
+    bias = max(found, key=["0", "O(1/N^2)", "O(1/sqrt(N))", "O(1)"].index, default="0")
     alone = any(isinstance(n, nd.Sample) and averaging_plate(n) is None for n in order)
     variance = largest([*(row.variance for row in rows), *(["O(1)"] if alone else [])])
     listed = {row.sample for row in rows}
     constant = tuple(n.name for n in order if isinstance(n, nd.Sample) and n.name not in listed)
     pathwise = [n for n in order if isinstance(n, nd.Sample) and n.name in compiled._derivation.pathwise]
     notes = tuple(f"{n.name}: {note}" for n in pathwise for note in _pathwise_notes(n))
+    notes += tuple(note for _, note in unscored)
     target = tuple(axis.name for axis in expected_plates(order))
     title = f"gradient of E[{compiled.graph.name}] with respect to {', '.join(compiled.wrt)}"
     title += f"; of {' and '.join(target)} the expectation is meant, not the mean of N draws" if target else ""
@@ -134,6 +140,19 @@ def explain(compiled: Any) -> Explanation:
         landmarks,
         compiled.graph.name,
     )
+
+
+def _bent_expectations(compiled: Any, listed: Collection[str]) -> list[tuple[str, str]]:
+    """Of expectations over draws that are not scored, the order of the bias, and what is to be known of it."""
+    order, found = compiled.graph.order, []
+    estimator = compiled._root.estimator if isinstance(compiled._root, Corrected) else None
+    for node in order:
+        plate = averaging_plate(node) if isinstance(node, nd.Sample) and node.name not in listed else None
+        if plate in expected_plates(order) and is_bent(order, plate):
+            done = f", {estimator.correction}" if estimator and estimator.correction else _LESS_SO.format(plate.name)
+            bias = (estimator.bias if estimator else "") or "O(1/sqrt(N))"
+            found.append((bias, f"{node.name}: {_BENT}{done}"))
+    return found
 
 
 def _uncompared(compiled: Any) -> tuple[str, ...]:
