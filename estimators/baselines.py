@@ -28,18 +28,16 @@ RIDGE, _CLIP = 1e-5, 10.0  # as in the feature baseline of Duan et al. (2016)
 Baseline = Literal["mean", "loo", "linear"] | Callable[[Any], Any]
 
 
-def check_baseline(baseline: Baseline | None) -> None:
+def check_baseline(baseline: Baseline) -> None:
     """Refuse what is neither the name of a baseline nor a function."""
-    if baseline is not None and not callable(baseline) and baseline not in ("mean", "loo", "linear"):
+    if not callable(baseline) and baseline not in ("mean", "loo", "linear"):
         raise ValueError(
             f'baseline={baseline!r} is not known: choose "mean", "loo", "linear" or a function of the trace'
         )
 
 
-def baseline_control(baseline: Baseline | None) -> Control | None:
+def baseline_control(baseline: Baseline) -> Control:
     """The control variates of a baseline, given by name or as a function of the trace."""
-    if baseline is None:
-        return None
     if callable(baseline):
         return FunctionOfTrace(baseline)
     return Linear() if baseline == "linear" else MeanOfOthers(innermost=baseline == "loo")
@@ -125,10 +123,10 @@ class Others(nd.Node):
     def mixes(self) -> Axes:
         return self.plates
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         return map_tensors(lambda leaf: self._others(leaf.detach(), run), values[0])
 
-    def _others(self, value: Tensor, run: Any) -> Tensor:
+    def _others(self, value: Tensor, run: nd.Pass) -> Tensor:
         dims = tuple(self.axes.index(axis) for axis in self.plates)
         count = prod(run.sizes[axis] for axis in self.plates)
         if count < 2:
@@ -163,7 +161,7 @@ class Called(nd.Node):
     def mixes(self) -> Axes:
         return union(*self.input_axes)
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         with torch.no_grad():
             result = self.fn(self._trace(run, values))
         if not isinstance(result, Tensor | Real):
@@ -180,7 +178,7 @@ class Called(nd.Node):
             )
         return found.expand(sizes)
 
-    def _trace(self, run: Any, values: list[Any]) -> Trace:
+    def _trace(self, run: nd.Pass, values: list[Any]) -> Trace:
         scores = {s: run.log_probs.get(s, v.detach()) for s, v in zip(self.scored, values, strict=False)}
         unknown = torch.tensor(float("nan"), dtype=run.dtype, device=run.device)
         noise = {name: run.noise[name] for name in self.names if name in run.noise}
@@ -201,7 +199,7 @@ class Fitted(nd.Node):
     def mixes(self) -> Axes:
         return self.axes[-2:]  # the trajectories of the innermost plate, and their time
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         costs, draws = values
         if not hasattr(draws, "observation"):
             raise SamplingError(

@@ -64,7 +64,7 @@ class Changes(nd.Node):
     def infer_axes(self) -> Any:
         return self.inputs[0].axes
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         outcomes, *parents = values
         score = torch.vmap(lambda one: self.sample.law.score(self.sample, one, self.parents, parents, run))
         log_prob = score(outcomes)
@@ -74,7 +74,7 @@ class Changes(nd.Node):
         return probability - probability.detach()
 
 
-def outcomes_of(sample: nd.Sample, drawn: Any, parents: Sequence[Any], run: Any) -> Any:
+def outcomes_of(sample: nd.Sample, drawn: object, parents: Sequence[Any], run: nd.Pass) -> Any:
     """All outcomes of every draw, `(outcomes, *plates, ...)`.
 
     Raises:
@@ -134,7 +134,7 @@ def Enumerate() -> Enumeration:
 
     Raises:
         CompileError: a distribution without a finite support, or a direct child that cannot be reused.
-        SamplingError: the same, where only a built distribution shows it; more than 4096 outcomes of a draw.
+        SamplingError: the same, where a function builds the distribution; more than 4096 outcomes of a draw.
 
     References:
         Titsias and Lázaro-Gredilla (2015), Local expectation gradients; Tokui and Sato (2017), Evaluating the variance

@@ -26,13 +26,14 @@ class ExpandedTerms(BoxedTerms):
     baseline: Baseline | None = None
 
     def __post_init__(self) -> None:
-        check_baseline(self.baseline)
+        if self.baseline is not None:
+            check_baseline(self.baseline)
         if not 0 <= self.decay <= 1:
             raise ValueError(f'decay={self.decay!r}: it is between 0 and 1, and for curvature="loaded" only')
 
     @property
     def control(self) -> Control | None:
-        return baseline_control(self.baseline)
+        return None if self.baseline is None else baseline_control(self.baseline)
 
     def ratio(self, score: Score, kept: Axes, where: Where) -> Weight | None:
         expanded = Expanded(self.word, self.decay)

@@ -56,17 +56,17 @@ class Pair:
     minus: Callable[[Any, Tensor], Tensor]
 
 
-def _itself(dist: Any, draw: Tensor) -> Tensor:
+def _itself(dist: object, draw: Tensor) -> Tensor:
     return draw
 
 
-def _rayleigh(dist: Any, draw: Tensor, sign: int) -> Tensor:
+def _rayleigh(dist: Normal, draw: Tensor, sign: int) -> Tensor:
     size = ((draw - dist.loc) / dist.scale).abs()
     exceeded = torch.erfc(size / math.sqrt(2))  # as often as the Rayleigh draw is
     return dist.loc + sign * dist.scale * (-2 * exceeded.log()).sqrt()
 
 
-def _maxwell(dist: Any, draw: Tensor) -> Tensor:
+def _maxwell(dist: Normal, draw: Tensor) -> Tensor:
     standard = (draw - dist.loc) / dist.scale
     return dist.loc + dist.scale * standard.sign() * _maxwell_quantile(standard.abs())
 
@@ -81,7 +81,7 @@ def _maxwell_quantile(size: Tensor) -> Tensor:
     return _bisected(lambda m: exceeded(m) > goal, size, size + 2)
 
 
-def _gamma_of_two(dist: Any, draw: Tensor) -> Tensor:
+def _gamma_of_two(dist: Exponential, draw: Tensor) -> Tensor:
     """The draw of Gamma(2, rate) that is exceeded as often: y with `(1 + y) exp(-y) = exp(-time)`."""
     time = dist.rate * draw
     return _bisected(lambda y: y - y.log1p() < time, time, 2 * time + 1) / dist.rate
@@ -147,7 +147,7 @@ class Difference(Replaced):
 class PairChanges(Changes):
     """What each alternative is multiplied with: `(alternatives, *plates)`, of value 0."""
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         built = _built(self.sample, values[1:], run)
         if type(built) not in PAIRS:
             return super().evaluate(run, values)
@@ -162,7 +162,7 @@ class PairChanges(Changes):
         return torch.cat(changes)
 
 
-def _pairs_of(sample: nd.Sample, drawn: Any, parents: Sequence[Any], run: Any) -> Any:
+def _pairs_of(sample: nd.Sample, drawn: Any, parents: Sequence[Any], run: nd.Pass) -> Any:
     """For every parameter and entry of a draw the draws of both distributions, `(alternatives, *plates, ...)`."""
     built = _built(sample, parents, run)
     if type(built) not in PAIRS:
@@ -179,7 +179,7 @@ def _pairs_of(sample: nd.Sample, drawn: Any, parents: Sequence[Any], run: Any) -
     return torch.cat(found)
 
 
-def _built(sample: nd.Sample, parents: Sequence[Any], run: Any) -> Any:
+def _built(sample: nd.Sample, parents: Sequence[Any], run: nd.Pass) -> Any:
     """The distribution of single entries of the draws; `None` for a sampler."""
     if not isinstance(sample.law, DistributionLaw):
         return None
@@ -196,7 +196,7 @@ def _detached(built: Any, sample: nd.Sample) -> Any:
     return type(built)(**aligned, validate_args=False)
 
 
-def _moved(sample: nd.Sample, built: Any) -> list[Pair]:
+def _moved(sample: nd.Sample, built: Distribution) -> list[Pair]:
     """The pairs of the parameters that nodes give, as far as can be told."""
     law, pairs = sample.law, PAIRS[type(built)]
     if not (isinstance(law, DistributionLaw) and law.is_class and sample.arguments.flat):

@@ -44,7 +44,7 @@ class AtParents(nd.Node):
     def infer_axes(self) -> Axes:
         return union([alternatives(self.sample)], self.sample.plates)
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         return self.fn(self.sample, values[0], values[1:], run)
 
 
@@ -70,7 +70,7 @@ class Replaced(Term):
     def mixes(self) -> Axes:
         return self.plates
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         term, ratio, coefficients, replays = values
         ratio = ratio.permute([self.sample.plates.index(plate) for plate in (*self.plates, *self.together)])
         apart = tuple(range(len(self.plates)))

@@ -32,11 +32,12 @@ class Influence(GradientEstimator):
     baseline: Baseline | None = None
 
     def __post_init__(self) -> None:
-        check_baseline(self.baseline)
+        if self.baseline is not None:
+            check_baseline(self.baseline)
 
     @property
     def control(self) -> Control | None:
-        return baseline_control(self.baseline)
+        return None if self.baseline is None else baseline_control(self.baseline)
 
     def options(self) -> Mapping[str, Any]:
         """What it was made with, other than defaults."""

@@ -36,6 +36,7 @@ from .estimators import SGMRLPublished as SGMRLPublished
 from .estimators import Taylor as Taylor
 from .explain.explanation import Explanation as Explanation
 from .explain.ledger import Row as Row
+from .explain.magnitudes import Group as Group
 from .graphs import Graph as Graph
 from .graphs import graph as graph
 from .ir.traces import Trace as Trace
@@ -91,6 +92,7 @@ __all__ = [
     "FirstOrder",
     "FunctionError",
     "Graph",
+    "Group",
     "InputError",
     "Jackknife",
     "LoadedDiCE",

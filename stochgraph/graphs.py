@@ -8,6 +8,8 @@ from .explain.drawing import draw
 from .explain.mermaid import mermaid
 from .ir.declaration import Declaration
 from .language.words import declare
+from .prove.shares import shares
+from .run.choices import Given
 from .run.compiled import Compiled
 
 
@@ -39,7 +41,7 @@ class Graph(Declaration):
     """A stochastic computation graph with one objective. Made by `stochgraph.graph`."""
 
     def compile(
-        self, estimators: Any = None, wrt: str | tuple[str, ...] | None = None, lowering: str = "never"
+        self, estimators: Given | None = None, wrt: str | tuple[str, ...] | None = None, lowering: str = "never"
     ) -> Compiled:
         """Derive the surrogate. See `stochgraph.Compiled`.
 
@@ -60,7 +62,7 @@ class Graph(Declaration):
                 f"{self.name}: give an estimator, for instance sg.LOO(), or one for each sample node by name: "
                 f"{self.name}.compile(sg.LOO())"
             )
-        return Compiled(self, estimators, wrt, lowering)
+        return Compiled(self, estimators, wrt, lowering, shares)
 
     def __call__(self, *inputs: Any) -> Any:
         """A graph is no function of values: compile it first."""

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from torch.distributions import Bernoulli, Binomial, Categorical, Normal, Poisson
+from torch.distributions import Bernoulli, Binomial, Categorical, Independent, Normal, Poisson
 
 import stochgraph as sg
 from tests import problems
@@ -161,6 +161,36 @@ def parents_of_children(child):
 def test_children_that_cannot_be_reused_are_refused(child):
     with pytest.raises(sg.CompileError, match=r"'x' \(axes: none\) feeds sample 'y' .* use SF for 'x'"):
         parents_of_children(child).compile({"x": sg.Enumerate(), "y": sg.SF()})
+
+
+@pytest.mark.parametrize(
+    ("child", "named"),
+    [
+        (lambda x: (lambda one: Normal(one, 0.2), x), "a Normal"),
+        (lambda x: (lambda one: Binomial(2, 0.3 + 0.2 * one), x), "a Binomial"),
+        (lambda x: (lambda one: Independent(Normal(one.expand(2), 0.2), 1), x), "a Normal"),
+    ],
+)
+@pytest.mark.parametrize("estimator", [sg.Enumerate(), sg.MVD()], ids=["Enumerate", "MVD"])
+def test_children_that_a_function_builds_are_refused_when_they_are_seen(child, named, estimator):
+    @sg.graph
+    def objective(theta):
+        x = sg.sample("x", Bernoulli, logits=theta)
+        return sg.apply(torch.sum, sg.sample("y", *child(x)))
+
+    compiled = objective.compile({"x": estimator, "y": sg.SF()})
+    theta = torch.tensor(0.3, dtype=F64)
+    with pytest.raises(sg.SamplingError, match=rf"'x' .* feeds sample 'y' \(lambda, {named}\) .* use SF"):
+        compiled.value_and_grad(theta)
+    trace = compiled.sample(theta)
+    with pytest.raises(sg.SamplingError, match=named):
+        torch.func.grad(compiled.surrogate)(theta, trace)
+
+
+def test_discrete_children_that_a_function_builds_are_reused():
+    graph = parents_of_children(lambda x: (lambda one: Categorical(torch.stack([0.3 + 0.4 * one, 0.7 - 0.4 * one])), x))
+    compiled = graph.compile({"x": sg.Enumerate(), "y": sg.SF()})
+    assert sg.verify(compiled, torch.tensor(0.3, dtype=F64)).relative_bias < EXACT
 
 
 def test_children_with_impossible_outcomes_are_refused():

@@ -100,9 +100,9 @@ def test_gradients_at_a_trace_have_the_same_bits(graph):
         lowered = one.lower(theta, trace=traces[0])
         for trace in traces:
             for at in (theta, shifted(theta)):
-                point = one._point("test", (at,))
+                point = one._inputs.point("test", (at,))
                 try:
-                    value, gradient = one._replayed(point, trace)
+                    value, gradient = one._estimates.at(point, trace)
                 except sg.SolverError:  # the closed form holds where it was drawn alone: both refuse
                     with pytest.raises(sg.SolverError):
                         lowered.grad(at, trace)

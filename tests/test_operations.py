@@ -9,9 +9,11 @@ import torch
 from torch.distributions import Bernoulli, Normal
 
 import stochgraph as sg
+from stochgraph.explain.formula import latex
 from stochgraph.ir.nodes import Node
 from stochgraph.ir.operations import OPERATIONS, Linearity
 from stochgraph.language.symbols import Symbol, current
+from stochgraph.surrogate.terms import Term
 
 LINEAR = [fn for fn, row in OPERATIONS.items() if row.linear is not Linearity.NOWHERE]
 FLAT = [fn for fn, row in OPERATIONS.items() if row.flat]
@@ -141,3 +143,30 @@ def test_a_derived_kind_that_states_nothing_is_refused_where_it_is_read(read):
     compiled.value_and_grad(torch.tensor(0.5))
     with pytest.raises(sg.CompileError, match=r"'foreign' .*Foreign does not say in which inputs it is linear"):
         read(compiled)
+
+
+def test_a_kind_without_a_formula_is_refused_by_name():
+    compiled = with_an_estimator.compile(InItsPlace())
+    with pytest.raises(sg.CompileError, match=r"node 'foreign' .*Foreign has no formula"):
+        latex(compiled)
+
+
+class Stated(Term):
+    """A term that leaves its formula to the base class."""
+
+    kind = "stated"
+
+    def __init__(self, site):
+        super().__init__(site, [])
+
+    def evaluate(self, run, values):
+        return values[0] + 0.0
+
+
+class InTermsPlace(sg.estimators.GradientEstimator):
+    def term(self, site):
+        return Stated(site)
+
+
+def test_a_term_that_states_no_formula_is_written_by_its_kind():
+    assert r"\mathrm{stated}_{x_{i}}\big(x_{i}^{2}\big)" in latex(with_an_estimator.compile(InTermsPlace()))

@@ -6,6 +6,7 @@ import importlib.metadata
 import re
 import shutil
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -123,3 +124,23 @@ def test_nothing_imports_a_linked_folder_by_its_bare_name() -> None:
 )
 def test_bare_imports_are_told_from_qualified_ones(source: str, bare: list[str]) -> None:
     assert bare_imports(source) == bare
+
+
+def test_importing_takes_less_than_two_seconds_over_torch_and_no_extra() -> None:
+    """In time of the processor, which other processes do not take; none of what the extras need is imported."""
+    program = (
+        "import sys, time, torch, torch.distributions\n"
+        "start, before = time.process_time(), set(sys.modules)\n"
+        "import stochgraph\n"
+        "spent, new = time.process_time() - start, {name.partition('.')[0] for name in set(sys.modules) - before}\n"
+        "print(spent, *sorted(new & set(sys.argv[1:])))\n"
+    )
+    needed = [
+        re.split(r"[\[<>=]", each)[0]
+        for extra in PROJECT["project"]["optional-dependencies"].values()
+        for each in extra
+    ]
+    done = subprocess.run([sys.executable, "-c", program, *needed], capture_output=True, text=True, check=True)
+    spent, *extras = done.stdout.split()
+    assert float(spent) < 2
+    assert extras == []

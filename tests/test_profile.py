@@ -14,6 +14,7 @@ import torch
 from torch.distributions import Normal
 
 import stochgraph as sg
+from stochgraph.prove.profile_picture import ERRORS, mse_at, times
 from stochgraph.prove.profiling import Figures
 from tests.problems import F64
 
@@ -195,36 +196,84 @@ def test_the_table(of_the_square):
     assert str(of_the_square) == of_the_square._repr_markdown_() == of_the_square.to_markdown()
 
 
-def test_the_plot(of_the_square):
-    figures = pytest.importorskip("matplotlib.figure")
-    figure = of_the_square.plot()
-    assert isinstance(figure, figures.Figure)
-    assert [axes.get_title() for axes in figure.axes] == [
-        "bias",
-        "variance",
-        "MSE",
-        "seconds per estimate",
-        "MSE at one second",
-    ]
-    names = list(of_the_square.figures)
-    for axes, attribute in zip(figure.axes, ("bias", "variance", "mse", "seconds", "mse_per_second"), strict=True):
-        heights = [bar.get_height() for bar in axes.patches]
-        assert heights == [getattr(of_the_square[name], attribute) for name in names]
-        assert [label.get_text() for label in axes.get_xticklabels()] == names
+def test_the_error_of_the_variance():
+    """From the estimates themselves."""
+    values = [float(square.compile(sg.PW()).value_and_grad(THETA, generator=g)[1]) for g in [seed(3)] * 11][1:]
+    measured = sg.profile(estimators(square, "PW"), THETA, repeats=10, truth=1.4, generator=seed(3))["PW"]
+    squares = (torch.tensor(values, dtype=F64) - sum(values) / 10) ** 2
+    assert measured.variance_error == pytest.approx(float(squares.std()) / math.sqrt(10), rel=1e-12)
+
+
+def figures_of(bias=0.5, bias_error=0.1, variance=4.0, variance_error=0.1, seconds=1e-3, unbiased=False):
+    some = torch.zeros(1)
+    return Figures(some, some, variance, bias, bias_error, variance + bias**2, seconds, unbiased, variance_error)
+
+
+def panels(**made):
+    figure = sg.Profile(made, torch.zeros(1), "the given truth", 9).plot()
     figure.savefig(picture := io.BytesIO(), format="png")
     assert picture.getvalue().startswith(b"\x89PNG")
+    return figure.axes
 
 
-def test_the_plot_is_logarithmic_where_bars_would_vanish():
-    def figures(variance, bias):
-        return Figures(torch.zeros(1), torch.zeros(1), variance, bias, 0.1, variance + bias**2, 1e-3, bias == 0)
+def test_the_plot(of_the_square):
+    figure = of_the_square.plot()
+    assert isinstance(figure, pytest.importorskip("matplotlib.figure").Figure)
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["mean squared error of the mean of all estimates", "bias", "variance"]
+    names = list(of_the_square.figures)
+    assert [text.get_text() for text in figure.axes[0].get_legend().get_texts()] == names
+    for axes in figure.axes[1:]:
+        assert [label.get_text() for label in axes.get_xticklabels()] == names
 
-    def scales(variance):
-        made = {"SF": figures(40.0, 0.0), "LSF": figures(variance, 0.5)}
-        return [axes.get_yscale() for axes in sg.Profile(made, torch.zeros(1), "the given truth", 9).plot().axes]
 
-    assert scales(1.0) == ["linear", "log", "log", "linear", "linear"]  # a bias of zero has no logarithm
-    assert scales(0.0) == scales(1e-33) == ["linear", "linear", "log", "linear", "linear"]  # nor has rounding
+def test_the_error_falls_with_time_to_the_squared_bias():
+    measured = figures_of(bias=0.5, bias_error=0.03, variance=4.0, variance_error=0.2)
+    seconds = torch.tensor([0.0005, 0.001, 0.01, 100.0]).numpy()
+    value, error = mse_at(measured, seconds)
+    known = 0.5**2 - 0.03**2
+    expected = [known + 4.0 / count for count in (1, 10, 100_000)]
+    assert math.isnan(value[0])  # there is no time for one estimate
+    assert list(value[1:]) == pytest.approx(expected, rel=1e-6)
+    spread = measured.mse_per_second_error
+    assert list(error[1:]) == pytest.approx([math.hypot(spread, 0.2 / count) for count in (1, 10, 100_000)], rel=1e-6)
+
+
+def test_a_curve_stops_where_it_is_below_its_error():
+    vague = figures_of(bias=0.1, bias_error=0.09)
+    seconds = times({"vague": vague})
+    value, error = mse_at(vague, seconds)
+    known = ~torch.tensor(value).isnan().numpy()
+    assert 0 < known.sum() < len(seconds)
+    assert (ERRORS * error[known] < value[known]).all()
+    assert known[: known.sum()].all()  # from the first estimate on, in one piece
+    exact, _ = mse_at(figures_of(unbiased=True), seconds)
+    assert list(exact) == pytest.approx(list(4.0 * 1e-3 / seconds), rel=1e-12)
+
+
+def test_a_bias_below_its_error_is_a_bound():
+    _, biases, _ = panels(clear=figures_of(), vague=figures_of(bias=0.1, bias_error=0.09), SF=figures_of(unbiased=True))
+    texts = [text.get_text() for text in biases.texts]
+    assert texts == ["at most", "0\n(ledger)"]
+    markers = {line.get_marker(): line.get_ydata()[0] for line in biases.lines if line.get_marker() in "ov"}
+    assert markers == {"o": 0.5, "v": pytest.approx(0.1 + 2 * 0.09)}
+
+
+def test_without_a_truth_nothing_is_drawn_of_bias():
+    nan = float("nan")
+    curves, biases, variances = panels(LSF=figures_of(bias=nan, bias_error=0.1))
+    assert [text.get_text() for text in curves.texts] == ["not known"]
+    assert [text.get_text() for text in biases.texts] == ["not\nknown"]
+    assert not curves.lines
+    assert not biases.lines
+    assert variances.lines
+
+
+def test_small_variances_do_not_vanish():
+    _, _, variances = panels(SF=figures_of(variance=40.0), LSF=figures_of(variance=1.0))
+    assert variances.get_yscale() == "log"
+    _, _, variances = panels(SF=figures_of(variance=40.0), LSF=figures_of(variance=0.0, variance_error=0.0))
+    assert variances.get_yscale() == "linear"  # zero has no logarithm
 
 
 @pytest.mark.parametrize("repeats", [1, 0, -1])

@@ -287,7 +287,7 @@ def test_what_is_no_estimator():
 def test_what_is_no_estimator_of_a_graph_without_samples():
     graph = sg.graph(lambda theta: sg.descend(theta, theta**2, 0.1))
     with pytest.raises(sg.CompileError, match=r"<lambda>: <function FirstOrder .* is not an estimator; use sg.SF\(\)"):
-        graph.compile(sg.FirstOrder)
+        graph.compile(sg.FirstOrder)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,23 @@ def test_every_algorithm_has_a_page_with_its_exact_bias(site: Path) -> None:
         assert "<tbody>" in table.partition("</section>")[0], stem
 
 
+def test_every_algorithm_has_its_graph_its_equations_and_its_ledger(site: Path) -> None:
+    for page in (site / "algorithms").glob("*.html"):
+        text = page.read_text()
+        assert f"{page.stem}-graph.svg" in text, page.stem
+        equations = text.partition('<section id="its-equations">')[2]
+        assert "<math" in equations, page.stem
+        assert "counted" in equations, page.stem
+    assert "fallah-line.png" in (site / "algorithms" / "sgmrl.html").read_text()
+
+
+def test_the_page_on_showing_a_graph_has_a_report(site: Path) -> None:
+    found = list(site.rglob("report.html"))
+    assert len(found) == 1
+    assert 'id="line-' in found[0].read_text()
+    assert found[0].relative_to(site).as_posix() in (site / "showing.html").read_text()
+
+
 def test_every_estimator_has_its_ledger_and_its_figure(site: Path) -> None:
     found = list((site / "estimators").glob("*.html"))
     assert len(found) >= 13

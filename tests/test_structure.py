@@ -1,11 +1,18 @@
-"""The rooms of the code: an arrow goes down or stays inside, and nothing is imported in a circle."""
+"""The rooms of the code: an arrow goes down or stays inside, and nothing is imported in a circle; classes and walks."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import networkx as nx
 import pytest
+
+import stochgraph as sg
+from stochgraph.ir import nodes as nd
+from tests.problems import additive
 
 ROOT = Path(__file__).parents[1]
 # From the top floor down. What stands on one floor does not know of each other.
@@ -17,9 +24,11 @@ FLOORS = [
     ["stochgraph.algorithms.inner_steps", "stochgraph.algorithms.exact", "stochgraph.algorithms.rollouts"],
     ["stochgraph.algorithms.policies", "stochgraph.algorithms.environments", "stochgraph.algorithms.optimizers"],
     ["stochgraph"],
-    ["stochgraph.graphs", "stochgraph.prove"],
+    ["stochgraph.graphs"],
+    ["stochgraph.prove"],
     ["stochgraph.estimators"],
     ["stochgraph.run"],
+    ["stochgraph.source"],
     ["stochgraph.explain", "stochgraph.lower"],
     ["stochgraph.derive"],
     ["stochgraph.surrogate"],
@@ -89,3 +98,92 @@ def test_there_is_no_circle():
     graph = nx.DiGraph((name, target) for name in MODULES for target, _ in imports(name) if name != target)
     graph.remove_node("stochgraph")
     assert [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1] == []
+
+
+def test_classes_of_the_compiler_are_small():
+    """No class of the rooms that derive and run has twenty methods."""
+    rooms = ("stochgraph.derive", "stochgraph.run")
+    trees = [ast.parse(path.read_text()) for name, path in MODULES.items() if name.startswith(rooms)]
+    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    methods = {c.name: sum(isinstance(node, ast.FunctionDef) for node in c.body) for c in classes}
+    assert len(methods) > 30
+    assert {name: count for name, count in methods.items() if count >= 20} == {}
+
+
+# What one reads from an estimator to its effect in the surrogate, in this order; CONTRIBUTING.md lists the same.
+WALKS = {
+    "SF": ["estimators/score_function", "estimators/two_parts", "derive/estimator", "derive/boxing"],
+    "LOO": ["estimators/leave_one_out", "estimators/two_parts", "derive/controls", "derive/sites", "derive/replays"],
+}
+
+
+def module(frame: FrameType) -> str:
+    """The room and the file of a frame."""
+    return "/".join(Path(frame.f_code.co_filename).with_suffix("").parts[-2:])
+
+
+class Walk:
+    """The files that an estimator leads through while a graph is compiled.
+
+    They are those of its own functions, and those of the functions between the compiler's loop, which builds a node
+    after the other, and the making of each node of a class that others do not add.
+    """
+
+    def __init__(self, others: frozenset[type] = frozenset()) -> None:
+        self.others = others
+        self.files: set[str] = set()
+        self.classes: set[type] = set()
+
+    def __call__(self, frame: FrameType, event: str, _: Any) -> None:
+        if event != "call":
+            return
+        if module(frame).startswith("estimators/"):
+            self.files.add(module(frame))
+        made = frame.f_locals.get("self")
+        if frame.f_code.co_name != "__init__" or not isinstance(made, nd.Node) or type(made).__module__ == nd.__name__:
+            return
+        if type(made) not in self.others:
+            below = self.below(frame.f_back, made)
+            self.files.update(below)
+            self.classes.update([type(made)] if below else [])
+
+    @staticmethod
+    def below(frame: FrameType | None, made: nd.Node) -> list[str]:
+        """The files from what makes a node up to the compiler's loop, but that which looks up what is made already.
+
+        None, where the node is made elsewhere: the log-probabilities that a trace records, for instance.
+        """
+        found: list[str] = []
+        while frame is not None and frame.f_code.co_name != "_build":
+            if frame.f_code.co_name != "share" and frame.f_locals.get("self") is not made:
+                found.append(module(frame))
+            frame = frame.f_back
+        return found if frame is not None else []
+
+
+def walk(estimator: Any, others: frozenset[type] = frozenset()) -> Walk:
+    """The walk of an estimator that is made inside of it."""
+    found, graph = Walk(others), additive()
+    sys.setprofile(found)
+    try:
+        graph.compile(estimator())
+    finally:
+        sys.setprofile(None)
+    return found
+
+
+def test_walks_of_estimators_are_short():
+    """From the function that makes one to the nodes that it adds; leave-one-out adds to the score function."""
+    boxes = walk(sg.SF)
+    assert {made.__name__ for made in boxes.classes} == {"Score", "Weight", "Box"}
+    assert boxes.files == set(WALKS["SF"])
+    compared = walk(sg.LOO, frozenset(boxes.classes))
+    assert {made.__name__ for made in compared.classes} == {"ControlVariate", "Replay", "Controlled"}
+    assert compared.files == set(WALKS["LOO"])
+    assert (len(boxes.files), len(compared.files)) == (4, 5)
+
+
+@pytest.mark.parametrize("name", WALKS)
+def test_contributors_are_told_of_the_walks(name):
+    paths = [path if path.startswith("estimators") else f"stochgraph/{path}" for path in WALKS[name]]
+    assert " → ".join(f"`{path}.py`" for path in paths) in " ".join((ROOT / "CONTRIBUTING.md").read_text().split())

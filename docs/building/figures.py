@@ -9,7 +9,7 @@ import matplotlib
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Bernoulli, Normal
 
 import stochgraph as sg
 
@@ -29,12 +29,16 @@ ESTIMATORS = {
     "SGMRLPublished": sg.SGMRLPublished(),
     "FirstOrder": sg.FirstOrder(),
     "PW": sg.PW(),
+    "DisARM": sg.DisARM(),
 }
+COINS = ("SF", "LOO", "Enumerate", "MVD", "LSF", "DisARM")  # those that are compared on coins, for which the last is
 SIZES = (2, 3, 4)
 EXACT = 1e-12  # a relative bias below it is rounding
-_WALK_THETA = torch.tensor(0.3, dtype=torch.float64)
+_THETA = torch.tensor(0.3, dtype=torch.float64)
 _NORMAL_THETA = torch.tensor(2.0, dtype=torch.float64)
 _REPEATS = 400
+_OWN, _OTHERS = "#b3261e", "#6b6b6b"
+_APART = 0.075  # of the height of the axes, between two names
 
 
 class Walk(NamedTuple):
@@ -83,13 +87,33 @@ def squared_mean(n: int) -> sg.Graph:
     return squared
 
 
+def tossed(n: int) -> sg.Graph:
+    """The exponential of the mean of n coins: what estimators of coins are shown on."""
+
+    @sg.graph
+    def exponential(logit: Any) -> Any:
+        return torch.exp(sg.mean(sg.sample("x", Bernoulli, logits=logit, n=n)))
+
+    return exponential
+
+
 def compiled(name: str, n: int) -> sg.Compiled:
     """The estimator on its example."""
     if name == "PW":
         return squared_mean(n).compile(sg.PW())
+    return of_coins(name, n) if name == "DisARM" else of_walks(name, n)
+
+
+def of_walks(name: str, n: int) -> sg.Compiled:
+    """An estimator of the inner walks."""
     estimator = ESTIMATORS[name]
     graph = adapted_walk(n, sg.expect if estimator.population else sg.mean)
     return graph.compile({"inner": estimator, "outer": sg.SF()})
+
+
+def of_coins(name: str, n: int) -> sg.Compiled:
+    """An estimator of coins."""
+    return tossed(n).compile(ESTIMATORS[name])
 
 
 class Point(NamedTuple):
@@ -101,11 +125,11 @@ class Point(NamedTuple):
 
 
 @cache
-def enumerated(name: str) -> tuple[Point, ...]:
-    """Exact, over all outcomes."""
+def enumerated(name: str, example: Callable[[str, int], sg.Compiled]) -> tuple[Point, ...]:
+    """Exact, over all outcomes of an example."""
     points = []
     for n in SIZES:
-        found = sg.verify(compiled(name, n), _WALK_THETA)
+        found = sg.verify(example(name, n), _THETA)
         bias = found.relative_bias if found.relative_bias > EXACT else None
         points.append(Point(n, bias, float(found.total_variance)))
     return tuple(points)
@@ -127,54 +151,52 @@ def measured() -> dict[str, tuple[Point, ...]]:
 
 def bias_and_variance(name: str) -> str:
     """The figure of an estimator as SVG: itself in colour, what it is compared with in grey."""
-    figure = Figure(figsize=(7.5, 2.7), layout="constrained")
+    figure = Figure(figsize=(8.4, 3.0), layout="constrained")
     if name == "PW":
-        _variances(figure.subplots(), measured(), name)
+        _draw(figure.subplots(), measured(), name, "variance")
     else:
-        shown = {other: enumerated(other) for other in ESTIMATORS if other != "PW"}
+        coins = name == "DisARM"
+        others = COINS if coins else [other for other in ESTIMATORS if other not in ("PW", "DisARM")]
+        shown = {other: enumerated(other, of_coins if coins else of_walks) for other in others}
         left, right = figure.subplots(1, 2)
-        _biases(left, shown, name)
-        _variances(right, shown, name)
+        _draw(left, shown, name, "bias")
+        _draw(right, shown, name, "variance")
+        exact = all(point.bias is None for point in shown[name])
+        left.set_title("relative bias" + (f": that of {name} is 0" if exact else ""), size=10)
         for axes in (left, right):
             axes.set_xticks(SIZES, SIZES)
-            axes.minorticks_off()
+            axes.xaxis.minorticks_off()
     return svg(figure)
 
 
-def _biases(axes: Any, shown: dict[str, tuple[Point, ...]], name: str) -> None:
+def _draw(axes: Any, shown: dict[str, tuple[Point, ...]], name: str, what: str) -> None:
+    """The bias or the variance against the number of draws; a bias of zero has no line."""
+    ends: dict[str, float] = {}
     for other, points in shown.items():
-        drawn = [(point.n, point.bias) for point in points if point.bias is not None]
+        drawn = [(point.n, getattr(point, what)) for point in points if getattr(point, what) is not None]
         if drawn:
-            axes.plot(*zip(*drawn, strict=True), **_style(other, name))
-    axes.set(xlabel="inner draws N", yscale="log", xscale="log")
-    exact = all(point.bias is None for point in shown[name])
-    axes.set_title("relative bias" + (f": that of {name} is 0" if exact else ""), size=10)
-
-
-def _variances(axes: Any, shown: dict[str, tuple[Point, ...]], name: str) -> None:
-    for other, points in shown.items():
-        axes.plot([point.n for point in points], [point.variance for point in points], **_style(other, name))
+            axes.plot(*zip(*drawn, strict=True), **_style(other == name))
+            ends[other] = drawn[-1][1]
     axes.set(xlabel="draws N", yscale="log", xscale="log")
-    axes.set_title("variance", size=10)
-    axes.legend(*_named(axes), frameon=False, fontsize=8)
+    axes.set_title(what, size=10)
+    _name_ends(axes, ends, name)
 
 
-def _named(axes: Any) -> tuple[list[Any], list[str]]:
-    """The lines that the legend names: the estimator's own and the first of the others."""
-    lines = axes.get_lines()
-    own = [line for line in lines if line.get_zorder() > 2]
-    others = [line for line in lines if line.get_zorder() <= 2]
-    labels = [line.get_label() for line in others]
-    if len(others) > 2:
-        return [*own, others[0]], [own[0].get_label(), "the other estimators"]
-    return [*own, *others], [own[0].get_label(), *labels]
+def _name_ends(axes: Any, ends: dict[str, float], name: str) -> None:
+    """Names to the right of the lines' ends, each above the last."""
+    height = axes.transAxes.inverted()
+    lowest = -_APART
+    for other in sorted(ends, key=lambda other: ends[other]):
+        _, at = height.transform(axes.transData.transform((1.0, ends[other])))
+        lowest = max(at, lowest + _APART)
+        style = {"color": _OWN, "weight": "bold"} if other == name else {"color": _OTHERS}
+        axes.text(1.02, lowest, other, size=8, va="center", transform=axes.transAxes, **style)
 
 
-def _style(other: str, name: str) -> dict[str, Any]:
-    if other == name:
-        return {"color": "#b3261e", "marker": "o", "linewidth": 2, "zorder": 3, "label": other}
-    dashes = {"LSF": "--", "SF": ":"}.get(other, "-") if name == "PW" else "-"
-    return {"color": "#b5b5b5", "linewidth": 1, "zorder": 2, "linestyle": dashes, "label": other}
+def _style(own: bool) -> dict[str, Any]:
+    if own:
+        return {"color": _OWN, "marker": "o", "linewidth": 2, "zorder": 3}
+    return {"color": "#b5b5b5", "linewidth": 1, "zorder": 2}
 
 
 def svg(figure: Figure) -> str:

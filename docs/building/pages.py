@@ -4,35 +4,31 @@ What can be read off the library is not written a second time in `docs/`: defini
 figures are made by the library, exact biases are the rows of the page of biases.
 """
 
+import contextlib
+import io
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
-from figures import ESTIMATORS, bias_and_variance, compiled, svg
+from algorithm_pages import NAMES, described, graphs
+from figures import ESTIMATORS, bias_and_variance, compiled
 
 import stochgraph as sg
 
 ROOT = Path(__file__).resolve().parents[2]
-ALGORITHMS = {
-    "maml": "MAML",
-    "emaml": "E-MAML",
-    "lsf": "LSF, DiCE-MAML",
-    "loo": "LOO",
-    "sgmrl": "SG-MRL",
-    "promp": "ProMP",
-    "tmaml": "TMAML",
-    "meta_sgd": "Meta-SGD",
-    "bomrl": "BO-MRL",
-    "reinforce": "REINFORCE",
-    "a2c": "A2C",
-    "ppo": "PPO",
+EXAMPLES = {
+    "PW": "Measured on the square of the mean of N normal draws, 400 estimates a point.",
+    "DisARM": "Exact, over all outcomes: the exponential of the mean of N coins.",
+    "Plugin": "Exact, over all outcomes: the return of a random walk after one step on the expectation of walks.",
+    "Jackknife": "Exact, over all outcomes: the return of a random walk after one step on the expectation of walks.",
 }
 REFERENCE = {
-    "declare": "graph sample data mean expect sum reduce logmeanexp apply log_prob stop ascend descend momentum adam "
-    "unknown argmax vectorize",
+    "declare": "graph sample data mean expect sum reduce logmeanexp apply log_prob stop ascend descend momentum "
+    "adam unknown argmax vectorize",
     "compile": "Graph Compiled Trace accumulate chunks chunk_size",
-    "explain": "Explanation Row",
+    "explain": "Explanation Row Group",
     "prove": "verify Verification verify_loss tune Tuning Trial profile Profile Figures",
     "samplers": "Sampler",
     "errors": "StochgraphError DeclarationError CompileError InputError FunctionError SamplingError SolverError "
@@ -71,12 +67,12 @@ def write_sources(folder: Path) -> None:
 
 def made() -> dict[str, str]:
     """The texts of the files that are made, by their names."""
-    pages = {"figures/start.svg": svg(declared_in("index").draw()), "reproduced.md": _reproduced()}
-    pages["figures/sharpe.svg"] = svg(declared_in("showing").draw(fold=True))
+    pages = {"figures/start.svg": declared_in("index").draw().svg(), "reproduced.md": _reproduced()}
+    pages |= _shown()
     for name in ESTIMATORS:
         pages[f"estimators/{name}.md"] = _estimator(name)
         pages[f"figures/{name}.svg"] = bias_and_variance(name)
-    pages |= {f"algorithms/{name}.md": _algorithm(name) for name in ALGORITHMS}
+    pages |= {f"algorithms/{name}.md": described(name) for name in NAMES} | graphs()
     pages |= {f"reference/{part}.md": _exports(part, names.split()) for part, names in REFERENCE.items()}
     pages["reference/more.md"] = _exports("more", _unlisted())
     pages |= {f"reference/{part}.md": _modules(part, names) for part, names in PARTS.items()}
@@ -91,12 +87,28 @@ def _unlisted() -> list[str]:
 
 def declared_in(page: str) -> sg.Graph:
     """The graph of a page, as it is declared there first."""
-    code = re.search(r"```python\n(.*?)```", (ROOT / "docs" / f"{page}.md").read_text(), flags=re.DOTALL)
-    if code is None:
-        raise ValueError(f"docs/{page}.md declares no graph")
-    namespace: dict[str, Any] = {}
-    exec(code[1], namespace)
-    return next(value for value in namespace.values() if isinstance(value, sg.Graph))
+    return next(value for value in _run(page, most=1).values() if isinstance(value, sg.Graph))
+
+
+def _run(page: str, most: int | None = None) -> dict[str, Any]:
+    """What the first blocks of code of a page leave behind, or all of them."""
+    path = ROOT / "docs" / f"{page}.md"
+    text, namespace = path.read_text(), dict[str, Any]()
+    for block in list(re.finditer(r"```python\n(.*?)```", text, flags=re.DOTALL))[:most]:
+        above = "\n" * text.count("\n", 0, block.start(1))  # so that its lines are those of the page
+        exec(compile(above + block[1], str(path), "exec"), namespace)
+    return namespace
+
+
+def _shown() -> dict[str, str]:
+    """The pictures and the report of the page on showing a graph, as its code makes them."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), contextlib.redirect_stdout(io.StringIO()):
+        made = _run("showing")
+        return {
+            "figures/sharpe.svg": made["figure"].svg(),
+            "figures/profile.svg": made["profile"].plot().svg(),
+            "figures/report.html": Path("report.html").read_text(encoding="utf-8"),
+        }
 
 
 def _directive(kind: str, name: str) -> str:
@@ -105,12 +117,7 @@ def _directive(kind: str, name: str) -> str:
 
 def _estimator(name: str) -> str:
     explanation = compiled(name, 2).explain()
-    shown = (
-        "Measured on the square of the mean of N normal draws, 400 estimates a point."
-        if name == "PW"
-        else "Exact, over all outcomes: the return of a random walk after one inner step on N walks; of an estimator "
-        "of expectations, after one step on their expectation."
-    )
+    shown = EXAMPLES.get(name, "Exact, over all outcomes: the return of a random walk after one inner step on N walks.")
     return "\n".join(
         [
             f"# {name}\n",
@@ -119,30 +126,6 @@ def _estimator(name: str) -> str:
             f"## Its bias and variance\n\n{shown}\n\n![Bias and variance of {name}](../figures/{name}.svg)\n",
         ]
     )
-
-
-def _algorithm(name: str) -> str:
-    table = [line for line in (ROOT / "docs" / "biases.md").read_text().splitlines() if line.startswith("| ")]
-    functions = set(
-        re.findall(r"^def ([a-z]\w*)\(", (ROOT / "algorithms" / f"{name}.py").read_text(), flags=re.MULTILINE)
-    )
-    rows = [line for line in table[2:] if not functions.isdisjoint(_spellings(line))]
-    found = "[How it was computed](../biases.md), and [what was reproduced](../reproduced.md) of the papers' curves."
-    # Without an inner step there is none of the paths that the table is about.
-    bias = ["## Exact bias\n", *table[:2], *rows, f"\n{found}"] if rows else []
-    return "\n".join(
-        [
-            f"# {ALGORITHMS[name]}\n",
-            _directive("automodule", f"stochgraph.algorithms.{name}"),
-            *bias,
-        ]
-    )
-
-
-def _spellings(row: str) -> list[str]:
-    """The functions that a row of the table of biases may be about: its words stand in either order."""
-    words = row.split("`")[1].split("-")
-    return ["_".join(words), "_".join([*words[1:], words[0]])]
 
 
 def _exports(part: str, names: list[str]) -> str:

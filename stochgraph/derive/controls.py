@@ -9,7 +9,7 @@ compared, and a baseline for every one of them accounts for the whole box.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,11 +17,15 @@ from torch import Tensor
 
 from ..ir import nodes as nd
 from ..ir.operations import Linearity
-from ..surrogate.terms import Weight
+from ..surrogate.terms import Controlled, Weight
 from ..tensors import vectorize as vz
 from ..tensors.axes import Axes, Axis, union
 from ..tensors.trees import map_tensors, tensors
-from .estimator import Site
+from .boxes import Key, Kind
+from .deriving import Deriving
+from .estimator import Control, Site
+from .parts import part_of
+from .sites import DerivedSite
 
 
 class ZeroMean(nd.Node, ABC):
@@ -84,7 +88,7 @@ class ControlVariate(nd.Node):
     def mixes(self) -> Axes:
         return () if self.left_out is None else self.left_out[:1]
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         axes = self.axes if self.left_out is None else (self.left_out[1], *self.axes)
         factor = vz.align(*self._draws(values[1]), axes)
         for ancestors in values[2:]:
@@ -142,7 +146,7 @@ class Uncovered(nd.Node):
     def linear_in(self, touched: Collection[int]) -> bool:
         return 2 not in touched
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         cost, part, weight = values
         covered = iter(tensors(part))
         factor = self.weight.excess(weight)
@@ -162,3 +166,60 @@ def _increase(value: Tensor, dim: int) -> Tensor:
     """The differences of neighbours along a dimension, the first entry kept."""
     first = torch.zeros_like(value.narrow(dim, 0, 1))
     return value - torch.cat([first, value.narrow(dim, 0, value.shape[dim] - 1)], dim)
+
+
+def add_controls(term: nd.Node, controls: Iterable[nd.Node | None]) -> nd.Node:
+    """A term and the control variates that there are."""
+    made = [control for control in controls if control is not None]
+    return Controlled(term, made) if made else term
+
+
+class Controls:
+    """The control variates of the objective of a graph.
+
+    Replays that differ in the boxes that still wait have the others' control variates in common: one is made for every
+    sample at every place.
+    """
+
+    def __init__(self, derivation: Deriving) -> None:
+        self._derivation = derivation
+        self._made: dict[Key, dict[str, list[nd.Node | None]]] = {}
+
+    def added(self, place: Key, term: nd.Node, names: Sequence[str]) -> nd.Node:
+        """A derived term, with what has zero mean and makes it vary less.
+
+        Args:
+            place: the declared node, and the boxes that are below.
+            term: their derived form.
+            names: the samples whose control variates stand here.
+        """
+        known = self._made.setdefault(place, {})
+        sites = {name: self._site(place, name) for name in names if name not in known}
+        for name, site in sites.items():
+            self._control(name).check(site)
+        for name in self._innermost_first(sites):
+            known[name] = self._make(sites[name], term)
+        return add_controls(term, [control for name in names for control in known[name]])
+
+    def _site(self, place: Key, name: str) -> DerivedSite:
+        derivation, (node, below) = self._derivation, place
+        part = part_of(derivation, node, below, name)
+        term = derivation.derive(part, derivation.scope.reaching(part, below))
+        return DerivedSite(derivation, node, part, derivation.scope.samples[name], Kind.WEIGHT, term)
+
+    def _innermost_first(self, names: Iterable[str]) -> list[str]:
+        """The order in which they are made: those that replays of earlier draws have in them, last first.
+
+        In the order of the draws each would be made inside of the one before it, as deep as there are draws.
+        """
+        inner = [name for name in names if self._control(name).later_only]
+        return [name for name in names if name not in inner] + inner[::-1]
+
+    def _make(self, site: DerivedSite, term: nd.Node) -> list[nd.Node | None]:
+        control = self._control(site.name)
+        return [control.node(site), uncovered(site, term) if control.whole and site.node is not site.place else None]
+
+    def _control(self, name: str) -> Control:
+        control = self._derivation.estimators[name].control
+        assert control is not None
+        return control

@@ -24,12 +24,11 @@ from ..ir import nodes as nd
 from ..ir.paths import descends_from, samples_in
 from ..surrogate.terms import Score
 from .boxes import NOTHING, Key, Pending
-from .boxing import box
-from .controlled import Controls
+from .boxing import Ratios, box
+from .controls import Controls
 from .deriving import Around
 from .estimator import SCORED, GradientEstimator, Made
 from .placement import Decision, Placement
-from .ratios import Ratios
 from .scopes import ObjectiveScope, Scope
 from .updates import compiled_update
 
@@ -44,6 +43,11 @@ class Derivation:
         around: for the objective of an update, what is around it.
         shared: what is made once, where several derivations are of one surrogate.
         drawing: the derivation whose draws and scores are used: for replays that of the surrogate.
+
+    Attributes:
+        placement: where boxes stand.
+        built: what became of nodes with open boxes.
+        updates: the derivations of the objectives of updates.
     """
 
     def __init__(
@@ -61,7 +65,8 @@ class Derivation:
         self.drawing: Derivation = drawing or self
         self.ratios, self.controls = Ratios(self), Controls(self)
         self._shared: dict[Hashable, object] = {} if shared is None else shared
-        self._built: dict[Key, nd.Node] = {}
+        self.built: dict[Key, nd.Node] = {}
+        self.updates: dict[nd.Update, Derivation] = {}
 
     @property
     def scope(self) -> Scope:
@@ -99,7 +104,10 @@ class Derivation:
 
     def inside(self, around: Around) -> "Derivation":
         """The derivation of an update's objective."""
-        return Derivation(self.order, around.placement.scope.estimators, around=around, shared=self._shared)
+        inner = Derivation(self.order, around.placement.scope.estimators, around=around, shared=self._shared)
+        if around.outer is self:
+            self.updates[around.update] = inner
+        return inner
 
     def surrogate(self, objective: nd.Node) -> nd.Node:
         """The objective with every pending box in its place; of an update, what has its direction as the gradient."""
@@ -112,17 +120,17 @@ class Derivation:
         stack = [start]
         while stack:
             key = stack[-1]
-            missing = [] if key in self._built else [need for need in decisions[key].needs if need not in self._built]
+            missing = [] if key in self.built else [need for need in decisions[key].needs if need not in self.built]
             stack.extend(missing)
             if not missing:
                 stack.pop()
-                if key not in self._built:
-                    self._built[key] = self._build(key, decisions[key])
-        return self._built[start]
+                if key not in self.built:
+                    self.built[key] = self._build(key, decisions[key])
+        return self.built[start]
 
     def _build(self, key: Key, decision: Decision) -> nd.Node:
         node, pending = key
-        parts = [self._built[need] for need in decision.needs]
+        parts = [self.built[need] for need in decision.needs]
         if decision.controlled:
             return self.controls.added(decision.needs[0], parts[0], decision.controlled)
         if decision.stays:
@@ -144,9 +152,7 @@ class Derivation:
 
     def score(self, sample: nd.Sample) -> Score:
         """The log-probability of the sample's draws, its parents as this derivation has them."""
-        drawn = self.root.derive(sample)
-        parents = [self.derive(parent) for parent in sample.inputs]
-        return self.share(("score", sample, *parents), lambda: Score(sample, drawn, parents))
+        return self.ratios.score(sample)
 
     def noise(self, sample: nd.Sample) -> nd.Sample | None:
         """What the sample's estimator draws beside it."""

@@ -16,6 +16,9 @@ from .scopes import Scope
 class Ratios(Protocol):
     """The log-ratios that boxes are made of."""
 
+    def score(self, sample: nd.Sample) -> Score:
+        """The log-probability of the sample's draws."""
+
     def ratio(self, name: str, aligned: Iterable[Axis], kind: Kind = ...) -> Weight:
         """The log-ratio of a sample's draws, kept along some axes."""
 

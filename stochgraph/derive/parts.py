@@ -62,8 +62,8 @@ def _sum(derivation: Deriving, node: nd.Apply, parts: Mapping[int, nd.Node | Non
     if lost:  # a sum over an axis of theirs counts the part once for each of its entries
         zeros = {i: _shared_zero(derivation, parent) for i, parent in enumerate(node.inputs) if parent in lost}
         return _shared(derivation, node, [zeros.get(i, kept) for i in range(len(node.inputs))])
-    subtracted = node.fn is operator.sub and node.arguments.places[place] == 1
-    return _negated(derivation, node, kept) if subtracted else kept
+    sign = node.operation.signs[node.arguments.places[place]]
+    return _negated(derivation, node, kept) if sign < 0 else kept
 
 
 def _negated(derivation: Deriving, node: nd.Apply, part: nd.Node) -> nd.Node:

@@ -109,7 +109,8 @@ class Corrected(nd.Node):
     """A surrogate with the value that it has, and the derivatives that an estimator of its expectations gives it."""
 
     kind = "corrected"
-    linear = Linearity.NOWHERE
+    linear = Linearity.IN_FIRST
+    transparent = True
 
     def __init__(self, root: nd.Node, expectations: Expectations, derivation: Deriving) -> None:
         self.root, self.plates, self.estimator = root, expectations.plates, expectations.estimator
@@ -121,6 +122,10 @@ class Corrected(nd.Node):
         drawn = [derivation.derive(declared[n.name]) for n in self.program if isinstance(n, nd.Sample)]
         inputs = [root, *self.scores.values(), *self.captured.values(), *drawn]
         super().__init__("corrected", root.index, list(dict.fromkeys(inputs)))
+
+    @property
+    def carried_places(self) -> Sequence[int]:
+        return [0]
 
     @property
     def mixes(self) -> Axes:
@@ -153,7 +158,9 @@ def _recomputed(node: nd.Node, touched: bool) -> bool:
 
 def corrected(derivation: Deriving, root: nd.Node, expectations: Expectations | None) -> nd.Node:
     """The surrogate of a graph, and what the estimator of its expectations makes of it."""
-    return root if expectations is None else Corrected(root, expectations, derivation)
+    if expectations is None or not expectations.estimator.correction:
+        return root
+    return Corrected(root, expectations, derivation)
 
 
 def expected_plates(order: Iterable[nd.Node]) -> Axes:

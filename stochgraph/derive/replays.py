@@ -81,7 +81,7 @@ class Replay(nd.Node):
         self.node = node
         self.term_axes = node.axes
         self.program, self.captured = _split(root, plate, name)
-        self.names = weighted_in(self.program)
+        self.programs, self.names = [self.program], weighted_in(self.program)
         refuse_moving_supports(self.program)
         declared = samples_in(derivation.order)
         drawn = [n.name for n in self.program if isinstance(n, nd.Sample)]
@@ -97,7 +97,7 @@ class Replay(nd.Node):
     def mixes(self) -> Axes:
         return (self.plate,)
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         count = run.sizes[self.plate]
         if count < 2:
             raise SamplingError(plate_of_one(self.sample.name, self.sample.axes, self.plate))
@@ -112,7 +112,9 @@ class Replay(nd.Node):
         with torch.no_grad():
             return in_chunks(one, torch.arange(count, device=run.device), self.program, run)
 
-    def _one(self, run: Any, left_out: LeftOut, recorded: Mapping[str, Tensor], known: Mapping[nd.Node, Any]) -> Any:
+    def _one(
+        self, run: nd.Pass, left_out: LeftOut, recorded: Mapping[str, Tensor], known: Mapping[nd.Node, Any]
+    ) -> Any:
         values = dict(known)
         execute(self.program, run.leaving_out(left_out, recorded), values)
         value = values[self.root]
@@ -122,7 +124,7 @@ class Replay(nd.Node):
         return map_tensors(lambda leaf: left_out.replaced(leaf, self.term_axes, 0.0), value)
 
 
-def in_chunks(one: Callable[[Tensor], Any], indices: Tensor, program: Iterable[nd.Node], run: Any) -> Any:
+def in_chunks(one: Callable[[Tensor], Any], indices: Tensor, program: Iterable[nd.Node], run: nd.Pass) -> Any:
     """A function that evaluates a program, mapped over indices: in chunks in which no node has too many numbers."""
     cells = max((prod(run.sizes.get(axis, 1) for axis in axes) for axes in all_axes(program)), default=1)
     chunk = max(1, _CELLS // cells)

@@ -17,6 +17,7 @@ class Scope(ABC):
     """An objective, and the samples that are boxed in it.
 
     Attributes:
+        order: the declared nodes that it depends on.
         estimators: one for every scored sample of the graph.
         pathwise: the names of the samples whose draw is differentiated.
         samples: the scored samples that the objective depends on, by name.
@@ -27,8 +28,8 @@ class Scope(ABC):
     samples: dict[str, nd.Sample]
     reach: Mapping[Kind, Reach]
 
-    def __init__(self, order: Iterable[nd.Node], estimators: Mapping[str, GradientEstimator]) -> None:
-        self.estimators = estimators
+    def __init__(self, order: list[nd.Node], estimators: Mapping[str, GradientEstimator]) -> None:
+        self.order, self.estimators = order, estimators
         self.pathwise = {name for name, estimator in estimators.items() if not estimator.scored}
         scored = estimators.keys() - self.pathwise
         self.samples = {name: node for name, node in samples_in(order).items() if name in scored}
@@ -97,7 +98,6 @@ class ObjectiveScope(Scope):
 
     def __init__(self, order: list[nd.Node], estimators: Mapping[str, GradientEstimator]) -> None:
         super().__init__(order, estimators)
-        self.order = order
         self.reach = {Kind.WEIGHT: Reach(order, self.samples, estimators)}
 
     @cached_property

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Binomial
+from torch.distributions import Binomial, Distribution, Independent
 
 from ..distributions.laws import DistributionLaw
 from ..errors.exceptions import CompileError, SamplingError
@@ -56,9 +56,9 @@ def substitute(
     """The node of a site with other values for the sample's draws."""
     exact = derivation.exact
     root = exact.derive(site.node, _boxes(derivation, exact, site))
-    refuse_children(site, exact.order)
+    children = checked_children(site, exact.drawing)
     plates = () if together else one_at_a_time(site)
-    return Substituted(site, values, root, exact.drawing, differentiable, plates)
+    return Substituted(site, values, root, exact.drawing, differentiable, plates, children)
 
 
 def _boxes(derivation: Deriving, exact: Deriving, site: Site) -> Pending:
@@ -79,25 +79,68 @@ def _replaces(derivation: Deriving, name: str, site: Site) -> bool:
     return earlier and replaces_terms(derivation.estimators[name])
 
 
-def refuse_children(site: Site, order: list[nd.Node]) -> None:
-    """Refuse draws that the replaced one feeds directly, and whose ratio does not stand for fresh ones."""
+def checked_children(site: Site, derivation: Deriving) -> list[nd.Node]:
+    """Refuse draws that the replaced one feeds directly, and whose ratio does not stand for fresh ones.
+
+    Returns:
+        Nodes that refuse in a pass what is not known of before: the laws that functions build.
+    """
+    found: list[nd.Node] = []
+    for child in _children(site, derivation.order):
+        law = child.law
+        if isinstance(law, DistributionLaw) and not law.is_class:
+            found.append(CheckedChild(site, child, [derivation.derive(parent) for parent in child.inputs]))
+        elif law.family is not None and not _reusable(law.family):
+            raise CompileError(_not_reusable(site.sample, child, law.name))
+    return found
+
+
+def _children(site: Site, order: list[nd.Node]) -> list[nd.Sample]:
     held = [node for node in order if isinstance(node, nd.Update)]
     fed = moves_with([node for node in order if node not in held], [site.sample])
-    for child in samples_in(order).values():
-        if any(parent in fed for parent in child.inputs) and child is not site.sample and not _reusable(child):
-            raise CompileError(
-                f"sample {site.name!r} (axes: {describe(site.sample.axes)}) feeds sample {child.name!r} "
-                f"({child.law.name}) directly: with another value of {site.name!r} what was drawn for {child.name!r} "
-                "is reused with its likelihood ratio, which needs finitely many outcomes, the same for every value; "
-                f"use SF for {site.name!r}, or PW for {child.name!r}"
-            )
+    samples = [node for node in samples_in(order).values() if node is not site.sample]
+    return [node for node in samples if any(parent in fed for parent in node.inputs)]
 
 
-def _reusable(child: nd.Sample) -> bool:
-    law = child.law
-    if not isinstance(law, DistributionLaw) or not law.is_class:
-        return True  # nothing is known before it is built; outcomes of probability 0 are refused when they are seen
-    return bool(law.factory.has_enumerate_support) and law.factory is not Binomial  # type: ignore[attr-defined]
+def _reusable(family: type[Distribution]) -> bool:
+    return bool(family.has_enumerate_support) and family is not Binomial
+
+
+def _not_reusable(sample: nd.Sample, child: nd.Sample, law: str) -> str:
+    return (
+        f"sample {sample.name!r} (axes: {describe(sample.axes)}) feeds sample {child.name!r} ({law}) directly: "
+        f"with another value of {sample.name!r} what was drawn for {child.name!r} is reused with its likelihood ratio, "
+        f"which needs finitely many outcomes, the same for every value; use SF for {sample.name!r}, or PW for "
+        f"{child.name!r}"
+    )
+
+
+class CheckedChild(nd.Node):
+    """Refuses draws of a law that a function builds, where they cannot be reused. Nothing reads its value."""
+
+    kind = "check"
+    linear = Linearity.NOWHERE
+
+    def __init__(self, site: Site, child: nd.Sample, parents: list[nd.Node]) -> None:
+        self.sample, self.child = site.sample, child
+        super().__init__(f"check({child.name})", child.index, parents)
+
+    def infer_axes(self) -> Axes:
+        return ()
+
+    @property
+    def mixes(self) -> Axes:
+        return union(*self.input_axes)
+
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
+        law = self.child.law
+        assert isinstance(law, DistributionLaw)
+        built = law.build(self.child, self.inputs, values, self.child.parent_axes, run, validate=False)
+        while isinstance(built, Independent):
+            built = built.base_dist
+        if not _reusable(type(built)):
+            raise SamplingError(_not_reusable(self.sample, self.child, f"{law.name}, a {type(built).__name__}"))
+        return torch.zeros(())
 
 
 class Substituted(nd.Node):
@@ -107,7 +150,14 @@ class Substituted(nd.Node):
     linear = Linearity.NOWHERE
 
     def __init__(
-        self, site: Site, values: nd.Node, root: nd.Node, derivation: Deriving, differentiable: bool, plates: Axes
+        self,
+        site: Site,
+        values: nd.Node,
+        root: nd.Node,
+        derivation: Deriving,
+        differentiable: bool,
+        plates: Axes,
+        children: list[nd.Node],
     ) -> None:
         self.sample, self.root, self.differentiable = site.sample, root, differentiable
         self.alternatives, self.plates = alternatives(site.sample), plates
@@ -115,14 +165,15 @@ class Substituted(nd.Node):
         self.put_for = [n for n in schedule([root]) if isinstance(n, nd.Sample) and n.name == site.name]
         self.program, self.captured = split(root, _recomputed, self.put_for)
         refuse_moving_supports(self.program)
-        self.names = weighted_in(self.program)
+        self.programs, self.names = [self.program], weighted_in(self.program)
         declared = samples_in(derivation.order)
         pathwise = [derivation.derive(declared[n.name]) for n in self.program if isinstance(n, nd.Sample)]
         scores = [derivation.score(declared[name]) for name in self.names]
+        captured = [as_drawn(node, declared, derivation) for node in self.captured]
         super().__init__(
             f"{site.node.name} with another {site.name}",
             site.node.index,
-            [values, site.drawn, *scores, *(as_drawn(n, declared, derivation) for n in self.captured), *pathwise],
+            [values, site.drawn, *scores, *captured, *pathwise, *children],
         )
 
     def infer_axes(self) -> Axes:
@@ -132,14 +183,14 @@ class Substituted(nd.Node):
     def mixes(self) -> Axes:
         return union(self.plates, *(node.mixes for node in self.program))
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         self._refuse_impossible(run)
         if not self.differentiable:
             with torch.no_grad():
                 return self._all(run, values)
         return self._all(run, values)
 
-    def _all(self, run: Any, values: list[Any]) -> Any:
+    def _all(self, run: nd.Pass, values: list[Any]) -> Any:
         candidates, drawn, *rest = values
         scores, captured = rest[: len(self.names)], rest[len(self.names) :]
         recorded = {name: score.detach() for name, score in zip(self.names, scores, strict=True)} | dict(run.log_probs)
@@ -155,7 +206,7 @@ class Substituted(nd.Node):
         found = in_chunks(one, indices, self.program, run)
         return map_tensors(lambda leaf: leaf.reshape(count, *sizes, *leaf.shape[1:]), found)
 
-    def _put(self, candidates: Any, drawn: Any, choice: Tensor, place: Tensor, sizes: list[int]) -> Any:
+    def _put(self, candidates: object, drawn: object, choice: Tensor, place: Tensor, sizes: list[int]) -> Any:
         """The draws, those at one place along the plates (all, where there is none) replaced by one of the values."""
         mine = torch.arange(prod(sizes), device=place.device) == place
         shape = dict(zip(self.plates, sizes, strict=True))
@@ -167,12 +218,12 @@ class Substituted(nd.Node):
 
         return map_tensors(put, drawn)
 
-    def _one(self, run: Any, put: Any, recorded: Mapping[str, Tensor], known: Mapping[nd.Node, Any]) -> Any:
-        values = {**known, **dict.fromkeys(self.put_for, put)}
+    def _one(self, run: nd.Pass, put: object, recorded: Mapping[str, Tensor], known: Mapping[nd.Node, Any]) -> Any:
+        values: dict[nd.Node, Any] = {**known, **dict.fromkeys(self.put_for, put)}
         execute(self.program, run.replaying(recorded), values)
         return values[self.root]
 
-    def _refuse_impossible(self, run: Any) -> None:
+    def _refuse_impossible(self, run: nd.Pass) -> None:
         """Refuse to reuse draws of which some outcome has probability 0: it may be possible under another value."""
         names = set(self.names)
         for node in run.edges:

@@ -1,4 +1,4 @@
-"""What distributions see of the nodes and of the pass that they draw and score in."""
+"""The nodes and the pass that distributions draw and score in, as far as they see them."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -10,7 +10,7 @@ from ..tensors.axes import Axes, Axis
 
 
 class Named(Protocol):
-    """What a message names: a thing with a name."""
+    """A thing that messages call by its name."""
 
     @property
     def name(self) -> str:

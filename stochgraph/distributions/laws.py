@@ -8,7 +8,7 @@ rebuilt around the mapped parameters. Either way the draw itself is one batched 
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -50,11 +50,13 @@ class Law(Protocol):
     """The interface of distributions: all that a sample node needs.
 
     Attributes:
+        source: the class, function or sampler that the user gave, if there is one.
         family: the class of distributions that it is, if it is one: then all is known of it before anything is built.
         time: whether a draw has a time axis of its own.
         fixed_support: whether its support is known to stay before anything is built.
     """
 
+    source: object = None
     family: type[Distribution] | None = None
     time: bool = False
     fixed_support: bool = True
@@ -108,7 +110,7 @@ class DistributionLaw(Law):
     """The law of `dist(*parents)`, `dist` being any function that returns a torch distribution of one draw."""
 
     def __init__(self, factory: Callable[..., Distribution]) -> None:
-        self.factory = factory
+        self.factory = self.source = factory
         self.is_class = isinstance(factory, type) and issubclass(factory, Distribution)
         self.family = factory if self.is_class else None  # type: ignore[assignment]
         # A support that depends on parameters is a property, which the class itself holds unevaluated.
@@ -139,6 +141,15 @@ class DistributionLaw(Law):
         constants = [leaf for d, leaf in leaves if isinstance(leaf, Tensor) and leaf.dim() > d]
         # The batch dimensions of a constant would be taken for plates: such a distribution is mapped instead.
         return None if constants else [dims[i] for i in arguments.places]
+
+    def bound(self, parents: Sequence[object], parameters: Mapping[str, object]) -> inspect.BoundArguments:
+        """Parents as they fit the class or function.
+
+        Raises:
+            TypeError: they do not.
+            ValueError: it does not say what it takes.
+        """
+        return inspect.signature(self.factory).bind(*parents, **parameters)
 
     def parameters(self, arguments: Call) -> list[str]:
         """The names of the distribution's parameters, in the order of the arguments."""
@@ -311,7 +322,7 @@ class SamplerLaw(Law):
     """The law of a `stochgraph.Sampler`."""
 
     def __init__(self, sampler: Sampler) -> None:
-        self.sampler = sampler
+        self.sampler = self.source = sampler
         self.time = sampler.time
 
     def event_dims(self, arguments: Call) -> None:
@@ -320,6 +331,10 @@ class SamplerLaw(Law):
     @property
     def name(self) -> str:
         return type(self.sampler).__name__
+
+    def bound(self, parents: Sequence[object], parameters: Mapping[str, object]) -> inspect.BoundArguments:
+        """Parents as they fit the sampler's `log_prob`, behind a draw."""
+        return inspect.signature(self.sampler.log_prob).bind(None, *parents, **parameters)
 
     def draw(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> tuple[Any, None]:
         plates = node.plates

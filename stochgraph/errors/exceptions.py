@@ -37,4 +37,4 @@ class VerificationError(StochgraphError):
 
 
 class LoweringError(StochgraphError):
-    """What was asked for has no flat program; the message says what stands in the way."""
+    """There is no flat program of the graph; the message says what stands in the way."""

@@ -14,7 +14,7 @@ import numpy as np
 
 from ..ir.declaration import Declaration
 from .folding import folded
-from .grid import UPDATE_ROLES, captions, text, without_selects
+from .grid import UPDATE_ROLES, captions, numbered, text, without_selects
 from .layout import MARGIN, ROW, Box, Layout, Point
 from .legend import room
 
@@ -77,14 +77,25 @@ def draw(graph: Declaration, legend: bool = True, fold: bool = False) -> "Pictur
     axes.axis("off")
     for box in layout.boxes:
         _draw_box(axes, box, layout.captions[box.lane[-1]])
+    numbers = numbered(graph)
     for node in layout.graph:
-        _draw_node(axes, layout, node)
+        _draw_node(axes, layout, node, node_id(numbers[node]))
     for edge in edges:
-        _draw_edge(axes, edge)
+        _draw_edge(axes, edge, edge_id(numbers[edge.parent], numbers[edge.child]))
     _draw_labels(axes, edges)
     if legend:
         _draw_legend(axes, entries, place or (layout.width, layout.height - MARGIN - size[1]))
     return figure
+
+
+def node_id(node: int) -> str:
+    """What the shape of a node is called in an SVG file: by its place in the order of the graph."""
+    return f"node-{node}"
+
+
+def edge_id(parent: int, child: int) -> str:
+    """What an edge is called there."""
+    return f"edge-{parent}-{child}"
 
 
 def layout_of(graph: Declaration, fold: bool = False) -> Layout:
@@ -130,11 +141,11 @@ def _outline(kind: str, centre: Point, width: float, height: float, **style: Any
     return Rectangle((x - width / 2, y - height / 2), width, height, **style)
 
 
-def _draw_node(axes: "Axes", layout: Layout, node: str) -> None:
+def _draw_node(axes: "Axes", layout: Layout, node: str, identifier: str) -> None:
     data, look, centre = layout.graph.nodes[node], _look(layout.graph, node), layout.centre(node)
     width, style = layout.widths[node], {"edgecolor": look.edge, "linewidth": look.line, "zorder": 3}
     height = _height(layout.graph, node)
-    axes.add_artist(_outline(data["kind"], centre, width, height, facecolor=look.fill, **style))
+    axes.add_artist(_outline(data["kind"], centre, width, height, facecolor=look.fill, gid=identifier, **style))
     axes.text(*centre, text(layout.graph, node), zorder=4, size=SIZE, **CENTRED)
     if data["objective"]:
         axes.add_artist(_outline(data["kind"], centre, width + 2 * RIM, height + 2 * RIM, fill=False, **style))
@@ -156,6 +167,8 @@ def _draw_box(axes: "Axes", box: Box, caption: str) -> None:
 class Edge(NamedTuple):
     """The way of an edge: from the foot of its parent along curves to a port of its child."""
 
+    parent: str
+    child: str
     foot: Point
     curves: list[list[Point]]
     port: Point
@@ -171,7 +184,7 @@ def _edges(layout: Layout) -> Iterator[Edge]:
             port, data = _port(layout, child, place), layout.graph.edges[parent, child]
             *way, start, end = layout.way(parent, child, port[0])
             curves = [*([_curve(way[0], way[1], 0.0)] if way else []), _curve(start, end, place)]
-            yield Edge(_foot(layout, parent), curves, port, data["role"], data["label"])
+            yield Edge(parent, child, _foot(layout, parent), curves, port, data["role"], data["label"])
 
 
 def _places(came_from: dict[str, float], middle: float) -> list[tuple[float, str]]:
@@ -204,7 +217,7 @@ def _curve(start: Point, end: Point, place: float) -> list[Point]:
     return [start, (x, y + (v - y) * (0.65 - shift)), (u, v - (v - y) * (0.65 + shift)), end]
 
 
-def _draw_edge(axes: "Axes", edge: Edge) -> None:
+def _draw_edge(axes: "Axes", edge: Edge, identifier: str) -> None:
     """Curves between rows, straight lines along the trunk and at both ends."""
     from matplotlib.patches import FancyArrowPatch
     from matplotlib.path import Path
@@ -213,7 +226,7 @@ def _draw_edge(axes: "Axes", edge: Edge) -> None:
     codes = [Path.MOVETO, *[Path.LINETO, Path.CURVE4, Path.CURVE4, Path.CURVE4] * len(edge.curves), Path.LINETO]
     _, color, width = LINES[edge.role]
     arrow = FancyArrowPatch(path=Path(points, codes), arrowstyle="-|>", mutation_scale=10, zorder=2 + 0.1 * width)
-    arrow.set(color=color, linewidth=width, capstyle="butt")
+    arrow.set(color=color, linewidth=width, capstyle="butt", gid=identifier)
     axes.add_artist(arrow)
 
 

@@ -9,7 +9,9 @@ from ..derive.replays import Replay
 from ..ir import nodes as nd
 from ..ir.paths import averaging_plate
 from .formula import latex
-from .ledger import Row, largest, read_ledger
+from .ledger import Row, Source, largest, read_ledger
+from .magnitudes import Group, percent
+from .tables import paragraph, table
 
 _WORDS = {
     "once": "counted exactly once",
@@ -35,8 +37,12 @@ _SEEN_LATE = (
 _BOX = r"where $\square(L) = e^{L - \mathrm{stop}(L)}$: its value is 1, its derivative that of $L$"
 _CONSTANT = "its distribution depends on no differentiated input; nothing to count"
 _PLAIN = 'only linear operations follow its plate, where LOO is SF; SF(baseline="loo") has less variance'
+_EXACT = "share: the size of what the rows give, of the gradient's, exact; as vectors they sum to the estimate's mean"
+_SAMPLED = "share: the size of what the rows give, of the gradient's, from draws, with standard errors"
 _BENT = "the mean of its draws stands for an expectation where something nonlinear follows"
 _LESS_SO = ": biased, less so the larger {}"
+_ORDERS = ["0", "O(1/N^2)", "O(1/sqrt(N))", "O(1)"]
+_DITTO = '"'
 _LONGEST_ROUTE = 8
 _MANY = 10**6
 
@@ -56,6 +62,7 @@ class Explanation:
         latex: the estimator as a formula.
         target: the plates that are expected, `sg.expect`: the gradient is that of a function of their expectations.
             Empty: that of the expected objective, with as many draws as are made.
+        rows: with inputs, the groups of rows with what each gives to the gradient there; see `Group`.
     """
 
     ledger: tuple[Row, ...]
@@ -64,6 +71,7 @@ class Explanation:
     variance: str
     latex: str
     target: tuple[str, ...]
+    rows: tuple[Group, ...]
     _title: str
     _constant: tuple[str, ...]
     _plain: tuple[str, ...]
@@ -72,15 +80,30 @@ class Explanation:
     _objective: str
 
     def __str__(self) -> str:
-        rows = self._cells()
-        heads = ("sample", "path", "counted", "")
-        widths = [max(len(r[i]) for r in [heads, *rows]) for i in range(3)]
-        lines = [_line(heads, widths), _line(tuple("-" * w for w in widths), widths)]
-        lines += [_line(row, widths) for row in rows]
-        return "\n".join([self._title, *lines, *self._notes(), self._summary()])
+        below = [line for text in (*self._notes(), self._summary()) for line in paragraph(text)]
+        return "\n".join([*paragraph(self._title), *table(self._heads(), self._cells()), *below])
 
-    def _cells(self) -> list[tuple[str, str, str, str]]:
-        return [(row.sample or "(values)", self._route(row), row.counted, words(row)) for row in self.ledger]
+    def _heads(self) -> list[str]:
+        """The last column, which has words, needs none."""
+        return ["sample", "path", "counted", *(["share"] if self.rows else []), ""]
+
+    def _cells(self) -> list[list[str]]:
+        waiting = {_key(group): group for group in self.rows}
+        return [self._row(row, waiting) for row in self.ledger]
+
+    def _row(self, row: Row, waiting: dict[tuple[Source, bool], Group]) -> list[str]:
+        """One printed row; the figures of a group stand in its first."""
+        cells = [row.sample or "(values)", self._route(row), row.counted]
+        if not self.rows:
+            return [*cells, words(row)]
+        group = waiting.pop(_key(row), None)
+        if group is None:
+            return [*cells, _DITTO, words(row)]
+        # What is missing of a sample is one figure, that of its dropped rows where it has any.
+        elsewhere = row.counted != "dropped" and (row.source, True) in waiting
+        share = None if elsewhere else group.missing_share
+        missing = "" if share is None else f"; {percent(share)} missing"
+        return [*cells, group.in_words(), words(row) + missing]
 
     def _route(self, row: Row) -> str:
         """The path with its operations left out: input, samples, updates, what was named, and the objective."""
@@ -99,22 +122,29 @@ class Explanation:
 
     def _notes(self) -> list[str]:
         constant = [f"{name}: {_CONSTANT}" for name in self._constant]
-        return [*constant, *(f"{name}: {_PLAIN}" for name in self._plain), *self._pathwise]
+        shares = [_SAMPLED if self.rows[0].errors else _EXACT] if self.rows else []
+        return [*constant, *(f"{name}: {_PLAIN}" for name in self._plain), *self._pathwise, *shares]
 
     def _repr_markdown_(self) -> str:
-        rows = [f"| {name} | {path} | **{word}** | {text} |" for name, path, word, text in self._cells()]
+        heads = self._heads()
+        marked = [[*cells[:2], f"**{cells[2]}**", *cells[3:]] for cells in self._cells()]
+        lines = [heads, ["---"] * len(heads), *marked]
+        rows = ["| " + " | ".join(line) + " |" for line in lines]
         notes = [f"\n{note}" for note in self._notes()]
-        head = "| sample | path | counted | |\n|---|---|---|---|"
-        return "\n".join([self._title, "", head, *rows, *notes, "", self._summary(), "", f"$${self.latex}$$", "", _BOX])
+        return "\n".join([self._title, "", *rows, *notes, "", self._summary(), "", f"$${self.latex}$$", "", _BOX])
 
 
-def explain(compiled: Any) -> Explanation:
-    """The explanation of a `Compiled`."""
+def _key(row: Row | Group) -> tuple[Source, bool]:
+    """What tells the group of a row: of what is counted of a sample there is one."""
+    return row.source, row.counted == "dropped"
+
+
+def explain(compiled: Any, groups: tuple[Group, ...] = ()) -> Explanation:
+    """The explanation of a `Compiled`, with what the groups of its rows give."""
     order, names = compiled.graph.order, list(compiled.estimators)
     rows = tuple(read_ledger(compiled._root, order, names, compiled.wrt))
     unscored = _bent_expectations(compiled, {row.sample for row in rows})
-    found = [*map(bias_of, rows), *(bias for bias, _ in unscored)]
-    bias = max(found, key=["0", "O(1/N^2)", "O(1/sqrt(N))", "O(1)"].index, default="0")
+    bias = max([*map(bias_of, rows), *(order for order, _ in unscored)], key=_ORDERS.index, default="0")
     alone = any(isinstance(n, nd.Sample) and averaging_plate(n) is None for n in order)
     variance = largest([*(row.variance for row in rows), *(["O(1)"] if alone else [])])
     listed = {row.sample for row in rows}
@@ -133,6 +163,7 @@ def explain(compiled: Any) -> Explanation:
         variance,
         latex(compiled),
         target,
+        groups,
         title,
         constant,
         _uncompared(compiled),
@@ -149,7 +180,7 @@ def _bent_expectations(compiled: Any, listed: Collection[str]) -> list[tuple[str
     for node in order:
         plate = averaging_plate(node) if isinstance(node, nd.Sample) and node.name not in listed else None
         if plate in expected_plates(order) and is_bent(order, plate):
-            done = f", {estimator.correction}" if estimator and estimator.correction else _LESS_SO.format(plate.name)
+            done = f", {estimator.correction}" if estimator else _LESS_SO.format(plate.name)
             bias = (estimator.bias if estimator else "") or "O(1/sqrt(N))"
             found.append((bias, f"{node.name}: {_BENT}{done}"))
     return found
@@ -203,8 +234,3 @@ def bias_of(row: Row) -> str:
         return "0"
     vanishes = (row.counted == "linearized" and row.plates) or row.weight.startswith("1 + 1/")
     return "O(1/sqrt(N))" if vanishes else "O(1)"
-
-
-def _line(cells: tuple[str, ...], widths: list[int]) -> str:
-    padded = [cell.ljust(width) for cell, width in zip(cells, widths, strict=False)]
-    return "  ".join([*padded, *cells[len(widths) :]]).rstrip()

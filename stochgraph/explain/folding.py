@@ -13,7 +13,7 @@ import torch
 
 from ..ir import nodes as nd
 from ..ir.declaration import Declaration
-from .grid import SUPERSCRIPTS, without_selects
+from .grid import SUPERSCRIPTS, raised, without_selects
 
 LONGEST = 60  # letters of a formula
 _LINE = 32  # letters of one that is not broken
@@ -110,7 +110,7 @@ class _Formulas:
         """Written out as far as there is room."""
         parents = [parent for parent in node.inputs if parent.carries]
         while True:
-            parts = [self.own[p.name] if p.name in self.gone else Formula(p.name) for p in parents]
+            parts = [self.own[p.name] if p.name in self.gone else _said(p) for p in parents]
             formula = _WRITERS[node.kind](node, parts)
             long = [p for p in parents if p.name in self.gone and p.kind != "select"]
             longest = max(long, key=lambda p: len(self.own[p.name].text), default=None)
@@ -118,6 +118,10 @@ class _Formulas:
                 self.called.update(p.name for p in parents if p.name in self.own and p.name not in self.gone)
                 return formula
             self.gone.remove(longest.name)
+
+
+def _said(node: nd.Node) -> Formula:
+    return Formula(raised(node.name) if node.kind == "update" else node.name)
 
 
 def _in_lines(text: str) -> str:
@@ -149,8 +153,8 @@ def _applied(node: nd.Apply, parts: Sequence[Formula]) -> Formula:
 
 def _power(base: Formula, exponent: Formula) -> Formula:
     digits = exponent.text.removeprefix("-").isdigit()
-    raised = exponent.text.translate(SUPERSCRIPTS) if digits else f"^{exponent.within(_CALL)}"
-    return Formula(base.within(_CALL) + raised, _POWER)
+    above = exponent.text.translate(SUPERSCRIPTS) if digits else f"^{exponent.within(_CALL)}"
+    return Formula(base.within(_CALL) + above, _POWER)
 
 
 def _call(word: str, written: Sequence[Formula], kwargs: dict[str, object]) -> Formula:

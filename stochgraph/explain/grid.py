@@ -44,6 +44,11 @@ def _add_edge(graph: nx.DiGraph, parent: str, child: str, role: str, text: str) 
     graph.add_edge(parent, child, role=role, label=", ".join(dict.fromkeys(filter(None, texts))))
 
 
+def numbered(graph: Declaration) -> dict[str, int]:
+    """The places of the nodes in the order of the graph, by name."""
+    return {node.name: i for i, node in enumerate(graph.order)}
+
+
 def captions(graph: nx.DiGraph) -> dict[str, str]:
     """The caption of each axis: plates of draws have declared sizes, those of data have rows, other axes are times."""
     sizes = graph.graph["plates"]
@@ -55,14 +60,13 @@ def captions(graph: nx.DiGraph) -> dict[str, str]:
 def text(graph: nx.DiGraph, node: str) -> str:
     """The text in a node: its name, and what it is; or the formula that it was folded into."""
     data = graph.nodes[node]
-    if "formula" in data:
-        return with_counted_primes(data["formula"])
-    return with_counted_primes(_words(graph, node))
+    words: str = data["formula"] if "formula" in data else _words(graph, node)
+    return words
 
 
-def with_counted_primes(text: str) -> str:
-    """Many primes as their number in brackets, raised."""
-    return re.sub("'{4,}", lambda primes: f"⁽{str(len(primes[0])).translate(SUPERSCRIPTS)}⁾", text)
+def raised(name: str) -> str:
+    """The name of an update with its number raised: of theta[4], the fourth in a chain."""
+    return re.sub(r"\[(\d+)\]$", lambda number: f"⁽{number[1].translate(SUPERSCRIPTS)}⁾", name)
 
 
 def _words(graph: nx.DiGraph, node: str) -> str:
@@ -70,7 +74,7 @@ def _words(graph: nx.DiGraph, node: str) -> str:
     if data["kind"] == "sample":
         return f"{node}\n~ {data['distribution']}"
     if data["kind"] == "update":
-        return f"{node}\n{data['label'].split('(')[0]}"
+        return f"{raised(node)}\n{data['label'].split('(')[0]}"
     if data["kind"] in ("reduction", "reduce"):
         (parent,) = graph.predecessors(node)
         gone = [axis for axis in graph.nodes[parent]["axes"] if axis not in data["axes"]]

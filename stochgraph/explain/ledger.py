@@ -15,18 +15,27 @@ from ..derive.populations import Corrected
 from ..ir import nodes as nd
 from ..ir.paths import averaging_plate, descends_from
 from ..ir.programs import up_to
-from ..surrogate.expansions import Expansion
-from ..surrogate.steps import CompiledUpdate, Placeholder
-from ..surrogate.terms import Box, Controlled, ScoreTerm, Total, Weight
+from ..surrogate.steps import CompiledUpdate
 from ..tensors.axes import Axis
 
 Counted = Literal["once", "linearized", "dropped", "scaled", "twice"]
+Kind = Literal["distribution", "pathwise", "value"]
 
-_TRANSPARENT = (Box, Controlled, ScoreTerm, Total, Placeholder, Corrected)
 _MOST_ROUTES = 4
 _MANY = frozenset({"many"})
 _T = TypeVar("_T")
 _ACROSS = "across time steps"
+
+
+class Source(NamedTuple):
+    """What a path of a gradient passes first: a sample's distribution, a pathwise draw, an update's direction, or none.
+
+    Paths through values alone have neither sample nor update.
+    """
+
+    kind: Kind
+    sample: str = ""
+    update: str = ""
 
 
 @dataclass(frozen=True)
@@ -57,7 +66,7 @@ class Row:
     update: str
     path: tuple[str, ...]
     counted: Counted
-    kind: Literal["distribution", "pathwise", "value"]
+    kind: Kind
     weight: str
     plates: tuple[str, ...]
     paths: int
@@ -65,6 +74,11 @@ class Row:
     part: str = ""
     correction: str = ""
     bias: str = ""
+
+    @property
+    def source(self) -> Source:
+        """What its paths pass first."""
+        return Source(self.kind, self.sample, self.update)
 
 
 class _Count(NamedTuple):
@@ -80,7 +94,7 @@ class _Count(NamedTuple):
 
 
 class _State(NamedTuple):
-    """What matters of the route from the objective down to a node, as far as samples below the node go."""
+    """The part of the route from the objective down to a node that matters for samples below the node."""
 
     boxes: tuple[_Count, ...] = ()
     nonlinear: frozenset[str] = frozenset()  # samples in which an operation above is not linear
@@ -90,6 +104,7 @@ class _State(NamedTuple):
     cut: bool = False  # a derivative cannot pass from above
     stopped: bool = False  # by declaration, not by the estimator
     share: Counted = "once"  # how the distributions crossed so far count what lies above them
+    drawn: bool = False  # it passes a draw
     chain: str = ""  # in an update's objective: the parameters that its chain of updates starts from
 
 
@@ -136,7 +151,7 @@ def counted(boxes: Iterable[_Count]) -> Counted:
 
 
 def weight_of(boxes: Iterable[_Count]) -> str:
-    """How often a path is counted, as a number."""
+    """The number of times that a path is counted."""
     found = sorted(box.weight for box in boxes if box.how != "dropped")
     if found and set(found) == {"1"}:
         return str(len(found))
@@ -156,8 +171,8 @@ class _Walk:
         self.scored = frozenset(scored)
         self.order = list(top_down(root))
         bottom_up = self.order[::-1]
-        self.below = _below(bottom_up, lambda node: {node.name} & self.scored if isinstance(node, nd.Sample) else ())
-        self.plates = _below(bottom_up, lambda node: node.axes if isinstance(node, nd.Sample) else ())
+        self.below = _below(bottom_up, lambda node: {node.name} & self.scored if node.is_draw else ())
+        self.plates = _below(bottom_up, lambda node: node.axes if node.is_draw else ())
         self.routes: dict[nd.Node, dict[_State, _Passed]] = {node: {} for node in self.order}
         self.routes[root][_State()] = {frozenset(): _Routes(1, None)}
         for node in self.order:
@@ -168,7 +183,7 @@ class _Walk:
                     self._add(child, self._narrowed(node, child, below), _with(above, landmark))
 
     def _through_node(self, node: nd.Node, routes: _Routes) -> _Routes:
-        if isinstance(node, _TRANSPARENT):
+        if node.transparent:
             return routes
         return routes._replace(way=_Way(node.name, routes.way, _length(routes.way) + 1))
 
@@ -178,7 +193,7 @@ class _Walk:
             known[via] = known[via].joined(routes) if via in known else routes
 
     def _narrowed(self, node: nd.Node, child: nd.Node, state: _State) -> _State:
-        """What of the state still matters: what is not below any more is forgotten."""
+        """The state as far as it still matters: what is not below any more is forgotten."""
         below, plates = self.below[child], self.plates[child]
         if below is self.below[node] and plates is self.plates[node]:
             return state
@@ -191,29 +206,22 @@ class _Walk:
         )
 
     def _links(self, node: nd.Node, state: _State) -> Iterator[tuple[nd.Node, _State, str]]:
-        """What is below a node: the state there, and the thing that was passed, by which routes are told apart."""
-        if isinstance(node, Box):
-            yield node.inputs[0], self._boxed(node, state), ""
-        elif isinstance(node, (ScoreTerm, Corrected)):
-            yield node.inputs[0], state, ""
-        elif isinstance(node, Controlled):
-            names = {control.sample.name for control in node.controls if control.left_out}
-            yield node.inputs[0], state._replace(left_out=state.left_out | names), ""
-        elif isinstance(node, CompiledUpdate):
+        """The nodes below one: the state there, and the thing that was passed, by which routes are told apart."""
+        if isinstance(node, CompiledUpdate):
             yield from self._into_update(node, state)
         elif isinstance(node, nd.Sample):
             passed = f"draws in the updates of {state.chain}" if state.chain else node.name
             crossed = None if node.pathwise else self._crossed(node, state)
             for i, parent in enumerate(node.inputs):
-                yield parent, (crossed or self._through(node, i, state))._replace(chain=""), passed
+                yield parent, (crossed or self._through(node, i, state))._replace(chain="", drawn=True), passed
         else:
-            for i, parent in enumerate(node.inputs):
-                if parent.carries:
-                    yield parent, self._through(node, i, state), ""
+            state = self._counted(node, state)
+            for i in node.carried_places:
+                yield node.inputs[i], self._through(node, i, state), ""
 
     def _through(self, node: nd.Node, position: int, state: _State) -> _State:
         """Through a declared operation, to one of its inputs."""
-        if isinstance(node, nd.Stop):
+        if node.stops:
             return state._replace(cut=True, stopped=True)
         if node.over:
             # A box that scores each draw's own term does not cover what other draws do to the term through a mean.
@@ -225,11 +233,12 @@ class _Walk:
             return state
         return state._replace(nonlinear=state.nonlinear | bent, outside=self.plates[node].intersection(node.axes))
 
-    def _boxed(self, node: Box, state: _State) -> _State:
-        if state.cut:
+    def _counted(self, node: nd.Node, state: _State) -> _State:
+        """With the boxes that a node adds, and what it compares."""
+        if not (node.counts or node.compares_below):
             return state
-        found = [_count(weight, node, state) for weight in node.weights]
-        return state._replace(boxes=(*state.boxes, *found))
+        found = () if state.cut else tuple(_count(ratio, node, state) for ratio in node.counts)
+        return state._replace(boxes=state.boxes + found, left_out=state.left_out | node.compares_below)
 
     def _into_update(self, node: CompiledUpdate, state: _State) -> Iterator[tuple[nd.Node, _State, str]]:
         chain = node.update.origin.name
@@ -255,17 +264,15 @@ class _Walk:
         """The samples in which the node is not linear, seen from one of its inputs."""
         if not node.linear_in([position]):
             return self.below[node]
-        factors = [parent for i, parent in enumerate(node.inputs) if not node.linear_in({position, i})]
-        return frozenset().union(*(self.below[parent] for parent in factors))
+        factors = [node.inputs[i] for i in node.carried_places if not node.linear_in({position, i})]
+        return frozenset().union(*(self.below[factor] for factor in factors))
 
 
 def _few(passed: _Passed) -> _Passed:
     """Routes told apart by what they pass as long as they are few: a dense graph has exponentially many."""
-    longer = {via: routes for via, routes in passed.items() if via}
-    if len(longer) <= _MOST_ROUTES and _MANY not in longer:
+    if len(passed) <= _MOST_ROUTES and _MANY not in passed:
         return passed
-    direct = {via: routes for via, routes in passed.items() if not via}
-    return {**direct, _MANY: reduce(_Routes.joined, longer.values())}
+    return {_MANY: reduce(_Routes.joined, passed.values())}
 
 
 def _with(passed: _Passed, landmark: str) -> _Passed:
@@ -279,27 +286,18 @@ def _with(passed: _Passed, landmark: str) -> _Passed:
     return found
 
 
-def _count(weight: Weight, box: Box, state: _State) -> _Count:
-    """What one box adds to the paths below it."""
+def _count(weight: nd.Ratio, box: nd.Node, state: _State) -> _Count:
+    """The count that one box adds to the paths below it."""
     sample = weight.sample
     summed = [axis for axis in weight.summed if not axis.time]
     scaled = bool(weight.average and summed)
     how: Counted = "linearized" if sample.name in state.nonlinear else "scaled" if scaled else "once"
     number = "1/" + " ".join(f"N({axis.name})" for axis in summed) if scaled else "1"
     averaged = [a.name for a in sample.plates if a in box.inputs[0].axes and a not in state.outside and not a.time]
-    compared = box.compares or sample.name in state.left_out
+    compared = sample.name in box.compares or sample.name in state.left_out
     grows = averaging_plate(sample) in summed and not weight.average and not compared
-    across = weight.curvature.across_time if isinstance(weight, Expansion) and weight.directs else "1"
     aligned = frozenset(weight.aligned)
-    return _Count(sample.name, _times(state.share, how), number, tuple(averaged), aligned, grows, across)
-
-
-def _children(node: nd.Node) -> tuple[nd.Node, ...]:
-    if isinstance(node, (Box, Controlled, ScoreTerm, Corrected)):
-        return node.inputs[:1]
-    if isinstance(node, CompiledUpdate):
-        return (*node.inputs[: 1 + node.rate_count], node.surrogate)
-    return tuple(parent for parent in node.inputs if parent.carries)
+    return _Count(sample.name, _times(state.share, how), number, tuple(averaged), aligned, grows, weight.across_time)
 
 
 def top_down(root: nd.Node) -> Iterator[nd.Node]:
@@ -314,15 +312,15 @@ def top_down(root: nd.Node) -> Iterator[nd.Node]:
         elif node not in done:
             done.add(node)
             stack.append((node, True))
-            stack.extend((child, False) for child in _children(node) if child not in done)
+            stack.extend((child, False) for child in node.carried if child not in done)
     return reversed(finished)
 
 
 def _below(bottom_up: Iterable[nd.Node], own: Callable[[nd.Node], Iterable[_T]]) -> dict[nd.Node, frozenset[_T]]:
-    """What all nodes below have, together. Where nothing is added the set is the same object."""
+    """The things that all nodes below have, together. Where nothing is added the set is the same object."""
     below: dict[nd.Node, frozenset[_T]] = {}
     for node in bottom_up:
-        sets = [below[child] for child in _children(node)]
+        sets = [below[child] for child in node.carried]
         largest = max(sets, key=len, default=frozenset[_T]())
         together = largest.union(own(node), *sets)
         below[node] = largest if len(together) == len(largest) else together
@@ -339,7 +337,7 @@ def read_ledger(root: nd.Node, order: list[nd.Node], scored: Iterable[str], inpu
         inputs: the names of the differentiated inputs.
     """
     walk = _Walk(root, scored)
-    pathwise = {node.name for node in walk.order if isinstance(node, nd.Sample) and node.pathwise}
+    pathwise = {node.name for node in walk.order if node.pathwise}
     rows = [row for name in inputs for row in _rows_of(walk, _prefixes(order, name, pathwise))]
     if isinstance(root, Corrected):
         rows = [_corrected(row, root) for row in rows]
@@ -365,7 +363,7 @@ def _rows_of(walk: _Walk, prefixes: dict[str, tuple[str, ...]]) -> Iterator[Row]
         for state, passed in walk.routes[node].items():
             for via, routes in passed.items():
                 path = (*prefixes[node.name], node.name, *(routes.way.names if routes.way else ()))
-                for row in _rows(node, state, via, routes.paths, path, walk.scored):
+                for row in _rows(node, state, routes.paths, path, walk.scored):
                     rows = alike.setdefault((row.sample, row.update, row.counted, row.kind, row.weight, row.part), {})
                     rows[via] = _merge(rows[via], row) if via in rows else row
     for rows in alike.values():
@@ -383,10 +381,8 @@ def largest(orders: Iterable[str]) -> str:
     return max(orders, key=["O(1/N)", "O(1)", "O(N)"].index, default="O(1/N)")
 
 
-def _rows(
-    node: nd.Node, state: _State, via: frozenset[str], count: int, path: tuple[str, ...], scored: frozenset[str]
-) -> Iterator[Row]:
-    row = _row(node, state, via, count, path, scored)
+def _rows(node: nd.Node, state: _State, count: int, path: tuple[str, ...], scored: frozenset[str]) -> Iterator[Row]:
+    row = _row(node, state, count, path, scored)
     if row is None:
         return
     yield row
@@ -396,11 +392,9 @@ def _rows(
         yield replace(row, counted="dropped" if weight == "0" else "scaled", weight=weight, part=_ACROSS)
 
 
-def _row(
-    node: nd.Node, state: _State, via: frozenset[str], count: int, path: tuple[str, ...], scored: frozenset[str]
-) -> Row | None:
+def _row(node: nd.Node, state: _State, count: int, path: tuple[str, ...], scored: frozenset[str]) -> Row | None:
     if isinstance(node, (nd.Input, CompiledUpdate)):
-        return None if isinstance(node, nd.Input) and via else _value_row(node, state, count, path)
+        return _value_row(node, state, count, path)
     if not isinstance(node, nd.Sample) or node.name not in scored:
         return None
     small = "O(1/N)" if averaging_plate(node) is not None else "O(1)"
@@ -419,8 +413,8 @@ def _row(
 
 
 def _value_row(node: nd.Node, state: _State, count: int, path: tuple[str, ...]) -> Row | None:
-    """Through an update's direction, or from an input straight to the objective. A declared stop is no path."""
-    if state.stopped or (isinstance(node, nd.Input) and state.cut):
+    """Through an update's direction, or from an input by no direction and no draw. A declared stop is no path."""
+    if state.stopped or (isinstance(node, nd.Input) and (state.cut or state.drawn or state.chain)):
         return None
     update = node.name if isinstance(node, CompiledUpdate) else ""
     cut = state.cut or (isinstance(node, CompiledUpdate) and node.detach)
@@ -429,9 +423,9 @@ def _value_row(node: nd.Node, state: _State, count: int, path: tuple[str, ...]) 
 
 
 def _makes_direction(update: nd.Update) -> list[nd.Node]:
-    """What an update's direction is computed from: parameters, objective, and the parents of the draws it scores."""
+    """The nodes that make an update's direction: parameters, objective, and the parents of the draws it scores."""
     behind = descends_from(up_to(update.objective, update.variable), update.variable)
-    scored = sorted((node for node in behind if isinstance(node, nd.Sample)), key=lambda node: node.index)
+    scored = sorted((node for node in behind if node.is_draw), key=lambda node: node.index)
     return [update.params, update.objective, *(parent for node in scored for parent in node.inputs)]
 
 
@@ -450,7 +444,7 @@ def _prefixes(order: list[nd.Node], source: str, pathwise: set[str]) -> dict[str
         if arriving and isinstance(node, (nd.Sample, nd.Update)):
             found[node.name] = min(arriving, key=len)
         known = [ways[parent] for parent in node.inputs if parent in ways] + arriving
-        held = isinstance(node, nd.Sample) and node.name not in pathwise
-        if known and not held and not isinstance(node, nd.Stop):
+        held = node.is_draw and node.name not in pathwise
+        if known and not held and not node.stops:
             ways[node] = (*min(known, key=len), node.name)
     return found

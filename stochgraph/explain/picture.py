@@ -4,6 +4,7 @@ import io
 from typing import Any
 
 try:
+    from matplotlib import rc_context
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 except ImportError as error:
@@ -23,4 +24,11 @@ class Picture(Figure):
         """The figure as a PNG file."""
         buffer = io.BytesIO()
         self.savefig(buffer, format="png", dpi=min(110, _MOST_DOTS / max(self.get_size_inches())))
+        return buffer.getvalue()
+
+    def svg(self) -> str:
+        """The figure as the text of an SVG file, the same every time, with its texts as shapes."""
+        buffer = io.StringIO()
+        with rc_context({"svg.hashsalt": "stochgraph", "svg.fonttype": "path"}):
+            self.savefig(buffer, format="svg", metadata={"Date": None})
         return buffer.getvalue()

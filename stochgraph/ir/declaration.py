@@ -1,5 +1,6 @@
 """The declared graph as data: its nodes in order, its inputs and its objective; and the words for them."""
 
+from functools import singledispatch
 from typing import Any
 
 import networkx as nx
@@ -56,67 +57,77 @@ class Declaration:
         result = nx.DiGraph(name=self.name, plates={name: axis.n for name, axis in plates_in(self.order).items()})
         shown = [node for node in self.order if node.carries]
         for node in shown:
-            result.add_node(node.name, **_attributes(node, self.objective))
+            result.add_node(node.name, **_attributes(node), objective=node is self.objective)
         for node in shown:
             for i, parent in enumerate(node.inputs):
                 if parent.carries:
-                    result.add_edge(parent.name, node.name, role=_role(node, i))
+                    result.add_edge(parent.name, node.name, role=node.role(i))
         return result
 
     def __repr__(self) -> str:
-        lines = [f"Graph {self.name}({', '.join(self.inputs)})"]
-        for node in self.order:
-            if isinstance(node, nd.Sample):
-                axes = ", ".join(axis.name for axis in node.axes)
-                size = f", n = {node.n}" if node.n is not None else ""
-                lines.append(f"  {node.name} ~ {sample_label(node)}" + (f"   axes: ({axes}){size}" if axes else ""))
-            elif isinstance(node, nd.Data):
-                lines.append(f"  {node.name}: data   axes: ({node.plate.name})")
-            elif isinstance(node, nd.Update):
-                lines.append(f"  {node.name} = {label(node)}")
-        return "\n".join(lines)
+        lines = [_line(node) for node in self.order]
+        return "\n".join([f"Graph {self.name}({', '.join(self.inputs)})", *(f"  {line}" for line in lines if line)])
+
+
+@singledispatch
+def _line(node: nd.Node) -> str:
+    """The line of a node where a graph is printed; most have none."""
+    return ""
+
+
+@_line.register
+def _line_of_sample(node: nd.Sample) -> str:
+    axes = ", ".join(axis.name for axis in node.axes)
+    size = f", n = {node.n}" if node.n is not None else ""
+    return f"{node.name} ~ {sample_label(node)}" + (f"   axes: ({axes}){size}" if axes else "")
+
+
+@_line.register
+def _line_of_data(node: nd.Data) -> str:
+    return f"{node.name}: data   axes: ({node.plate.name})"
+
+
+@_line.register
+def _line_of_update(node: nd.Update) -> str:
+    return f"{node.name} = {label(node)}"
 
 
 def sample_label(node: nd.Sample) -> str:
     """`Normal(theta, 1.0)`."""
-    return f"{node.law.name}({', '.join(map(_argument, node.arguments.leaves))})"
+    parents = node.arguments.mapped([parent.name for parent in node.arguments.nodes], _constant)
+    return f"{node.law.name}({', '.join(parents)})"
 
 
-def _argument(leaf: Any) -> str:
-    """A parent by its name, a constant as it is, a data set by its shape."""
-    if isinstance(leaf, nd.Node):
-        return leaf.name
+def _constant(leaf: object) -> str:
+    """A constant as it is, a data set by its shape."""
     large = isinstance(leaf, Tensor) and (leaf.dim() > 1 or leaf.numel() > 5)
-    return f"tensor of shape {tuple(leaf.shape)}" if large else repr(leaf)
+    return f"tensor of shape {tuple(leaf.shape)}" if large else repr(leaf)  # type: ignore[attr-defined]
 
 
+@singledispatch
 def label(node: nd.Node) -> str:
-    """What a node computes, in a few characters."""
-    if isinstance(node, nd.Sample):
-        return f"{node.name} ~ {node.law.name}"
-    if isinstance(node, nd.Update):
-        return f"{node.word}({node.variable.name}, {node.objective.name})"
+    """A node in a few characters: its name, or what it is made of."""
     return node.name
 
 
-def _attributes(node: nd.Node, objective: nd.Node) -> dict[str, Any]:
-    shared: dict[str, Any] = {
-        "kind": node.kind,
-        "axes": tuple(axis.name for axis in node.axes),
-        "label": label(node),
-        "objective": node is objective,
-    }
-    if isinstance(node, nd.Sample):
-        shared["distribution"] = node.law.name
-        shared["plate"] = node.plate.name if node.plate else None
-        shared["time"] = node.time.name if node.time else None
-        shared["n"] = node.n
-    return shared
+@label.register
+def _label_of_sample(node: nd.Sample) -> str:
+    return f"{node.name} ~ {node.law.name}"
 
 
-def _role(node: nd.Node, i: int) -> str:
-    if isinstance(node, nd.Sample):
-        return "parent"
-    if isinstance(node, nd.Update):
-        return node.roles[i] if i < 2 else "rate"
-    return "value"
+@label.register
+def _label_of_update(node: nd.Update) -> str:
+    return f"{node.word}({node.variable.name}, {node.objective.name})"
+
+
+@singledispatch
+def _attributes(node: nd.Node) -> dict[str, Any]:
+    return {"kind": node.kind, "axes": tuple(axis.name for axis in node.axes), "label": label(node)}
+
+
+@_attributes.register
+def _attributes_of_sample(node: nd.Sample) -> dict[str, Any]:
+    plate = node.plate.name if node.plate else None
+    time = node.time.name if node.time else None
+    shared = _attributes.dispatch(nd.Node)(node)
+    return {**shared, "distribution": node.law.name, "plate": plate, "time": time, "n": node.n}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from math import prod
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -34,6 +34,8 @@ from .operations import Linearity, operation
 # Integers that wrap around, and booleans, on which torch's + is an `or`: both are counted in whole numbers.
 _SMALL = frozenset([torch.bool, torch.uint8, torch.int8, torch.int16])
 
+_T = TypeVar("_T")
+
 
 class Arguments:
     """The arguments of a call: a pytree of nodes and constants, with the nodes taken out in order."""
@@ -44,7 +46,8 @@ class Arguments:
         self.nodes: tuple[Node, ...] = tuple(self.leaves[i] for i in self.places)
         self.positional = len(args)
         self.keywords = tuple(kwargs)
-        self.constants = [leaf for leaf in self.leaves if isinstance(leaf, Tensor)]
+        self.given = [leaf for i, leaf in enumerate(self.leaves) if i not in self.places]
+        self.constants = [leaf for leaf in self.given if isinstance(leaf, Tensor)]
         self.constant_dims = max((constant.dim() for constant in self.constants), default=0)
         given = [*args, *kwargs.values()]
         self.flat = len(given) == len(self.leaves) and all(map(operator.is_, given, self.leaves))
@@ -62,6 +65,11 @@ class Arguments:
         args, kwargs = pytree.tree_unflatten(filled, self.spec)
         return args, kwargs
 
+    def mapped(self, values: Sequence[_T], constant: Callable[[Any], _T]) -> list[_T]:
+        """The leaves in order: a value for each node, and what a function makes of each constant."""
+        of_nodes = dict(zip(self.places, values, strict=True))
+        return [of_nodes[i] if i in of_nodes else constant(leaf) for i, leaf in enumerate(self.leaves)]
+
     def bind(self, fn: Callable[..., Any]) -> Callable[..., Any]:
         """`fn` with the constants in their places: a function of the nodes' values alone."""
         bare = self.simple and len(self.places) == len(self.leaves)
@@ -72,8 +80,40 @@ class Arguments:
         return fn(*args, **kwargs)
 
 
+class Ratio(Protocol):
+    """A log-ratio in a box, as those read it who count it: `stochgraph.surrogate.terms.Weight`."""
+
+    @property
+    def sample(self) -> "Sample":
+        """The sample whose draws it is of."""
+
+    @property
+    def aligned(self) -> Axes:
+        """The axes that it is kept along."""
+
+    @property
+    def summed(self) -> Axes:
+        """The sample's axes that are reduced."""
+
+    @property
+    def average(self) -> bool:
+        """True if plates are averaged, not summed."""
+
+    @property
+    def across_time(self) -> str:
+        """The number of times that products of scores at two time steps are counted."""
+
+
+class Line(NamedTuple):
+    """A line of a user's file, and the first one of the function that it is in."""
+
+    file: str
+    function: int
+    number: int
+
+
 class Watch(Protocol):
-    """What goes with a first pass into its updates, to see where derivatives lead."""
+    """An observer that goes with a first pass into its updates, to see where derivatives lead."""
 
     objectives: list[Tensor]  # those that the pass itself does not differentiate through
 
@@ -82,7 +122,7 @@ class Watch(Protocol):
 
 
 class Place(Protocol):
-    """What keeps account of the node that is computed."""
+    """An account of the node that is computed."""
 
     def enter(self, node: "Node") -> None:
         """From here on a node is computed."""
@@ -113,11 +153,11 @@ class Pass(Surroundings, Protocol):
 
     @property
     def watch(self) -> Watch | None:
-        """What looks at a first pass."""
+        """The observer of a first pass."""
 
     @property
     def place(self) -> Place | None:
-        """What keeps account of the node that is computed, where that is recorded."""
+        """The account of the node that is computed, where that is recorded."""
 
     @property
     def inputs(self) -> Mapping[str, Any]:
@@ -133,7 +173,7 @@ class Pass(Surroundings, Protocol):
 
     @property
     def device(self) -> torch.device | None:
-        """Where the inputs are."""
+        """The device of the inputs."""
 
     def rows(self, plate: Axis, value: object, dim: int) -> Any:
         """The rows of this pass, of data whose rows are along a dimension."""
@@ -164,11 +204,27 @@ class Node:
     moves_boxes = False  # whether a box may become boxes of the inputs in which the value is linear
     adds = False  # whether it has summands, constants among them, which a draw may miss
     flat = False  # whether its derivative is zero wherever it has one
+    vanishes = False  # whether it is zero, whatever its inputs are
+    transparent = False  # whether it is no station on the paths through it, being added by the compiler
     over: Axes = ()  # the axes that are reduced
     totals: Axes = ()  # those of them that are summed, not averaged
+    averages: Axes = ()  # those of them that a linear mean is taken over
+    is_draw = False  # whether it is drawn: its value stays where its parents move, unless it is pathwise
+    pathwise = False  # whether it is drawn, and the draw itself moves with its parents
+    stops = False  # whether it is a constant by declaration
+    solves: frozenset["Node"] = frozenset()  # the unknowns that it solves for
+    opens: frozenset["Node"] = frozenset()  # the unknown that it is
+    within: Axes | None = None  # of a draw the plates that it says it lies in; nothing said: `None`
+    inner: Sequence["Node"] = ()  # the program that it evaluates inside of itself
+    given: Sequence[object] = ()  # the functions and constants that the user gave it
+    counts: Sequence["Ratio"] = ()  # the ratios with which it boxes what it carries: distributions that are counted
+    compares: frozenset[str] = frozenset()  # the samples whose costs are compared in it, so that no scores are summed
+    compares_below: frozenset[str] = frozenset()  # the same of the boxes in what it carries
     late = False  # whether it is evaluated as late as its users allow, and not in the order of the declaration
     carries = True  # whether its value depends on its inputs in a way that any result depends on
     named = False  # whether the user gave it its name, with name=
+    declared_at: Line | None = None
+    programs: Sequence[list["Node"]] = ()  # the nodes that it evaluates on its own, in order
     free: frozenset["Node"]  # the placeholders of updates that the value depends on
 
     def __init__(self, name: str, index: int, inputs: Sequence["Node"]) -> None:
@@ -200,6 +256,35 @@ class Node:
         return ()
 
     @property
+    def held(self) -> bool:
+        """True for a draw that stays as it was drawn."""
+        return self.is_draw and not self.pathwise
+
+    @property
+    def shares(self) -> Axes:
+        """The axes whose entries cannot each have a copy of the inputs to themselves: the node combines them."""
+        return self.over
+
+    @property
+    def new_plate(self) -> Axis | None:
+        """The plate that it adds, if it adds one."""
+        return None
+
+    def role(self, i: int) -> str:
+        """The role of an input, in pictures."""
+        return "value"
+
+    @property
+    def carried_places(self) -> Sequence[int]:
+        """The inputs whose value is carried on in its own."""
+        return [i for i, node in enumerate(self.inputs) if node.carries]
+
+    @property
+    def carried(self) -> Sequence["Node"]:
+        """The nodes whose value is carried on in its own: what lies on the paths of derivatives."""
+        return [self.inputs[i] for i in self.carried_places]
+
+    @property
     def part_of(self) -> "Node | None":
         """The node that it is a field or an entry of, if it is one."""
         return None
@@ -214,7 +299,7 @@ class Node:
         )
 
     def linear_in(self, touched: Collection[int]) -> bool:
-        """Whether the value is affine in the inputs at these places together, the others held."""
+        """True if the value is affine in the inputs at these places together, the others held."""
         return self.linear.holds(touched)
 
     def with_inputs(self, inputs: Sequence["Node"]) -> "Node":
@@ -263,7 +348,15 @@ class Data(Node):
         super().__init__(name, index, [base])
 
     def infer_axes(self) -> Axes:
-        return union(self.inputs[0].axes, [self.plate])
+        return union(self.inputs[0].axes, self.shares)
+
+    @property
+    def new_plate(self) -> Axis:
+        return self.plate
+
+    @property
+    def shares(self) -> Axes:
+        return (self.plate,)
 
     def evaluate(self, run: Pass, values: list[Any]) -> Any:
         """The rows of the pass. In an update of the input itself its copies may have plates in front of them."""
@@ -281,8 +374,9 @@ class Apply(Node):
     def __init__(self, name: str, index: int, fn: Callable[..., Any], arguments: Arguments) -> None:
         self.fn = fn
         self.arguments = arguments
+        self.given = [fn, *arguments.given]
         self.operation = operation(fn)
-        self.adds, self.flat = self.operation.adds, self.operation.flat
+        self.adds, self.flat = bool(self.operation.signs), self.operation.flat
         # Broadcasting would take the dimensions of a constant tensor for plates: vmap tells them apart.
         self.elementwise = arguments.flat and not arguments.constant_dims and self.operation.elementwise
         self._call = arguments.bind(fn)
@@ -383,7 +477,8 @@ class Reduction(Node):
         discount: float | Tensor | None = None,
         population: bool = False,
     ) -> None:
-        self.over, self.totals = over, () if mean else over
+        self.over = over
+        self.averages, self.totals = (over, ()) if mean else ((), over)
         self.mean = mean
         self.population = population
         # A tensor is a constant: nothing is differentiated with respect to it.
@@ -458,6 +553,7 @@ class Reduce(Node):
     def __init__(self, name: str, index: int, base: Node, over: Axes, fn: Callable[..., Any]) -> None:
         self.over = self.totals = over
         self.fn = fn
+        self.given = [fn]
         super().__init__(name, index, [base])
 
     def infer_axes(self) -> Axes:
@@ -479,7 +575,7 @@ class Reduce(Node):
 def _named(
     node: Node, fn: Callable[..., Any], values: list[Any], dims: int, constants: Sequence[Tensor] = ()
 ) -> Iterator[None]:
-    """What a user's function raises, in words; and a refusal of functions that write into their arguments."""
+    """Errors of a user's function, in words; and a refusal of functions that write into their arguments."""
     read = [*values, *constants]
     before = _versions(read)
     try:
@@ -499,7 +595,7 @@ def _label(node: Node) -> str:
 
 
 def _versions(values: list[Any]) -> list[int]:
-    """How often each tensor has been written into. What was made in inference mode does not count it."""
+    """The number of times that each tensor was written into. What was made in inference mode does not count it."""
     return [leaf._version for value in values for leaf in tensors(value) if not leaf.is_inference()]
 
 
@@ -508,6 +604,7 @@ class Stop(Node):
 
     kind = "stop"
     linear = Linearity.IN_ALL
+    stops = True
     flat = True
 
     def evaluate(self, run: Pass, values: list[Any]) -> Any:
@@ -519,6 +616,7 @@ class Zero(Node):
 
     kind = "zero"
     linear = Linearity.IN_ALL
+    vanishes = True
     carries = False
 
     def __init__(self, base: Node) -> None:
@@ -536,6 +634,7 @@ class Sample(Node):
 
     kind = "sample"
     linear = Linearity.NOWHERE
+    is_draw = True
 
     def __init__(
         self,
@@ -554,10 +653,17 @@ class Sample(Node):
         self.time = time
         self.n = n
         self.within = within
-        self.pathwise = False
+        self.given = [law.source, *arguments.given]
         self.declared = self  # also of copies with other parents: what is recorded has the axes of this one
         self.event_dims = law.event_dims(arguments)
         super().__init__(name, index, arguments.nodes)
+
+    @property
+    def new_plate(self) -> Axis | None:
+        return self.plate
+
+    def role(self, i: int) -> str:
+        return "parent"
 
     def infer_axes(self) -> Axes:
         own = [axis for axis in (self.plate, self.time) if axis is not None]
@@ -602,6 +708,9 @@ class Update(Node):
     roles = ("params", "objective")  # what the first inputs are; those that follow are step sizes
     scores = True  # whether its direction is made of the scores of what is drawn from its parameters
 
+    def role(self, i: int) -> str:
+        return self.roles[i] if i < 2 else "rate"
+
     @property
     def params(self) -> Node:
         """The parameters before the update."""
@@ -614,17 +723,17 @@ class Update(Node):
 
     @property
     def variable(self) -> Node:
-        """What the inner objective is a function of: the compiler puts a placeholder in its place."""
+        """The node that the inner objective is a function of: the compiler puts a placeholder in its place."""
         return self.params
 
     @property
     def before(self) -> Node:
-        """What it makes new parameters of: one step of a chain of updates back."""
+        """The parameters that it makes new ones of: one step of a chain of updates back."""
         return self.params
 
     @property
     def origin(self) -> Node:
-        """What the chain of updates that it is part of starts from."""
+        """The start of the chain of updates that it is part of."""
         node: Node = self
         while isinstance(node, Update):
             node = node.before
@@ -641,6 +750,7 @@ class Step(Update):
 
     def __init__(self, name: str, index: int, params: Node, objective: Node, lr: Arguments, sign: int) -> None:
         self.lr = lr
+        self.given = lr.given
         self.sign = sign
         super().__init__(name, index, [params, objective, *lr.nodes])
 
@@ -664,6 +774,7 @@ class Unknown(Node):
     def __init__(self, name: str, index: int, like: Node) -> None:
         self.like = like  # no input: the unknown does not depend on what it is like
         super().__init__(name, index, [])
+        self.opens = frozenset([self])
 
     def infer_axes(self) -> Axes:
         return self.like.axes
@@ -687,6 +798,7 @@ class Argmax(Update):
         linear_solver: LinearSolver,
     ) -> None:
         self.unknown = unknown
+        self.solves = frozenset([unknown])
         self.solver = solver
         self.linear_solver = linear_solver
         super().__init__(name, index, [params, objective])

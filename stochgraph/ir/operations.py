@@ -23,7 +23,7 @@ class Linearity(Enum):
     IN_ALL = "in all together"
 
     def holds(self, places: Collection[int]) -> bool:
-        """Whether the value is affine in the operands at these places together.
+        """True if the value is affine in the operands at these places together.
 
         Example:
             >>> from stochgraph.ir.operations import Linearity
@@ -42,7 +42,7 @@ class Operation:
     Attributes:
         linear: the operands in which it is affine.
         elementwise: it acts on every element alone, so that broadcasting maps it over plates and time.
-        adds: it has summands, constants among them, which a draw may miss.
+        signs: of a sum, the signs of its summands.
         flat: its derivative is zero wherever it has one.
         whole: booleans and small integers are whole numbers to it. On booleans torch's + is an `or`, and small integers
             wrap around; the compiler takes these operations for what they are in the real numbers.
@@ -52,7 +52,7 @@ class Operation:
 
     linear: Linearity = Linearity.NOWHERE
     elementwise: bool = True
-    adds: bool = False
+    signs: tuple[int, ...] = ()
     flat: bool = False
     whole: bool = False
     formula: str = ""
@@ -85,8 +85,8 @@ def _rows() -> Iterator[tuple[Callable[..., Any], Operation]]:
         for name in (*_COMPARISONS, *_JUMPS, *_CHOICES):
             fn = getattr(owner, name)
             yield fn, Operation(elementwise=fn in plain, flat=True)
-    yield operator.add, Operation(Linearity.IN_ALL, adds=True, whole=True, formula="{} + {}")
-    yield operator.sub, Operation(Linearity.IN_ALL, adds=True, whole=True, formula="{} - {}", binds=True)
+    yield operator.add, Operation(Linearity.IN_ALL, signs=(1, 1), whole=True, formula="{} + {}")
+    yield operator.sub, Operation(Linearity.IN_ALL, signs=(1, -1), whole=True, formula="{} - {}", binds=True)
     yield operator.neg, Operation(Linearity.IN_ALL, whole=True, formula="-{}", binds=True)
     yield operator.pos, Operation(Linearity.IN_ALL, whole=True)
     yield operator.mul, Operation(Linearity.IN_EACH, whole=True, formula=r"{} \, {}", binds=True)

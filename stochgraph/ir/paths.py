@@ -27,8 +27,8 @@ def moves_with(order: list[nd.Node], sources: Iterable[nd.Node], pathwise: Itera
     """The nodes whose value moves with the sources while every draw is held fixed (pathwise draws move)."""
     moving, moved_draws = set(sources), set(pathwise)
     for node in order:
-        held = isinstance(node, nd.Sample) and node.name not in moved_draws
-        if not held and not isinstance(node, nd.Stop) and any(parent in moving for parent in node.inputs):
+        held = node.is_draw and node.name not in moved_draws
+        if not held and not node.stops and any(parent in moving for parent in node.inputs):
             moving.add(node)
     return moving
 
@@ -47,8 +47,7 @@ def open_unknowns(order: Iterable[nd.Node]) -> dict[nd.Node, frozenset[nd.Node]]
     found: dict[nd.Node, frozenset[nd.Node]] = {}
     for node in order:
         below = frozenset[nd.Node]().union(*(found[parent] for parent in node.inputs))
-        solved = {node.unknown} if isinstance(node, nd.Argmax) else set()
-        found[node] = below - solved | ({node} if isinstance(node, nd.Unknown) else set())
+        found[node] = below - node.solves | node.opens
     return found
 
 
@@ -73,7 +72,7 @@ def first_mixing(start: nd.Node, goal: nd.Node, plates: Iterable[Axis]) -> tuple
     """The first node on a way from `start` to `goal` that reduces or adds one of the plates, and that plate."""
     kept = set(plates)
     for node in between(start, goal) if kept else ():
-        mixed = kept & {node.plate} if isinstance(node, nd.Data) else kept & set(getattr(node, "over", ()))
+        mixed = kept.intersection(node.shares)
         if mixed:
             return node, min(mixed)
     return None

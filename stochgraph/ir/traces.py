@@ -1,4 +1,4 @@
-"""What was drawn: the record that a surrogate is a function of."""
+"""Traces of draws: the record that a surrogate is a function of."""
 
 from typing import Any, NamedTuple
 

@@ -13,12 +13,12 @@ from ..ir.programs import schedule
 from ..solvers import ClosedForm, ConjugateGradient, LinearSolver, Newton, Solver
 from ..tensors.axes import describe, union
 from .symbols import Symbol, current, name_after
-from .words import _depends, _node, _refuse_mixed_copies, _refuse_time, apply, stop
+from .words import _depends, _node, _refuse_mixed_copies, _refuse_time, _symbol, apply, stop
 
 _NEWTON, _CONJUGATE_GRADIENT = Newton(), ConjugateGradient()
 
 
-def unknown(name: str | None, like: Any) -> Any:
+def unknown(name: str | None, like: object) -> Any:
     """A symbol for parameters that an implicit update solves for; see `argmax`.
 
     Args:
@@ -50,9 +50,9 @@ def unknown(name: str | None, like: Any) -> Any:
 
 
 def argmax(
-    objective: Any,
-    over: Any,
-    init: Any = None,
+    objective: object,
+    over: object,
+    init: object = None,
     solver: Solver = _NEWTON,
     linear_solver: LinearSolver = _CONJUGATE_GRADIENT,
     name: str | None = None,
@@ -108,7 +108,9 @@ def argmax(
         >>> adapted.compile(sg.MAML()).explain().unbiased
         False
     """
-    goal, variable = _node(objective, "argmax"), _unknown_in(over, objective._declaration.nodes)
+    given = _symbol(objective, "argmax")
+    goal, declaration = given._node, given._declaration
+    variable = _unknown_in(over, declaration.nodes)
     _check_solvers(solver, linear_solver)
     _refuse_time("argmax", variable, goal)
     _refuse_drawn(variable, goal)
@@ -119,13 +121,12 @@ def argmax(
         )
     _refuse_mixed_copies("argmax", variable, goal)
     start = _start(variable, goal, init, solver)
-    declaration = objective._declaration
-    given = declaration.name("argmax", name, name_after(variable.like))
-    solution = nd.Argmax(given, len(declaration.nodes), start, goal, variable, solver, linear_solver)
+    called = declaration.name("argmax", name, name_after(variable.like))
+    solution = nd.Argmax(called, len(declaration.nodes), start, goal, variable, solver, linear_solver)
     return declaration.add(solution, named=name is not None)
 
 
-def _unknown_in(over: Any, declared: Iterable[nd.Node]) -> nd.Unknown:
+def _unknown_in(over: object, declared: Iterable[nd.Node]) -> nd.Unknown:
     """The unknown to solve for, which must be whole and open."""
     node = _node(over, "argmax")
     if not isinstance(node, nd.Unknown):
@@ -142,7 +143,7 @@ def _unknown_in(over: Any, declared: Iterable[nd.Node]) -> nd.Unknown:
     return node
 
 
-def _check_solvers(solver: Any, linear_solver: Any) -> None:
+def _check_solvers(solver: object, linear_solver: object) -> None:
     for word, given, kind in (("solver", solver, Solver), ("linear_solver", linear_solver, LinearSolver)):
         if not isinstance(given, kind):
             raise DeclarationError(
@@ -160,7 +161,7 @@ def _refuse_drawn(variable: nd.Unknown, goal: nd.Node) -> None:
             )
 
 
-def _start(variable: nd.Unknown, goal: nd.Node, init: Any, solver: Solver) -> nd.Stop:
+def _start(variable: nd.Unknown, goal: nd.Node, init: object, solver: Solver) -> nd.Stop:
     """The start of the solver, as a constant."""
     declaration = current("argmax")
     given = Symbol(variable.like, declaration) if init is None else init

@@ -68,7 +68,7 @@ def _parameters(thing: Module, name: str) -> Iterable[tuple[str, Tensor, str]]:
 
 
 def _walk(thing: object, steps: _Steps, otherwise: Callable[[str, Any], list[_Part]]) -> Iterator[_Part]:
-    """What is reached in steps that go by the type of a thing, `otherwise` from one whose type has none."""
+    """All that is reached in steps that go by the type of a thing, `otherwise` from one whose type has none."""
     seen, stack = {id(thing)}, [("", thing)]
     while stack:
         name, found = stack.pop()
@@ -125,7 +125,7 @@ def _and_globals(name: str, fn: FunctionType) -> list[_Part]:
 
 
 def _attributes(name: str, thing: object) -> list[_Part]:
-    """What an instance holds; classes, modules and tensors hold what is no function's."""
+    """The attributes of an instance; classes, modules and tensors hold what is no function's."""
     known = isinstance(thing, (type, ModuleType, Module, Tensor)) or not hasattr(thing, "__dict__")
     return [] if known else [(f"{name or type(thing).__name__}.{key}", part) for key, part in vars(thing).items()]
 
@@ -193,7 +193,7 @@ def called_module(fn: object) -> Module:
 
 
 def _unbound(fn: object) -> object:
-    """What a function is bound to, or made of, without the arguments that are given already."""
+    """The instance that a function is bound to, or the function that a partial one is made of."""
     while isinstance(fn, partial):
         fn = fn.func
     return _unbound(fn.__self__) if isinstance(fn, MethodType) else fn

@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..ir import nodes as nd
 from .symbols import name_after
-from .words import apply, parts_of_update
+from .words import _node, apply, check_update
 
 _Number = float | Tensor
 
@@ -133,7 +133,8 @@ def adam(
 
 def _gradient(word: str, params: Any, objective: Any, name: str | None) -> tuple[Any, str]:
     """The gradient of an inner objective as a node, and the name of the parameters that it moves."""
-    start, goal = parts_of_update(word, params, objective)
+    start, goal = _node(params, word), _node(objective, word)
+    check_update(word, start, goal)
     declaration = params._declaration
     given = declaration.name(word, name, name_after(start))
     label = declaration.unique(f"gradient({start.name})")

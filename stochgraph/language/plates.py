@@ -22,13 +22,13 @@ from ..tensors.axes import Axes, Axis, describe, union
 
 _STACK = 4  # whoever called sg.graph, which calls declare, which calls warn_of_shared_draws
 
-_Owners = dict[Axis, nd.Sample | nd.Data]
+_Owners = dict[Axis, nd.Node]
 _Meetings = dict[tuple[nd.Sample, Axis], nd.Node]  # a draw, a plate that it is not in, and what combines them first
 
 
 def owners_in(nodes: Iterable[nd.Node]) -> _Owners:
     """The nodes that add each plate, in the order of declaration."""
-    return {node.plate: node for node in nodes if isinstance(node, nd.Sample | nd.Data) and node.plate is not None}
+    return {node.new_plate: node for node in nodes if node.new_plate is not None}
 
 
 def plates_within(nodes: Iterable[nd.Node], name: str, within: str | Iterable[str]) -> Axes:
@@ -97,9 +97,10 @@ def _lies_inside(owner: nd.Node, draw: nd.Sample) -> bool:
 
 def _crossed(owner: nd.Node, draw: nd.Sample, meetings: _Meetings) -> bool:
     """True if the plate's own draw says where it lies, or is warned of the draw's plate as the later of the two."""
-    if draw.plate is None or not isinstance(owner, nd.Sample):
+    if draw.plate is None:
         return False
-    return owner.within is not None or (owner.index > draw.index and (owner, draw.plate) in meetings)
+    later = owner.index > draw.index and any(met is owner and plate == draw.plate for met, plate in meetings)
+    return owner.within is not None or later
 
 
 def _message(draw: nd.Sample, plates: list[Axis], node: nd.Node, owners: _Owners) -> str:
@@ -117,6 +118,6 @@ def _remedy(draw: nd.Sample, plates: list[Axis], owners: _Owners) -> str:
     later = [plate for plate in plates if owners[plate].index > draw.index]
     if not later:
         return f"say {within}"
-    if draw.plate is not None and isinstance(owners[later[0]], nd.Sample):
+    if draw.plate is not None and owners[later[0]].is_draw:
         return f"give {later[0].name!r} within={draw.name!r}"
     return f"declare it after {' and '.join(repr(plate.name) for plate in later)}, with {within}"

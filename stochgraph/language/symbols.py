@@ -6,8 +6,10 @@ be known of a value that does not exist yet is refused, with what to do instead.
 
 import operator
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
+from functools import singledispatch
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -19,8 +21,10 @@ from ..errors.exceptions import DeclarationError
 from ..ir import nodes as nd
 from ..ir.operations import ELEMENTWISE
 from ..tensors.axes import Axis, describe
+from ..tensors.trees import tensors
 from .functions import called_module, constant_in_words, held, surely_read, variable_of
 
+_BETWEEN = ("stochgraph.language.", "torch.")
 _current: ContextVar["Declaration | None"] = ContextVar("declaration", default=None)
 
 
@@ -60,6 +64,7 @@ class Declaration:
 
     def add(self, node: nd.Node, named: bool = False) -> "Symbol":
         node.named = named
+        node.declared_at = _caller()
         strange = [parent.name for parent in node.inputs if parent not in self.nodes[parent.index : parent.index + 1]]
         if strange or _current.get() is not self:
             raise DeclarationError(
@@ -77,6 +82,14 @@ class Declaration:
 
     def __exit__(self, *_: object) -> None:
         _current.reset(self._token)
+
+
+def _caller() -> nd.Line | None:
+    """The line that says a word, or applies an operation or a function of torch to a symbol."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(_BETWEEN):
+        frame = frame.f_back
+    return frame and nd.Line(frame.f_code.co_filename, frame.f_code.co_firstlineno, frame.f_lineno)
 
 
 def name_after(node: nd.Node) -> str:
@@ -104,10 +117,10 @@ def current(word: str) -> Declaration:
 def _operator(name: str, reflected: bool = False) -> Callable[..., Any]:
     fn = getattr(operator, name)
 
-    def forward(self: "Symbol", *others: Any) -> "Symbol":
+    def forward(self: "Symbol", *others: object) -> "Symbol":
         return declare_apply(name.strip("_"), fn, (self, *others), {})
 
-    def backward(self: "Symbol", other: Any) -> "Symbol":
+    def backward(self: "Symbol", other: object) -> "Symbol":
         return declare_apply(name.strip("_"), fn, (other, self), {})
 
     return backward if reflected else forward
@@ -129,11 +142,11 @@ class Symbol:
 
     def __getitem__(self, key: Any) -> "Symbol":
         parts = key if isinstance(key, tuple) else (key,)
-        if _nodes_in(key) or _holds_tensors(key) or any(isinstance(part, (list, np.ndarray)) for part in parts):
+        if _nodes_in(key) or tensors(key) or any(isinstance(part, (list, np.ndarray)) for part in parts):
             return declare_apply("getitem", operator.getitem, (self, key), {})
         return _select(self, key, attribute=False)
 
-    def __call__(self, *args: Any, **kwargs: Any) -> "Symbol":
+    def __call__(self, *args: object, **kwargs: object) -> "Symbol":
         node = self._node
         if not (isinstance(node, nd.Select) and node.attribute):
             raise DeclarationError(f"{node.name!r} is a symbolic node, not a function: use sg.apply(fn, node)")
@@ -141,17 +154,17 @@ class Symbol:
         # x.where(condition, other) has its arguments in another order than torch.where.
         known = {**ELEMENTWISE, **_CANONICAL}.get(node.key) if node.key != "where" and not kwargs else None
         base = Symbol(node.inputs[0], self._declaration)
-        return declare_apply(node.key, known or _Method(node.key), (base, *args), kwargs)
+        return declare_apply(node.key, known or Method(node.key), (base, *args), kwargs)
 
     @classmethod
     def __torch_function__(
-        cls, fn: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls, fn: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         _refuse_distribution_built_inside(_nodes_in((args, kwargs)))
         _refuse_in_place(getattr(fn, "__name__", ""), _nodes_in((args, kwargs))[0])
         return declare_apply(getattr(fn, "__name__", "apply").strip("_"), fn, args, kwargs or {})
 
-    def __setitem__(self, key: Any, value: Any) -> None:
+    def __setitem__(self, key: object, value: object) -> None:
         _refuse_in_place("__setitem__", self._node)
 
     def __bool__(self) -> bool:
@@ -196,22 +209,21 @@ class Symbol:
     __hash__ = object.__hash__
 
 
-class _Method:
+class Method:
     """A tensor method as a function of its tensor."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
-    def __call__(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, value: object, *args: object, **kwargs: object) -> Any:
         return getattr(value, self.name)(*args, **kwargs)
 
 
 def declare_apply(
-    label: str, fn: Callable[..., Any], args: Any, kwargs: dict[str, Any], name: str | None = None
+    label: str, fn: Callable[..., Any], args: Iterable[object], kwargs: dict[str, Any], name: str | None = None
 ) -> Symbol:
     """Declare the node `fn(*args, **kwargs)`, some of the arguments being symbols."""
-    symbols = [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Symbol)]
-    if not symbols:
+    if not _nodes_in((args, kwargs)):
         raise DeclarationError(f"sg.apply of {label!r}: no argument is a node, so there is nothing to declare")
     declaration = current(label)
     refuse_captured([fn, args, kwargs], f"sg.apply of {label!r}")
@@ -258,24 +270,29 @@ def _select(symbol: Symbol, key: Any, attribute: bool) -> Symbol:
     return declaration.selected[node, repr(key), attribute]
 
 
-def to_nodes(tree: Any) -> Any:
+def to_nodes(tree: object) -> Any:
     """The tree with nodes in place of symbols."""
     return pytree.tree_map(_to_node, tree)
 
 
-def _to_node(leaf: Any) -> Any:
+@singledispatch
+def _to_node(leaf: object) -> Any:
     """A symbol's node; a constant as it is, arrays as tensors, functions with their variables."""
-    if isinstance(leaf, np.ndarray):
-        return torch.as_tensor(leaf)
-    return leaf._node if isinstance(leaf, Symbol) else held(leaf)
+    return held(leaf)
 
 
-def _nodes_in(tree: Any) -> Sequence[nd.Node]:
+@_to_node.register
+def _to_its_node(leaf: Symbol) -> nd.Node:
+    return leaf._node
+
+
+@_to_node.register
+def _to_tensor(leaf: np.ndarray) -> torch.Tensor:
+    return torch.as_tensor(leaf)
+
+
+def _nodes_in(tree: object) -> Sequence[nd.Node]:
     return [leaf._node for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Symbol)]
-
-
-def _holds_tensors(tree: Any) -> bool:
-    return any(isinstance(leaf, torch.Tensor) for leaf in pytree.tree_leaves(tree))
 
 
 def _refuse_in_place(name: str, node: nd.Node) -> None:

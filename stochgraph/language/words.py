@@ -6,8 +6,9 @@ stands wherever a tensor would.
 
 import inspect
 from collections.abc import Callable, Iterable
+from functools import singledispatch
 from numbers import Real
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -29,11 +30,11 @@ from .symbols import Declaration, Symbol, built_inside, current, declare_apply, 
 
 def sample(
     name: str,
-    dist: Any,
-    *parents: Any,
+    dist: object,
+    *parents: object,
     n: int | None = None,
     within: str | Iterable[str] | None = None,
-    **parameters: Any,
+    **parameters: object,
 ) -> Any:
     """A sample node: `name ~ dist(*parents)`.
 
@@ -73,22 +74,13 @@ def sample(
         torch.Size([3, 5])
     """
     declaration = current("sample")
-    if isinstance(dist, type) and issubclass(dist, Sampler):
-        raise DeclarationError(
-            f"sample {name!r}: {dist.__name__} is a Sampler class; pass an instance, {dist.__name__}(...)"
-        )
-    if isinstance(dist, Distribution):
-        raise DeclarationError(built_inside(f"sample {name!r}", type(dist).__name__))
-    if not callable(dist) and not isinstance(dist, Sampler):
-        raise DeclarationError(f"sample {name!r}: {dist!r} is neither a distribution class, a function nor a Sampler")
+    law = _law(dist, name)
     if name in declaration.names or name in plates_in(declaration.nodes):
         raise DeclarationError(f"two nodes of the name {name!r}: give every sample a name of its own")
     refuse_captured([dist, parents, parameters], f"sample {name!r}")
-    _check_call(name, dist, parents, parameters)
+    _check_call(name, law, getattr(dist, "__name__", law.name), parents, parameters)
     if n is not None and not plate_size(n):
         raise DeclarationError(f"sample {name!r}: a plate needs n >= 1 draws, an integer; got n={n!r}")
-    law: DistributionLaw | SamplerLaw
-    law = SamplerLaw(dist) if isinstance(dist, Sampler) else DistributionLaw(held(dist))
     inside = None if within is None else plates_within(declaration.nodes, name, within)
     plate = None if n is None else declaration.axis(name, n=int(n))
     time = declaration.axis(f"{name}.time", time=True) if law.time else None
@@ -96,7 +88,34 @@ def sample(
     return declaration.add(nd.Sample(name, len(declaration.nodes), law, arguments, plate, time, n and int(n), inside))
 
 
-def mean(x: Any, over: str | Iterable[str] | None = None) -> Any:
+@singledispatch
+def _law(dist: object, name: str) -> DistributionLaw | SamplerLaw:
+    """The law that a sample is drawn from."""
+    if not callable(dist):
+        raise DeclarationError(f"sample {name!r}: {dist!r} is neither a distribution class, a function nor a Sampler")
+    return DistributionLaw(held(dist))
+
+
+@_law.register
+def _law_of_sampler(dist: Sampler, name: str) -> SamplerLaw:
+    return SamplerLaw(dist)
+
+
+@_law.register
+def _law_of_class(dist: type, name: str) -> DistributionLaw:
+    if issubclass(dist, Sampler):
+        raise DeclarationError(
+            f"sample {name!r}: {dist.__name__} is a Sampler class; pass an instance, {dist.__name__}(...)"
+        )
+    return DistributionLaw(held(dist))
+
+
+@_law.register
+def _refuse_built(dist: Distribution, name: str) -> NoReturn:
+    raise DeclarationError(built_inside(f"sample {name!r}", type(dist).__name__))
+
+
+def mean(x: object, over: str | Iterable[str] | None = None) -> Any:
     """The mean of `x` over plates: `(1/N) sum_i x_i`. A linear operation.
 
     Args:
@@ -106,11 +125,11 @@ def mean(x: Any, over: str | Iterable[str] | None = None) -> Any:
     Raises:
         DeclarationError: `x` does not have the axis.
     """
-    plates = tuple(axis for axis in _node(x, "mean").axes if not axis.time)
-    return _reduction("mean", x, _choose(x, over, plates, "mean", "plate"), mean=True)
+    given = _symbol(x, "mean")
+    return _reduction("mean", given, _choose_plates(given, over, "mean"), mean=True)
 
 
-def sum(x: Any, over: str | Iterable[str] | None = None, discount: float | Tensor | None = None) -> Any:
+def sum(x: object, over: str | Iterable[str] | None = None, discount: float | Tensor | None = None) -> Any:
     """The sum of `x` over time: `sum_t discount**t * x_t`. A linear operation.
 
     Args:
@@ -124,14 +143,15 @@ def sum(x: Any, over: str | Iterable[str] | None = None, discount: float | Tenso
         DeclarationError: `x` does not have the axis, the discount is a node or no number, or one was given for several
             axes.
     """
-    times = tuple(axis for axis in _node(x, "sum").axes if axis.time)
-    chosen = _choose(x, over, times, "sum", "time axis")
+    given = _symbol(x, "sum")
+    times = tuple(axis for axis in given._node.axes if axis.time)
+    chosen = _choose(given, over, times, "sum", "time axis")
     if discount is not None:
-        _check_discount(x._node.name, chosen, discount)
-    return _reduction("sum", x, chosen, mean=False, discount=discount)
+        _check_discount(given._node.name, chosen, discount)
+    return _reduction("sum", given, chosen, mean=False, discount=discount)
 
 
-def _check_discount(name: str, chosen: Axes, discount: Any) -> None:
+def _check_discount(name: str, chosen: Axes, discount: object) -> None:
     if len(chosen) != 1 or not chosen[0].time:
         raise DeclarationError(f"sg.sum of {name!r}: a discount needs exactly one time axis, not {describe(chosen)}")
     if isinstance(discount, Symbol):
@@ -145,7 +165,7 @@ def _check_discount(name: str, chosen: Axes, discount: Any) -> None:
         raise DeclarationError(f"sg.sum of {name!r}: discount={discount!r} is not a number: give one, such as 0.99")
 
 
-def logmeanexp(x: Any, over: str | Iterable[str] | None = None) -> Any:
+def logmeanexp(x: object, over: str | Iterable[str] | None = None) -> Any:
     r"""The logarithm of a plate's mean of exponentials, :math:`\log \frac1N \sum_i e^{x_i}`, stable at any size.
 
     Estimators see the mean inside: `LSF` linearises in it, `LOO` leaves one draw out of it. With log-weights it is the
@@ -172,9 +192,9 @@ def logmeanexp(x: Any, over: str | Iterable[str] | None = None) -> Any:
         >>> bool(value.isfinite() and grad.isfinite())
         True
     """
-    plates = tuple(axis for axis in _node(x, "logmeanexp").axes if not axis.time)
-    chosen = _choose(x, over, plates, "logmeanexp", "plate")
-    node, declaration = x._node, x._declaration
+    given = _symbol(x, "logmeanexp")
+    chosen = _choose_plates(given, over, "logmeanexp")
+    node, declaration = given._node, given._declaration
     scale_name, name = declaration.unique(f"largest({node.name})"), declaration.unique(f"exp({node.name})")
     scale = declaration.add(Scale(scale_name, len(declaration.nodes), node, chosen))._node
     exponential = declaration.add(Exponential(name, len(declaration.nodes), node, scale))
@@ -183,7 +203,7 @@ def logmeanexp(x: Any, over: str | Iterable[str] | None = None) -> Any:
     return declaration.add(Logarithm(name, len(declaration.nodes), average, scale))
 
 
-def reduce(fn: Callable[..., Any], x: Any, over: str | Iterable[str] | None = None, name: str | None = None) -> Any:
+def reduce(fn: Callable[..., Any], x: object, over: str | Iterable[str] | None = None, name: str | None = None) -> Any:
     """Any function of whole plates: a quantile, a maximum, a log-sum-exp.
 
     `fn` gets the reduced axes as leading dimensions of its argument, outermost first, and no others. The score
@@ -195,15 +215,16 @@ def reduce(fn: Callable[..., Any], x: Any, over: str | Iterable[str] | None = No
         over: names of axes; default: every plate of `x`.
         name: the name of the node; see `apply`.
     """
-    plates = tuple(axis for axis in _node(x, "reduce").axes if not axis.time)
-    chosen = _choose(x, over, plates, "reduce", "plate")
-    declaration = x._declaration
-    given = declaration.name("reduce", name, f"{getattr(fn, '__name__', 'reduce')}({x._node.name})")
-    refuse_captured([fn], f"sg.reduce of {given!r}")
-    return declaration.add(nd.Reduce(given, len(declaration.nodes), x._node, chosen, held(fn)), named=name is not None)
+    given = _symbol(x, "reduce")
+    chosen = _choose_plates(given, over, "reduce")
+    node, declaration = given._node, given._declaration
+    name_of_it = declaration.name("reduce", name, f"{getattr(fn, '__name__', 'reduce')}({node.name})")
+    refuse_captured([fn], f"sg.reduce of {name_of_it!r}")
+    made = nd.Reduce(name_of_it, len(declaration.nodes), node, chosen, held(fn))
+    return declaration.add(made, named=name is not None)
 
 
-def apply(fn: Callable[..., Any], *nodes: Any, name: str | None = None, **constants: Any) -> Any:
+def apply(fn: Callable[..., Any], *nodes: object, name: str | None = None, **constants: object) -> Any:
     """A deterministic node `fn(*nodes)`. `fn` is written for one draw; plates and time are mapped over it.
 
     Args:
@@ -246,7 +267,7 @@ def _refuse_a_name_of_its_own(fn: Callable[..., Any], args: tuple[Any, ...]) -> 
         )
 
 
-def log_prob(x: Any) -> Any:
+def log_prob(x: object) -> Any:
     """The log-probability of a draw under the distribution that it was drawn from: the log q of a variational bound.
 
     Of a pathwise draw no transform is inverted: it is exact where a sigmoid or a hyperbolic tangent has saturated.
@@ -268,21 +289,21 @@ def log_prob(x: Any) -> Any:
         >>> float(grad)  # - 1 / scale
         -0.5
     """
-    node = _node(x, "log_prob")
+    given = _symbol(x, "log_prob")
+    node, declaration = given._node, given._declaration
     if not isinstance(node, nd.Sample):
         raise DeclarationError(f"sg.log_prob takes a sample node, got {node.name!r} (axes: {describe(node.axes)})")
-    declaration = x._declaration
     return declaration.add(nd.LogProb(declaration.unique(f"log p({node.name})"), len(declaration.nodes), node))
 
 
-def stop(x: Any) -> Any:
+def stop(x: object) -> Any:
     """Stop-gradient: the value of `x` is a constant by declaration. How it was drawn is still accounted for."""
-    node = _node(x, "stop")
-    declaration = x._declaration
+    given = _symbol(x, "stop")
+    node, declaration = given._node, given._declaration
     return declaration.add(nd.Stop(declaration.unique(f"stop({node.name})"), len(declaration.nodes), [node]))
 
 
-def ascend(params: Any, objective: Any, lr: Any, name: str | None = None) -> Any:
+def ascend(params: object, objective: object, lr: object, name: str | None = None) -> Any:
     """One inner step up the gradient: `params + lr * gradient of objective with respect to params`.
 
     The gradient is that of the objective's own surrogate: the score function of every sample that was drawn from
@@ -301,12 +322,12 @@ def ascend(params: Any, objective: Any, lr: Any, name: str | None = None) -> Any
     Raises:
         DeclarationError: the objective does not depend on `params`, or has a time axis left; a name taken.
     """
-    return _update("ascend", params, objective, lr, +1, name)
+    return _update("ascend", _symbol(params, "ascend"), _symbol(objective, "ascend"), lr, +1, name)
 
 
-def descend(params: Any, objective: Any, lr: Any, name: str | None = None) -> Any:
+def descend(params: object, objective: object, lr: object, name: str | None = None) -> Any:
     """One inner step down the gradient: `params - lr * gradient of objective`. See `ascend`."""
-    return _update("descend", params, objective, lr, -1, name)
+    return _update("descend", _symbol(params, "descend"), _symbol(objective, "descend"), lr, -1, name)
 
 
 def declare(fn: Callable[..., Any]) -> tuple[list[nd.Input], nd.Node, list[nd.Data]]:
@@ -314,6 +335,8 @@ def declare(fn: Callable[..., Any]) -> tuple[list[nd.Input], nd.Node, list[nd.Da
     declaration = Declaration()
     with declaration:
         inputs = [declaration.add(nd.Input(p, i, [])) for i, p in enumerate(_parameters(fn))]
+        for symbol in inputs:
+            symbol._node.declared_at = None  # by the head of the function, and by no line of it
         result = fn(*inputs)
     if not isinstance(result, Symbol):
         raise DeclarationError(
@@ -363,10 +386,15 @@ def _parameters(fn: Callable[..., Any]) -> list[str]:
     return [p.name for p in parameters]
 
 
-def _node(x: Any, word: str) -> nd.Node:
+def _symbol(x: object, word: str) -> Symbol:
+    """The argument of a word, which must be a symbol."""
     if not isinstance(x, Symbol):
         raise DeclarationError(f"sg.{word} takes a node of the graph, got {type(x).__name__}")
-    return x._node
+    return x
+
+
+def _node(x: object, word: str) -> nd.Node:
+    return _symbol(x, word)._node
 
 
 def _reduction(
@@ -380,6 +408,11 @@ def _reduction(
     declaration = x._declaration
     name = declaration.unique(f"{word}({x._node.name})")
     return declaration.add(nd.Reduction(name, len(declaration.nodes), x._node, over, mean, discount, population))
+
+
+def _choose_plates(x: Symbol, over: str | Iterable[str] | None, word: str) -> Axes:
+    """The axes that `over` names, or all plates."""
+    return _choose(x, over, tuple(axis for axis in x._node.axes if not axis.time), word, "plate")
 
 
 def _choose(x: Symbol, over: str | Iterable[str] | None, default: Axes, word: str, noun: str) -> Axes:
@@ -403,8 +436,9 @@ def _choose(x: Symbol, over: str | Iterable[str] | None, default: Axes, word: st
     return union([by_name[name] for name in wanted])
 
 
-def _update(word: str, params: Symbol, objective: Symbol, lr: Any, sign: int, name: str | None) -> Symbol:
-    start, goal = parts_of_update(word, params, objective)
+def _update(word: str, params: Symbol, objective: Symbol, lr: object, sign: int, name: str | None) -> Symbol:
+    start, goal = params._node, objective._node
+    check_update(word, start, goal)
     refuse_captured([lr], f"sg.{word} of {start.name!r}")
     rate = nd.Arguments((to_nodes(lr),), {})
     declaration = params._declaration
@@ -412,9 +446,8 @@ def _update(word: str, params: Symbol, objective: Symbol, lr: Any, sign: int, na
     return declaration.add(nd.Step(given, len(declaration.nodes), start, goal, rate, sign), named=name is not None)
 
 
-def parts_of_update(word: str, params: Any, objective: Any) -> tuple[nd.Node, nd.Node]:
-    """The parameters and the inner objective of a gradient, which must fit each other."""
-    start, goal = _node(params, word), _node(objective, word)
+def check_update(word: str, start: nd.Node, goal: nd.Node) -> None:
+    """Refuse an inner objective that does not fit the parameters whose gradient is taken."""
     _refuse_time(word, start, goal)
     if not _depends(goal, start):
         raise DeclarationError(
@@ -422,7 +455,6 @@ def parts_of_update(word: str, params: Any, objective: Any) -> tuple[nd.Node, nd
             "neither through values nor through a distribution; its gradient would be zero"
         )
     _refuse_mixed_copies(word, start, goal)
-    return start, goal
 
 
 def _refuse_time(word: str, start: nd.Node, goal: nd.Node) -> None:
@@ -466,19 +498,21 @@ def _depends(node: nd.Node, source: nd.Node) -> bool:
     return False
 
 
-def _check_call(name: str, dist: Any, parents: tuple[Any, ...], parameters: dict[str, Any]) -> None:
+def _check_call(
+    name: str,
+    law: DistributionLaw | SamplerLaw,
+    called: str,
+    parents: tuple[object, ...],
+    parameters: dict[str, object],
+) -> None:
     """Refuse parents that the distribution does not take."""
-    called = dist.log_prob if isinstance(dist, Sampler) else dist
-    given = (None, *parents) if isinstance(dist, Sampler) else parents
     try:
-        bound = inspect.signature(called).bind(*given, **parameters)
-        checked = bound.arguments.get("validate_args")
+        checked = law.bound(parents, parameters).arguments.get("validate_args")
         if not isinstance(checked, bool | None):
             raise TypeError(
                 f"validate_args={checked!r} is neither true nor false; the size of a plate is n={checked!r}"
             )
     except TypeError as error:
-        word = type(dist).__name__ if isinstance(dist, Sampler) else getattr(dist, "__name__", repr(dist))
-        raise DeclarationError(f"sample {name!r}: its parents do not fit {word}: {error}") from None
+        raise DeclarationError(f"sample {name!r}: its parents do not fit {called}: {error}") from None
     except ValueError:  # a builtin without a signature
         pass

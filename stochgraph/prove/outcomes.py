@@ -21,7 +21,8 @@ from ..ir import nodes as nd
 from ..ir.programs import schedule
 from ..ir.traces import Trace
 from ..language.data import data_sizes
-from ..run.compiled import Compiled, watched
+from ..run.compiled import Compiled
+from ..run.inputs import watched
 from ..run.passes import Run
 from ..tensors.axes import Axis, describe
 from .populations import expected_samples, laid_out, probabilities
@@ -96,7 +97,7 @@ class Outcomes:
         expected: Iterable[Axis] = (),
     ) -> None:
         self.names, self.inputs, self.limit, self.quadrature = compiled.graph.inputs, inputs, limit, quadrature
-        run = compiled._run(inputs, sizes)  # refuses wrong inputs and sizes
+        run = compiled._inputs.run(inputs, sizes)  # refuses wrong inputs and sizes
         self.watched, self.differentiated = list(watched(run.inputs, compiled.wrt).values()), set(compiled.estimators)
         self.wanted = {**sizes, **data_sizes(compiled.graph.data, run.inputs)}
         self.order, self.goal = compiled.graph.order, compiled.graph.objective

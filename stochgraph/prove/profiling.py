@@ -2,15 +2,19 @@
 
 import math
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..explain.magnitudes import Group
 from ..run.compiled import Compiled
+from .profile_picture import picture_of
+from .shares import sampled
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,8 @@ class Figures:
         mse: mean squared distance from the truth; NaN without one.
         seconds: median seconds per estimate.
         unbiased: whether the ledger says so.
+        variance_error: the standard error of the variance.
+        rows: the groups of the ledger's rows, each with what it gives to the mean; see `Group`.
     """
 
     mean: Tensor
@@ -37,6 +43,13 @@ class Figures:
     mse: float
     seconds: float
     unbiased: bool
+    variance_error: float
+    _groups: Callable[[], tuple[Group, ...]] = field(default=tuple, repr=False, compare=False)
+
+    @cached_property
+    def rows(self) -> tuple[Group, ...]:
+        """The groups of the ledger's rows, with errors: from as many draws, made when they are asked for."""
+        return self._groups()
 
     @property
     def mse_per_second(self) -> float:
@@ -45,7 +58,7 @@ class Figures:
         The variance shrinks with the number of estimates, the squared bias stays: that which is measured, less what its
         standard error explains, and 0 if the ledger says so.
         """
-        return self._squared_bias + self.variance * self.seconds
+        return self.squared_bias + self.variance * self.seconds
 
     @property
     def mse_per_second_error(self) -> float:
@@ -57,10 +70,11 @@ class Figures:
         """
         if self.unbiased:
             return 0.0
-        return math.sqrt(4 * self._squared_bias * self.bias_error**2 + 2 * self.bias_error**4)
+        return math.sqrt(4 * self.squared_bias * self.bias_error**2 + 2 * self.bias_error**4)
 
     @property
-    def _squared_bias(self) -> float:
+    def squared_bias(self) -> float:
+        """The squared bias less what its standard error explains; 0 if the ledger says so."""
         return 0.0 if self.unbiased else max(self.bias**2 - self.bias_error**2, 0.0)
 
 
@@ -103,30 +117,13 @@ class Profile(Mapping[str, Figures]):
         return "\n".join([head, "|---|" + "---|" * 7, *rows, note])
 
     def plot(self) -> Any:
-        """Bias, variance, MSE, time, and MSE at equal time as bars, one colour each: a `matplotlib` figure."""
-        from ..explain.picture import Picture
+        """A `matplotlib` figure: the mean squared error against time, the bias, the variance, two errors each way.
 
-        figure = Picture(figsize=(13, 2.8), layout="constrained")
-        panels = {
-            "bias": "bias",
-            "variance": "variance",
-            "mse": "MSE",
-            "seconds": "seconds per estimate",
-            "mse_per_second": "MSE at one second",
-        }
-        names = list(self.figures)
-        tilt = {"rotation": 30, "ha": "right"} if len(names) * max(map(len, names)) > 20 else {}
-        for axes, (attribute, title) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
-            values = [getattr(self.figures[name], attribute) for name in names]
-            error = {"bias": "bias_error", "mse_per_second": "mse_per_second_error"}.get(attribute)
-            errors = [getattr(self.figures[name], error) for name in names] if error else None
-            axes.bar(names, values, yerr=errors, color=[f"C{i}" for i in range(len(names))], capsize=4)
-            axes.set_xticks(range(len(names)), names, **tilt)
-            axes.set_title(title)
-            smallest, largest = min(values), max(values)
-            if 30 * smallest < largest < 1e20 * smallest:  # anything smaller is zero, but for rounding
-                axes.set_yscale("log")
-        return figure
+        With time t there are t / s estimates of s seconds each; their mean has the error :math:`b^2 + v s / t` of a
+        bias b and a variance v. A curve stops where the error of b squared is as large; a bias that cannot be told from
+        none is shown as the largest that it may be.
+        """
+        return picture_of(self.figures)
 
     def __repr__(self) -> str:
         return self.to_markdown()
@@ -171,6 +168,7 @@ def profile(
         raise TypeError('profile takes compiled graphs by name: sg.profile({"SF": graph.compile(sg.SF())}, theta)')
     if not compiled or repeats < 2:
         raise ValueError(f"profile needs at least one estimator and two repeats, got {len(compiled)} and {repeats}")
+    begun = None if generator is None else generator.clone_state()
     estimates: dict[str, list[Tensor]] = {name: [] for name in compiled}
     seconds: dict[str, list[float]] = {name: [] for name in compiled}
     for one in compiled.values():  # the first call of a torch function is slow
@@ -183,10 +181,12 @@ def profile(
             estimates[name].append(_vector(grads))
     stacked = {name: torch.stack(found).double().cpu() for name, found in estimates.items()}
     reference = _reference(compiled, stacked, truth)
-    figures = {
-        name: _figures(found, reference, torch.tensor(seconds[name]).median().item(), name, compiled[name])
-        for name, found in stacked.items()
-    }
+    given = None if truth is None else reference.value
+    figures = {}
+    for name, found in stacked.items():
+        time_of_one = torch.tensor(seconds[name]).median().item()
+        rows = partial(_rows, compiled[name], inputs, sizes, repeats, begun, given)
+        figures[name] = _figures(found, reference, time_of_one, name, compiled[name], rows)
     return Profile(figures, reference.value, reference.words, repeats)
 
 
@@ -222,7 +222,26 @@ def _reference(compiled: Mapping[str, Compiled], estimates: Mapping[str, Tensor]
     return _Reference(f"the mean of {best}, which is unbiased", best, found.mean(0), found.var(0) / len(found))
 
 
-def _figures(estimates: Tensor, reference: _Reference, seconds: float, name: str, compiled: Compiled) -> Figures:
+def _rows(
+    compiled: Compiled,
+    inputs: Sequence[object],
+    sizes: Mapping[str, int] | None,
+    repeats: int,
+    begun: torch.Generator | None,
+    truth: Tensor | None,
+) -> tuple[Group, ...]:
+    """The groups of one estimator, on the draws that a generator begins with."""
+    return sampled(compiled, inputs, sizes, repeats, None if begun is None else begun.clone_state(), truth)
+
+
+def _figures(
+    estimates: Tensor,
+    reference: _Reference,
+    seconds: float,
+    name: str,
+    compiled: Compiled,
+    rows: Callable[[], tuple[Group, ...]],
+) -> Figures:
     mean, variance = estimates.mean(0), estimates.var(0)
     own = variance / len(estimates)
     error = own if name == reference.name else own + reference.variance
@@ -231,4 +250,7 @@ def _figures(estimates: Tensor, reference: _Reference, seconds: float, name: str
         bias = float((mean - reference.value).norm())
         mse = float(((estimates - reference.value) ** 2).sum(1).mean())
     unbiased = compiled.explain().unbiased
-    return Figures(mean, own.sqrt(), float(variance.sum()), bias, float(error.sum().sqrt()), mse, seconds, unbiased)
+    distances = ((estimates - mean) ** 2).sum(1)
+    spread = float(distances.std()) / math.sqrt(len(estimates))
+    total, bias_error = float(variance.sum()), float(error.sum().sqrt())
+    return Figures(mean, own.sqrt(), total, bias, bias_error, mse, seconds, unbiased, spread, rows)

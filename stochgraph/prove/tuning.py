@@ -23,6 +23,7 @@ from ..ir.declaration import Declaration
 from ..ir.paths import averaging_plate, descends_from, samples_in
 from ..run.compiled import Compiled
 from .profiling import Figures, _figures, _Reference, _reference, _vector
+from .shares import shares
 
 _MOST = 16  # combinations that are measured against each other
 _FEWEST = 4  # estimates of each candidate in a round
@@ -168,8 +169,7 @@ def tune(
     pruning = _Pruning(graph, unbiased)
     slots = pruning.slots
     if math.prod(len(slot.written) for slot in slots) > _MOST:
-        ends = [start + budget / 2 * (i + 1) / len(slots) for i in range(len(slots))]
-        slots = [_best_of(slot, pruning, race, end) for slot, end in zip(slots, ends, strict=True)]
+        slots = _narrowed(pruning, race, start, budget / 2)
     chosen = race.run([_Entry(found, {}) for found in _combined(slots)], start + (1 - _SIZES_SHARE) * budget)
     entries = [_Entry(chosen[0].estimators, sizes) for sizes in other_sizes(graph, chosen[0].estimators)]
     if entries:
@@ -215,7 +215,7 @@ def _make(written: str) -> es.GradientEstimator:
 
 
 def _compiled(graph: Declaration, estimators: Mapping[str, str]) -> Compiled:
-    return Compiled(graph, {name: _make(written) for name, written in estimators.items()})
+    return Compiled(graph, {name: _make(written) for name, written in estimators.items()}, None, "never", shares)
 
 
 class _Pruning:
@@ -274,14 +274,22 @@ def _combined(slots: Sequence[_Slot]) -> list[dict[str, str]]:
     ]
 
 
-def _best_of(slot: _Slot, pruning: _Pruning, race: "_Race", end: float) -> _Slot:
-    """The estimators of a slot that are the best beside the defaults: so few that all combinations can be measured."""
-    count = max(2, int(_MOST ** (1 / len(pruning.slots))))
-    if len(slot.written) <= count:
-        return slot
-    entries = [_Entry({**pruning.defaults, **dict.fromkeys(slot.samples, one)}, {}) for one in slot.written]
-    trials = race.run(entries, end)
-    return _Slot(slot.samples, tuple(trial.estimators[slot.samples[0]] for trial in trials[:count]))
+def _narrowed(pruning: _Pruning, race: "_Race", start: float, seconds: float) -> list[_Slot]:
+    """The slots with so few estimators that all combinations can be measured.
+
+    Slot after slot, beside the best that is known of the others: beside a noisy one nothing can be told apart. Then all
+    of them once more.
+    """
+    count, slots = max(2, int(_MOST ** (1 / len(pruning.slots)))), list(pruning.slots)
+    beside = dict(pruning.defaults)
+    for turn in range(2 * len(slots)):
+        place = turn % len(slots)
+        slot, end = slots[place], start + seconds * (turn + 1) / (2 * len(slots))
+        trials = race.run([_Entry({**beside, **dict.fromkeys(slot.samples, one)}, {}) for one in slot.written], end)
+        ranked = [trial.estimators[slot.samples[0]] for trial in trials]
+        beside |= dict.fromkeys(slot.samples, ranked[0])
+        slots[place] = slot._replace(written=tuple(ranked if turn < len(slots) else ranked[:count]))
+    return slots
 
 
 def other_sizes(graph: Declaration, chosen: Mapping[str, str]) -> list[dict[str, int]]:
@@ -361,7 +369,9 @@ class _Race:
         stacked = {key: runner.stacked for key, runner in runners.items()}
         reference = self._reference(runners)
         trials = {
-            key: runner.trial(_figures(stacked[key], reference, runner.seconds, key, runner.compiled), stacked[key])
+            key: runner.trial(
+                _figures(stacked[key], reference, runner.seconds, key, runner.compiled, tuple), stacked[key]
+            )
             for key, runner in runners.items()
         }
         fresh: dict[str, Trial] = {}

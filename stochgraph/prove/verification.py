@@ -7,6 +7,7 @@ Continuous draws may have the nodes of a rule of quadrature; see the note in `qu
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal
 
 import torch
@@ -16,8 +17,11 @@ from torch.utils import _pytree as pytree
 from ..derive.populations import expected_plates
 from ..errors.exceptions import SamplingError, VerificationError
 from ..errors.failures import short_tracebacks
+from ..explain.ledger import Source
+from ..explain.magnitudes import Estimates, Group, groups
 from ..ir.traces import Trace
 from ..run.compiled import Compiled
+from ..run.contributions import Contributions, scored
 from .outcomes import CHUNK, Outcome, Outcomes
 from .quadrature import Quadrature, at_least_two
 
@@ -40,6 +44,8 @@ class Verification:
         order: the order of the derivative.
         quadrature: where continuous draws have the nodes of a rule, how far the figures can be trusted: `nodes`, the
             `change` from half of them, and the `disagreement` with nodes that are held, both relative; else `None`.
+        rows: the groups of the ledger's rows with what each of them gives to `expectation`; see `Group`. First order
+            only: of other orders, and of a surrogate written by hand, there are none.
 
     For first derivatives `truth`, `expectation`, `bias` and `variance` are pytrees like the differentiated input (a
     tuple of them if there are several). For order k they are tensors of shape `(*input.shape,) * k` if one tensor is
@@ -56,6 +62,12 @@ class Verification:
     order: int
     _total_variance: float = field(repr=False)
     quadrature: Quadrature | None = None
+    _groups: Callable[[], tuple[Group, ...]] = field(default=tuple, repr=False, compare=False)
+
+    @cached_property
+    def rows(self) -> tuple[Group, ...]:
+        """The groups of the ledger's rows, with their exact figures. Worked out when they are asked for."""
+        return self._groups()
 
     @property
     def total_variance(self) -> float:
@@ -170,7 +182,7 @@ def verify(
     def proof(nodes: int | None) -> _Proof:
         outcomes = Outcomes(compiled, inputs, sizes or {}, max_outcomes, nodes)
         meant = Outcomes(compiled, inputs, sizes or {}, max_outcomes, nodes, plates) if plates else outcomes
-        return _Proof(compiled, inputs, outcomes, meant, surrogate or compiled.surrogate, order)
+        return _Proof(compiled, inputs, outcomes, meant, surrogate, order)
 
     if quadrature is None:
         return proof(None).result(None)
@@ -192,7 +204,7 @@ class _Proof:
         inputs: Any,
         outcomes: Outcomes,
         meant: Outcomes,
-        surrogate: Callable[..., Tensor],
+        surrogate: Callable[..., Tensor] | None,
         order: int,
     ) -> None:
         self.outcomes, self.meant, self.order = outcomes, meant, order
@@ -200,9 +212,14 @@ class _Proof:
         self.flat, self.restore = _flatten(compiled, inputs)
         self.truth = self._derivative_of(meant.weighted)
         self.probability, log_probs = self._probabilities(compiled.graph.name)
-        self.estimates = _estimates(surrogate, outcomes, self.restore, self.flat, log_probs, order)
+        estimate = surrogate or compiled.surrogate
+        self.estimates = _estimates(estimate, outcomes, self.restore, self.flat, log_probs, order)
         self.weights = self.probability.reshape(-1, *[1] * order)
         self.mean = (self.weights * self.estimates).sum(0)
+        self.groups: Callable[[], tuple[Group, ...]] = tuple
+        if order == 1 and surrogate is None and meant is outcomes:
+            at = (self.restore, self.flat, log_probs)
+            self.groups = _Groups(compiled, outcomes, *at, self.probability, self.truth, self.shape)
 
     def _probabilities(self, name: str) -> tuple[Tensor, dict[str, Tensor]]:
         """The probability of every outcome, and the log-probability of every draw in it."""
@@ -259,7 +276,38 @@ class _Proof:
             self.order,
             float(variance.sum()),
             quadrature,
+            self.groups,
         )
+
+
+@dataclass(frozen=True)
+class _Groups:
+    """What every group of the ledger's rows gives, from the contributions in every outcome, for whoever asks."""
+
+    compiled: Compiled
+    outcomes: Outcomes
+    restore: Callable[[Tensor], Any]
+    flat: Tensor
+    log_probs: dict[str, Tensor]
+    probability: Tensor
+    truth: Tensor
+    shape: Callable[[Tensor], Any]
+
+    def __call__(self) -> tuple[Group, ...]:
+        explained, own = self.compiled.explain(), self._contributions(self.compiled)
+        reference = own if explained.unbiased else self._contributions(scored(self.compiled))
+        found = Estimates(own, reference, self.probability, self.truth, exact=True)
+        return groups(explained.ledger, found, self.shape)
+
+    def _contributions(self, compiled: Compiled) -> dict[Source, Tensor]:
+        """By source, `(outcomes, P)`."""
+        contributions = Contributions(compiled)
+
+        def one(outcome: Outcome, recorded: dict[str, Tensor]) -> dict[Source, Tensor]:
+            trace = Trace(draws=outcome.draws, log_probs=recorded, noise=outcome.noise)
+            return contributions.of(self.restore, self.flat, trace)
+
+        return pytree.tree_map(Tensor.detach, self.outcomes.map(one, self.log_probs, chunk=CHUNK))
 
 
 def _vector(tree: Any) -> Tensor:

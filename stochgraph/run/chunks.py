@@ -18,11 +18,11 @@ from .passes import recorded
 @short_tracebacks()
 def accumulate(
     compiled: Compiled,
-    *inputs: Any,
+    *inputs: object,
     over: str,
     trace: Trace | None = None,
     chunk: int | None = None,
-    generator: Any = None,
+    generator: torch.Generator | None = None,
     sizes: Mapping[str, int] | None = None,
 ) -> tuple[Tensor, Any]:
     r"""`Compiled.value_and_grad`, differentiated in chunks of a plate: memory does not grow with the plate.
@@ -73,8 +73,8 @@ def accumulate(
         raise SamplingError("accumulate: generator and sizes are for fresh draws; with a trace leave them out")
     length = chunk or chunk_size(compiled, trace, over, inputs)
     with recorded():
-        point = compiled._point("accumulate", inputs)
-        value, gradient = compiled._in_chunks(point, trace, plate, length)
+        point = compiled._inputs.point("accumulate", inputs)
+        value, gradient = compiled._estimates.in_chunks(point, trace, plate, length)
         return value, point.shaped(gradient)
 
 
@@ -118,7 +118,7 @@ def chunks(compiled: Compiled, trace: Trace, *, over: str, chunk: int | None = N
 
 
 def chunk_size(compiled: Compiled, trace: Trace, over: str, inputs: Sequence[Any] | None = None) -> int:
-    """How many entries of a plate one chunk has by default: those for which the largest node has 8000 entries.
+    """The entries of a plate in one chunk, by default: those for which the largest node has 8000 entries.
 
     A draw is an entry, and so is each of its time steps. That is for layers of 64 units; where the inputs are known and
     their layers are wider or narrower, a chunk has so many fewer or more: it is numbers that memory holds. A layer has
@@ -152,8 +152,8 @@ def chunk_size(compiled: Compiled, trace: Trace, over: str, inputs: Sequence[Any
     if inputs is None:
         device = next((leaf.device for leaf in tensors(trace.draws)), torch.device("cpu"))
         return compiled._cuts.length(plate, compiled._cuts.sizes(trace, {}), entries_at_once(device))
-    point = compiled._point("chunk_size", inputs)
-    return compiled._cuts.length(plate, compiled._cuts.sizes(trace, compiled._rows(point.named)), point.entries)
+    point = compiled._inputs.point("chunk_size", inputs)
+    return compiled._cuts.length(plate, compiled._cuts.sizes(trace, compiled._inputs.rows(point.named)), point.entries)
 
 
 def _cut(compiled: Compiled, trace: Trace, over: str, chunk: int | None) -> Iterator[tuple[float, Trace]]:
@@ -163,6 +163,6 @@ def _cut(compiled: Compiled, trace: Trace, over: str, chunk: int | None) -> Iter
         yield weight, part
 
 
-def _check(chunk: Any, over: str) -> None:
+def _check(chunk: object, over: str) -> None:
     if chunk is not None and (not isinstance(chunk, int) or isinstance(chunk, bool) or chunk < 1):
         raise SamplingError(f"chunk={chunk!r}: a chunk of the plate {over!r} needs at least one entry")

@@ -1,46 +1,49 @@
 """Compiled graphs: sampling, surrogates and gradients."""
 
-from collections.abc import Iterable, Mapping
-from functools import cached_property
-from itertools import pairwise
-from typing import Any, NoReturn
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, cast
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ..derive.derivation import Derivation
-from ..derive.estimator import SCORED, GradientEstimator, plain
-from ..derive.populations import corrected, expectations_of
-from ..derive.reach import data_of
-from ..derive.routes import Routes
-from ..errors.checks import plate_size
-from ..errors.exceptions import CompileError, InputError, LoweringError, SamplingError
+from ..derive.estimator import plain
+from ..derive.populations import expectations_of
+from ..derive.printed import printed
+from ..errors.exceptions import LoweringError, SamplingError
 from ..errors.failures import short_tracebacks
-from ..explain.explanation import explain
-from ..ir import nodes as nd
+from ..explain.explanation import Explanation, explain
+from ..explain.magnitudes import Group
+from ..explain.report import report
 from ..ir.declaration import Declaration
-from ..ir.paths import open_unknowns, plates_in, samples_in, scored_samples
-from ..ir.programs import schedule
+from ..ir.paths import samples_in
 from ..ir.traces import Trace
-from ..language.data import data_sizes
-from ..surrogate.steps import OF_A_BATCH
-from ..tensors.axes import Axis, describe
-from ..tensors.indexing import in_transform
-from ..tensors.trees import map_tensors, recordable, tensors
-from .cuts import Cuts, Part
-from .first_pass import Watch, check_captured, check_pathwise
+from ..source.module import Source, source
+from .choices import Given, assigned, check, choose_inputs, constant_updates, given_estimators
+from .cuts import Cuts
+from .estimates import Estimates
 from .gradient import Point
+from .inputs import Inputs, checked_sizes
 from .loss import hand_over, leaves_that_require_gradients
-from .lowered import Lowered, drawn, held_still, lowering_of
-from .passes import Run, recorded, seeded
+from .lowered import Lowered, held_still, lowering_of
+from .passes import recorded, seeded
+from .surrogates import Surrogate
+from .values import Values
 
-_OF_A_MODULE = (
-    "Of a module, the parameters are passed, dict(module.named_parameters()); the module is called with them in a "
-    "function, torch.func.functional_call(module, parameters, (x,))"
-)
-_NUMBERS = (float, np.floating, np.ndarray)  # Python's own float stands for torch's default dtype
+
+class Shares(Protocol):
+    """Whoever works out what every group of a ledger's rows gives: by the proofs, which know compiled graphs."""
+
+    def __call__(
+        self,
+        compiled: "Compiled",
+        inputs: Sequence[object],
+        sizes: Mapping[str, int] | None,
+        repeats: int | None,
+        generator: torch.Generator | None,
+        max_outcomes: int | None,
+    ) -> tuple[Group, ...]: ...
 
 
 class Compiled:
@@ -69,45 +72,35 @@ class Compiled:
     def __init__(
         self,
         graph: Declaration,
-        estimators: Any,
-        wrt: str | tuple[str, ...] | None = None,
-        lowering: str = "never",
+        estimators: Given,
+        wrt: str | tuple[str, ...] | None,
+        lowering: str,
+        shares: Shares,
     ) -> None:
         self.graph = graph
-        self.wrt = _choose_inputs(graph, wrt)
-        given = _given(graph, estimators)
-        self.estimators = _assign(graph, given, self.wrt)
-        _check(graph, self.estimators, self.wrt)
-        order, objective = graph.order, graph.objective
-        self._expectations = expectations_of(order, given, self.estimators)
-        self._derivation = Derivation(order, self.estimators, _constant_updates(graph, estimators, given))
-        self._root = corrected(self._derivation, self._derivation.surrogate(objective), self._expectations)
-        # A pathwise draw that is used inside an update alone is still drawn outside of it.
-        drawn = [
-            self._derivation.derive(node) for s, node in samples_in(order).items() if s in self._derivation.pathwise
-        ]
-        self._program = schedule([self._root, *drawn, *graph.data])  # rows are counted, whoever reads them
-        found = (self._derivation.noise(sample) for sample in self._derivation.scope.samples.values())
-        self._noise = {node.name: node for node in found if node is not None}
-        value = Derivation(order, plain(self.estimators))
-        self._value_root = value.derive(objective)
-        self._scores = {name: value.score(node) for name, node in value.scope.samples.items()}
-        samples = {**samples_in(order), **self._noise}
-        self._draws = {name: value.derive(node) for name, node in samples.items()}
-        unsolved = open_unknowns(order)
-        self._named_nodes = {n.name: value.derive(n) for n in order if n.named and not unsolved[n]}
-        recorded = (*graph.data, *self._scores.values(), *self._draws.values(), *self._named_nodes.values())
-        self._value_program = schedule([self._value_root, *recorded])
-        self._unseen = {False, True}  # whether a pass outside of transforms, and one inside, is still the first
-        self._support_program = schedule(s for s in self._scores.values() if not s.sample.law.fixed_support)
-        self._cuts = Cuts(graph, samples, self._program, self._scores, self._named_nodes)
+        self._shares = shares
+        self.wrt = choose_inputs(graph, wrt)
+        given = given_estimators(graph, estimators)
+        self.estimators = assigned(graph, given, self.wrt)
+        check(graph, self.estimators, self.wrt)
+        self._expectations = expectations_of(graph.order, given, self.estimators)
         if lowering != "never":
             self._refuse_drawn_sizes()
+        self._inputs = Inputs(graph, self.wrt, self._expectations)
+        self._derivation = Derivation(graph.order, self.estimators, constant_updates(graph, estimators, given))
+        beside = map(self._derivation.noise, self._derivation.scope.samples.values())
+        self._noise = {node.name: node for node in beside if node is not None}
+        samples = {**samples_in(graph.order), **self._noise}
+        self._values = Values(graph, Derivation(graph.order, plain(self.estimators)), samples, self.wrt)
+        self._surrogate = Surrogate(graph, self._derivation, self.wrt, self._values, self._expectations)
+        self._root, self._program = self._surrogate.root, self._surrogate.program
+        self._cuts = Cuts(graph, samples, self._program, self._values.scores, self._values.named)
         self._lowering = lowering_of(self, lowering)
+        self._estimates = Estimates(self._inputs, self._surrogate, self._values, self._cuts, self._lowering)
 
     @short_tracebacks()
     def sample(
-        self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
+        self, *inputs: object, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
     ) -> Trace:
         """Draw every sample node once.
 
@@ -127,12 +120,12 @@ class Compiled:
             SamplingError: a distribution refused its parameters, or a log-probability is not finite.
         """
         with recorded():
-            run = self._run(inputs, sizes)
+            run = self._inputs.run(inputs, sizes)
             with seeded(generator, inputs):
-                return self._sampled(self._begun(run))
+                return self._values.trace(self._inputs.begun(run))
 
     @short_tracebacks()
-    def surrogate(self, *inputs_and_trace: Any) -> Tensor:
+    def surrogate(self, *inputs_and_trace: object) -> Tensor:
         """The scalar whose gradient with respect to the inputs is the estimate: `surrogate(*inputs, trace)`.
 
         A pure function. At the inputs that drew the trace its value is the objective's; at others it is importance
@@ -141,8 +134,9 @@ class Compiled:
         Raises:
             SamplingError: a log-probability is not finite, or the trace lacks a sample node.
         """
-        *inputs, trace = inputs_and_trace
-        missing = [name for name in self._draws if name not in getattr(trace, "draws", ())]
+        *inputs, last = inputs_and_trace
+        trace = cast(Trace, last)
+        missing = [name for name in self._values.draws if name not in getattr(trace, "draws", ())]
         if missing:
             raise SamplingError(
                 f"surrogate of {self.graph.name!r}: the last argument must be a trace of this graph; "
@@ -155,11 +149,11 @@ class Compiled:
                 "was drawn with another estimator. Make one with the sample of this compiled graph"
             )
         with recorded():
-            return self._surrogate(self._begun(self._run(inputs, None, trace)))
+            return self._surrogate(self._inputs.begun(self._inputs.run(inputs, None, trace)))
 
     @short_tracebacks()
     def value_and_grad(
-        self, *inputs: Any, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
+        self, *inputs: object, generator: torch.Generator | None = None, sizes: Mapping[str, int] | None = None
     ) -> tuple[Tensor, Any]:
         """One estimate, of any number of tasks.
 
@@ -180,14 +174,14 @@ class Compiled:
             SamplingError: inside a `torch.func` transform; `sample` and `surrogate` work there.
         """
         with recorded():
-            point = self._point("value_and_grad", inputs)
-            value, gradient = self._estimate(point, generator, sizes)
+            point = self._inputs.point("value_and_grad", inputs)
+            value, gradient = self._estimates.fresh(point, generator, sizes)
             return value, point.shaped(gradient)
 
     @short_tracebacks()
     def loss(
         self,
-        *inputs: Any,
+        *inputs: object,
         generator: torch.Generator | None = None,
         sizes: Mapping[str, int] | None = None,
         return_trace: bool = False,
@@ -231,9 +225,9 @@ class Compiled:
             >>> bool(theta["logits"] < -1.0)
             True
         """
-        self._refuse_transforms("loss")
-        given = self._named(inputs)
-        self._require_floats(given)
+        self._inputs.refuse_transforms("loss")
+        given = self._inputs.named(inputs)
+        self._inputs.require_floats(given)
         leaves = leaves_that_require_gradients(self.graph.name, given, self.wrt) if torch.is_grad_enabled() else []
         if not leaves:
             trace = self.sample(*inputs, generator=generator, sizes=sizes)
@@ -241,105 +235,12 @@ class Compiled:
         point = Point(given, self.wrt, lambda leaf: isinstance(leaf, Tensor) and leaf.requires_grad)
         if return_trace:
             trace = self.sample(*inputs, generator=generator, sizes=sizes)
-            found = self._replayed(point, trace._replace(log_probs={}))  # at the inputs that drew it
+            found = self._estimates.at(point, trace._replace(log_probs={}))  # at the inputs that drew it
             return hand_over(self.graph.name, *found, leaves), trace
-        return hand_over(self.graph.name, *self._estimate(point, generator, sizes), leaves)
-
-    def _refuse_transforms(self, word: str) -> None:
-        if in_transform():
-            raise SamplingError(
-                f"{word} of {self.graph.name!r} cannot run inside a torch.func transform. Use two calls there: "
-                "trace = compiled.sample(*inputs), then torch.func.grad(compiled.surrogate)(*inputs, trace)"
-            )
-
-    def _point(self, word: str, inputs: Any) -> Point:
-        """Where a gradient is taken, with respect to all that is a floating-point tensor."""
-        self._refuse_transforms(word)
-        given = self._named(inputs)
-        self._require_floats(given)
-        return Point(given, self.wrt, _floats)
-
-    def _require_floats(self, given: Mapping[str, Any]) -> None:
-        if not any(_floats(leaf) for name in self.wrt for leaf in pytree.tree_leaves(given[name])):
-            raise InputError(
-                f"{self.graph.name}: no leaf of the input {self.wrt[0]!r} is a floating-point tensor. {_OF_A_MODULE}"
-            )
-
-    def _estimate(
-        self, point: Point, generator: torch.Generator | None, sizes: Mapping[str, int] | None
-    ) -> tuple[Tensor, list[Tensor]]:
-        """The value and gradient for fresh draws: of one pass, or of draws and then of chunks of a plate."""
-        sizes = _check_sizes(self.graph, sizes or {})
-        with seeded(generator, point.named):
-            found = None if self._lowering is None else self._lowering.fresh(point, sizes)
-            if found is not None:
-                return found
-            run = self._begun(Run(point.named, sizes))
-            if not self._is_large(run, point) and not (self._lowering is not None and self._lowering.draws_apart):
-                return self._pass(point, run)
-            trace = drawn(self, run)
-        return self._replayed(point, trace)
-
-    def _is_large(self, run: Run, point: Point) -> bool:
-        """Whether to cut a pass. Sizes of plates are known before it, lengths of trajectories once they are drawn."""
-        plates = self._cuts.declared_sizes({**run.wanted, **self._rows(run.inputs)})
-        if self._cuts.find(plates, point.entries) is not None:
-            return True
-        self._watches(run)
-        for program in self._until_lengths:
-            with torch.enable_grad():
-                run.execute(program)
-            if self._cuts.find({**plates, **run.sizes}, point.entries) is not None:
-                return True
-        return False
-
-    @cached_property
-    def _draw_program(self) -> list[nd.Node]:
-        """What draws, and nothing else."""
-        return schedule([*self.graph.data, *self._draws.values()])
-
-    @cached_property
-    def _until_lengths(self) -> list[list[nd.Node]]:
-        """The parts of the program that end where a trajectory is drawn."""
-        lengths = [i + 1 for i, node in enumerate(self._program) if isinstance(node, nd.Sample) and node.time]
-        return [self._program[start:end] for start, end in pairwise([0, *lengths])]
-
-    def _rows(self, named: Mapping[str, Any]) -> dict[str, int]:
-        """How many rows every plate of data has in some inputs."""
-        return data_sizes(self.graph.data, named) if self.graph.data else {}
-
-    def _replayed(self, point: Point, trace: Trace) -> tuple[Tensor, list[Tensor]]:
-        """The value and gradient at a trace, cut if it is large."""
-        cut = self._cuts.find(self._cuts.sizes(trace, self._rows(point.named)), point.entries)
-        return self._accumulated(point, [Part(1.0, trace)]) if cut is None else self._in_chunks(point, trace, *cut)
-
-    def _in_chunks(self, point: Point, trace: Trace, plate: Axis, length: int) -> tuple[Tensor, list[Tensor]]:
-        """The value and gradient at a trace, in chunks of a plate."""
-        parts = list(self._cuts.parts(trace, plate, length, self._rows(point.named)))
-        try:
-            return self._accumulated(point, parts)
-        except SamplingError:
-            self._diagnose(self._begun(Run(point.named, {}, trace)))  # names a draw by its place in the whole
-            raise
-
-    def _accumulated(self, point: Point, parts: Iterable[Part]) -> tuple[Tensor, list[Tensor]]:
-        """The weighted sum of the values and of the gradients of some chunks."""
-        total: list[Tensor] = []
-        for weight, trace, piece in parts:
-            of_rows = piece is not None and piece.plate.data  # they are cut out of the inputs
-            found = None if self._lowering is None or of_rows else self._lowering.at(point, trace)
-            value, gradient = found or self._pass(point, self._begun(Run(point.named, {}, trace, piece)))
-            scaled = [leaf * weight for leaf in (value, *gradient)]
-            total = list(map(torch.add, total, scaled)) if total else scaled
-        return total[0], total[1:]
-
-    def _pass(self, point: Point, run: Run) -> tuple[Tensor, list[Tensor]]:
-        with torch.enable_grad():
-            loss = self._surrogate(run)
-        return loss.detach(), point.gradient(loss)
+        return hand_over(self.graph.name, *self._estimates.fresh(point, generator, sizes), leaves)
 
     @short_tracebacks()
-    def lower(self, *inputs: Any, trace: Trace | None = None, sizes: Mapping[str, int] | None = None) -> Lowered:
+    def lower(self, *inputs: object, trace: Trace | None = None, sizes: Mapping[str, int] | None = None) -> Lowered:
         """The gradient as a flat program of tensor operations, for inputs like these: the same bits, without Python.
 
         What is recorded is one call: its operations, below autograd and `torch.vmap`. A call whose shapes, dtypes or
@@ -374,12 +275,8 @@ class Compiled:
         """
         self._refuse_drawn_sizes()
         with recorded():
-            point = self._point("lower", inputs)
-            return Lowered(self, point, _check_sizes(self.graph, sizes or {}), trace and held_still(trace))
-
-    def explain(self) -> Any:
-        """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula."""
-        return explain(self)
+            point = self._inputs.point("lower", inputs)
+            return Lowered(self, point, checked_sizes(self.graph, sizes), trace and held_still(trace))
 
     def _refuse_drawn_sizes(self) -> None:
         if self._expectations is not None and self._expectations.estimator.draws_sizes:
@@ -388,222 +285,138 @@ class Compiled:
                 'and a flat program is for one size. Leave lowering="never"'
             )
 
-    def _named(self, inputs: Any) -> dict[str, Any]:
-        names = self.graph.inputs
-        if len(inputs) != len(names):
-            raise InputError(f"{self.graph.name} takes {len(names)} inputs ({', '.join(names)}), got {len(inputs)}")
-        given = dict(zip(names, map(_as_input, inputs), strict=True))
-        for name in self.wrt:
-            found = [leaf for leaf in pytree.tree_leaves(given[name]) if isinstance(leaf, torch.nn.Module)]
-            if found:
-                raise InputError(
-                    f"{self.graph.name}: the input {name!r} holds a module, {type(found[0]).__name__}, and is to be "
-                    f"differentiated. {_OF_A_MODULE}"
-                )
-        data_sizes(self.graph.data, given)  # refuses batches of different sizes
-        return given
+    def source(self) -> Source:
+        """The surrogate as a person would have written it: a Python module as text, which needs torch only.
 
-    def _run(self, inputs: Any, sizes: Mapping[str, int] | None, trace: Any = None) -> Run:
-        return Run(self._named(inputs), _check_sizes(self.graph, sizes or {}), trace)
+        The module defines `surrogate(*inputs, trace, **functions)`, with the value and the gradient of `surrogate`
+        here. `trace` is a dict: `draws`, and the `log_probs` and `noise` of a trace where it has them. What text
+        cannot hold (functions, the `log_prob` of samplers, large constants) are keyword arguments, listed in the
+        module's `FUNCTIONS`; those of this graph are the attribute `functions` of the text. Functions return real
+        numbers or, where they are not averaged, whole ones.
 
-    def _begun(self, run: Run) -> Run:
-        """A pass, and what the estimator of expectations says before anything is drawn."""
-        if self._expectations is not None:
-            self._expectations.estimator.begin(run, self._expectations)
-        return run
+        Raises:
+            CompileError: a solution of `argmax`, or an estimator's node that is not written; the message names it.
 
-    def _sampled(self, run: Run) -> Trace:
-        """What a pass draws, and what is recorded of it."""
-        with torch.no_grad():
-            values = run.execute(self._value_program)
-            if not in_transform():
-                run.check_scores()
-        self._check_supports(run)
-        self._check_edges(run)
-        log_probs = {name: values[node].detach() for name, node in self._scores.items()}
-        nodes = {name: map_tensors(Tensor.detach, values[node]) for name, node in self._named_nodes.items()}
-        value = self._scalar(values[self._value_root], run)
-        return Trace(value, dict(run.draws), log_probs, dict(run.noise), nodes)
+        Example:
+            >>> import torch, stochgraph as sg
+            >>> from torch.distributions import Bernoulli
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     x = sg.sample("x", Bernoulli, logits=theta, n=10)
+            ...     return torch.exp(sg.mean(x))
+            >>> compiled, theta = objective.compile(sg.LSF()), torch.tensor(0.3)
+            >>> text, trace = compiled.source(), compiled.sample(theta)
+            >>> print(text[text.index("    log_p_x"):])
+                log_p_x = Bernoulli(logits=theta).log_prob(x)
+                # x: counted once, linearised at the mean over x
+                box_x = torch.exp(log_p_x - log_probs.get("x", log_p_x.detach()))
+                return torch.exp((box_x * x).mean())
+            <BLANKLINE>
+            >>> module = {}
+            >>> exec(text, module)
+            >>> bool(module["surrogate"](theta, trace._asdict(), **text.functions) == trace.value)
+            True
+        """
+        return source(self)
 
-    def _surrogate(self, run: Run) -> Tensor:
-        first = self._watches(run)
-        loss = self._scalar(run.execute(self._program)[self._root], run)
-        if first:
-            check_captured(self.graph.order, self._program, run, loss)
-            if not in_transform():
-                check_pathwise(self._program, self._root, run.values, self.graph.objective)
-            self._unseen.discard(in_transform())
-        run.check_edges()
-        if not in_transform() and not bool(loss.isfinite()):
-            self._diagnose(run)
-        return loss
+    @short_tracebacks()
+    def explain(
+        self,
+        *inputs: Any,
+        sizes: Mapping[str, int] | None = None,
+        repeats: int | None = None,
+        generator: torch.Generator | None = None,
+        max_outcomes: int | None = None,
+    ) -> Explanation:
+        """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula.
 
-    def _watches(self, run: Run) -> bool:
-        """Have a first pass watched; whether it is one."""
-        if run.watch is None and self._is_first(run):
-            run.watch = Watch()
-        return run.watch is not None
+        With inputs also how much of the gradient each group of rows gives there, `rows`: exactly, where the joint
+        outcomes can be listed and are few, else from draws, with standard errors.
 
-    def _is_first(self, run: Run) -> bool:
-        """Whether nobody has looked yet where the derivatives of such a pass lead."""
-        if in_transform() not in self._unseen or not torch.is_grad_enabled():
-            return False
-        wanted = tensors([run.inputs[name] for name in self.wrt])
-        return in_transform() or any(leaf.requires_grad for leaf in wanted)
+        Args:
+            *inputs: the inputs of the graph; none for the ledger alone. For exact figures use float64.
+            sizes: sizes of plates by name, in place of the declared ones.
+            repeats: how many draws, at least 2; default: exact if possible, else 200.
+            generator: source of randomness of the draws; default: torch's default generators.
+            max_outcomes: the most joint outcomes that are listed; default: 20,000.
 
-    def _check_supports(self, run: Run) -> None:
-        """Score once more with gradients where only a built distribution shows that its support moves."""
-        if not self._support_program or in_transform():
-            return
-        with torch.enable_grad():
-            run.again(watched(run.inputs, self.graph.inputs)).execute(self._support_program)
+        Raises:
+            SamplingError: as in `sample`.
+            ValueError: one draw.
 
-    def _check_edges(self, run: Run) -> None:
-        """Score once more with gradients where probabilities are 0 or 1: do they move with what is differentiated?"""
-        names = [node.name for node in run.edges]
-        if not names:
-            return
-        with torch.enable_grad():
-            again = run.again(watched(run.inputs, self.wrt))
-            again.execute(schedule(self._scores.get(name, self._draws[name]) for name in names))
-        again.check_edges()
+        Example:
+            >>> import torch, stochgraph as sg
+            >>> from torch.distributions import Bernoulli
+            >>> @sg.graph
+            ... def objective(logit):
+            ...     x = sg.sample("x", Bernoulli, logits=logit, n=3)
+            ...     return sg.mean(x) ** 2 + 0.1 * logit
+            >>> explained = objective.compile(sg.SF()).explain(torch.tensor(0.0, dtype=torch.float64))
+            >>> for row in explained.rows:
+            ...     print(row)
+            x, once: 71.4 %
+            values, once: 28.6 %
+        """
+        if not inputs:
+            return explain(self)
+        return explain(self, self._shares(self, inputs, sizes, repeats, generator, max_outcomes))
 
-    def _diagnose(self, run: Run) -> None:
-        """Find the draw behind a surrogate that is not finite. Scores inside updates are looked at too."""
-        again = run.again(run.inputs)
-        with torch.no_grad():
-            again.execute(self._value_program)
-        again.check_scores()
+    def report(self, path: str | Path) -> Path:
+        """Write a report, one page of HTML that fetches nothing: picture, ledger, formula, and the declaring lines.
 
-    def _scalar(self, value: Any, run: Run) -> Tensor:
-        if isinstance(value, Tensor) and not value.is_floating_point() and not value.is_complex():
-            value = value.to(run.dtype)
-        if not isinstance(value, Tensor) or value.dim() or not value.is_floating_point():
-            got = f"shape {tuple(value.shape)}, {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
-            raise SamplingError(
-                f"the objective {self.graph.objective.name!r} of {self.graph.name!r} must be a real scalar, got {got}"
-                + (f". {OF_A_BATCH}" if isinstance(value, Tensor) and value.dim() else "")
-            )
-        return value
+        Pointing at a path of the ledger lights up its nodes, the terms of the formula that count it, and its lines; a
+        click keeps them lit, and the address of the page then names the path.
+
+        Args:
+            path: the file to write, `report.html` for instance.
+
+        Returns:
+            The path of the file.
+
+        Raises:
+            ImportError: the extra `plot` is not installed.
+
+        Example:
+            >>> import tempfile, torch, stochgraph as sg
+            >>> from torch.distributions import Normal
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     return sg.mean(sg.sample("x", Normal, theta, 1.0, n=100)) ** 2
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     page = objective.compile(sg.LSF()).report(f"{folder}/report.html").read_text()
+            >>> page.count("<svg"), page.count("<math"), page.count("<tr id=")
+            (1, 1, 1)
+        """
+        written = Path(path)
+        written.write_text(report(self, self.explain(), self.estimators), encoding="utf-8")
+        return written
+
+    def show(self, stage: str) -> str:
+        """What a pass of the compiler decided, in lines.
+
+        Args:
+            stage: "reach": the samples that reach each node, with the axes along which they do so draw by draw;
+                "placement": the way of every box to the node where it stands, and the places of control variates;
+                "build": what was built of each node with open boxes; "program": the nodes of the surrogate in the
+                order in which they are evaluated.
+
+        Raises:
+            ValueError: another word.
+
+        Example:
+            >>> import stochgraph as sg
+            >>> from torch.distributions import Normal
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     x = sg.sample("x", Normal, theta, 1.0, n=100)
+            ...     return sg.mean(x**2) - theta**2
+            >>> print(objective.compile(sg.SF()).show("placement"))
+            objective sub
+              box(x)  at sub        moves → mean(pow); dropped at pow_2: x does not reach it
+              box(x)  at mean(pow)  moves through → pow, stays there: `pow` is not linear; kept along (x)
+        """
+        return printed(self._derivation, self.graph.objective, self._program, stage)
 
     def __repr__(self) -> str:
         chosen = ", ".join(f"{name}: {estimator}" for name, estimator in self.estimators.items())
         return f"<Compiled {self.graph.name} wrt {', '.join(self.wrt)}; {chosen}>"
-
-
-def _floats(leaf: Any) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
-
-
-def watched(inputs: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """The inputs, with gradients for those of the names."""
-    leaf = lambda x: x.detach().requires_grad_() if _floats(x) else x  # noqa: E731
-    return {name: pytree.tree_map(leaf, value) if name in names else value for name, value in inputs.items()}
-
-
-def _as_input(tree: Any) -> Any:
-    """Numbers as tensors, and tensors that can be differentiated."""
-    if isinstance(tree, Tensor):
-        return recordable(tree)
-    if isinstance(tree, _NUMBERS):
-        return torch.as_tensor(tree)
-    return tree if pytree.tree_is_leaf(tree) else pytree.tree_map(_as_input, tree)
-
-
-def _choose_inputs(graph: Declaration, wrt: str | tuple[str, ...] | None) -> tuple[str, ...]:
-    chosen = (graph.inputs[0],) if wrt is None else (wrt,) if isinstance(wrt, str) else tuple(wrt)
-    for name in chosen:
-        if name not in graph.inputs:
-            raise CompileError(f"wrt={name!r}: {graph.name} has no such input; choose from {', '.join(graph.inputs)}")
-    if len(set(chosen)) < len(chosen):
-        raise CompileError(f"wrt={chosen!r} names an input twice: name each one once")
-    return chosen
-
-
-def _given(graph: Declaration, estimators: Any) -> dict[str, Any]:
-    """The estimators as the user gave them, by sample node."""
-    known = samples_in(graph.order)
-    given = dict(estimators) if isinstance(estimators, Mapping) else dict.fromkeys(known, estimators)
-    for name, estimator in given.items():
-        if name not in known:
-            raise CompileError(
-                f"an estimator is given for {name!r}, but {graph.name} has no such sample node; "
-                f"it has {', '.join(map(repr, known)) or 'none'}"
-            )
-        _check_kind(f"sample {name!r}", estimator)
-    if not isinstance(estimators, Mapping):  # it also says how updates without a sample are differentiated
-        _check_kind(graph.name, estimators)
-    return given
-
-
-def _check_kind(where: str, estimator: Any) -> None:
-    if not isinstance(estimator, GradientEstimator):
-        raise CompileError(f"{where}: {estimator!r} is not an estimator; use sg.SF(), sg.LSF(), sg.PW() ...")
-
-
-def _constant_updates(graph: Declaration, estimators: Any, given: Mapping[str, Any]) -> set[nd.Update]:
-    """The updates whose direction is not differentiated: all of them, or those that a sample of the estimator feeds."""
-    updates = {node for node in graph.order if isinstance(node, nd.Update)}
-    stopping = {name for name, estimator in given.items() if _stops(estimator)}
-    if not isinstance(estimators, Mapping):
-        return updates if _stops(estimators) else set()
-    return {node for node in updates if not stopping.isdisjoint(data_of(node))}
-
-
-def _stops(estimator: GradientEstimator) -> bool:
-    return estimator.inside.stopped
-
-
-def _assign(graph: Declaration, given: Mapping[str, Any], wrt: tuple[str, ...]) -> dict[str, Any]:
-    """The estimator of every sample node that is scored.
-
-    Nodes that depend on other inputs than the differentiated ones carry no gradient. They are scored all the same, so
-    that a surrogate at other inputs is importance weighted. Nodes drawn from the parameters of an update are scored
-    because the update's direction is made of their scores.
-    """
-    pathwise = [name for name, estimator in given.items() if not estimator.scored]
-    needed = scored_samples(graph.order, [node for node in graph.sources if node.name in wrt], pathwise)
-    for name, node in needed.items():
-        if name not in given:
-            raise CompileError(
-                f"sample {name!r} (axes: {describe(node.axes)}) has no estimator, and its distribution depends on a "
-                "differentiated input: give it one, sg.SF() for instance"
-            )
-    others = scored_samples(graph.order, graph.sources, [name for name in pathwise if name in needed])
-    weighted = {s: SCORED for s, node in others.items() if not node.law.has_moving_support}
-    starts = [node.params for node in graph.order if isinstance(node, nd.Update) and node.scores]
-    inner = {s: given.get(s, SCORED) for s in scored_samples(graph.order, starts, pathwise)}
-    found = {**weighted, **inner, **{name: given[name] for name in needed}}
-    return {name: found[name] for name in samples_in(graph.order) if name in found}
-
-
-def _check(graph: Declaration, estimators: Mapping[str, GradientEstimator], wrt: tuple[str, ...]) -> None:
-    samples = samples_in(graph.order)
-    routes = Routes(graph, [name for name, estimator in estimators.items() if not estimator.scored])
-    for name, estimator in estimators.items():
-        estimator.check(samples[name], routes)
-    inputs = {node.name: node for node in graph.sources}
-    for name in wrt:
-        if not routes.arrive(inputs[name]):
-            raise CompileError(
-                f"the objective {graph.objective.name!r} does not depend on the input {name!r}, neither through "
-                "values nor through a distribution: leave it out of wrt, or use it in the graph"
-            )
-
-
-def _check_sizes(graph: Declaration, sizes: Mapping[str, int]) -> Mapping[str, int]:
-    if not sizes:
-        return sizes
-    plates = plates_in(graph.order)
-    for name, size in sizes.items():
-        if name in plates and plates[name].data:
-            _refuse_size(f"{name!r} is a plate of data: its size is the number of rows that the inputs have")
-        if name not in plates:
-            _refuse_size(f"{name!r} is not a plate of {graph.name}; its plates are {', '.join(map(repr, plates))}")
-        if not plate_size(size):
-            _refuse_size(f"plate {name!r} needs at least one draw, an integer; got {size!r}")
-    return {name: int(size) for name, size in sizes.items()}
-
-
-def _refuse_size(message: str) -> NoReturn:
-    raise SamplingError(f"sizes: {message}")

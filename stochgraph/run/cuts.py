@@ -1,4 +1,4 @@
-"""Where a gradient is cut: which plate, into chunks of which size, and the trace of every chunk.
+"""The cuts of a gradient: which plate, into chunks of which size, and the trace of every chunk.
 
 A plate that reaches the objective through a mean, and after it through linear operations only, can be cut into chunks:
 the surrogate of the whole trace is the mean of the chunks' surrogates, weighted with their sizes, at any parameters.
@@ -51,7 +51,7 @@ class Part(NamedTuple):
 
 
 def entries_at_once(device: torch.device, weights: int = _LAYER**2) -> int:
-    """How many entries the largest node of a chunk has.
+    """The number of entries of the largest node of a chunk.
 
     Args:
         device: where the draws are.
@@ -61,7 +61,7 @@ def entries_at_once(device: torch.device, weights: int = _LAYER**2) -> int:
 
 
 class Cuts:
-    """What can be cut in a compiled graph, and how.
+    """The plates of a compiled graph that can be cut, and how.
 
     Args:
         graph: the declared graph.
@@ -123,7 +123,7 @@ class Cuts:
         return known
 
     def length(self, plate: Axis, sizes: Mapping[Axis, int], entries: int) -> int:
-        """How many entries of a plate make a chunk whose largest node has so many entries."""
+        """The entries of a plate that make a chunk whose largest node has so many entries."""
         return max(1, entries // self._largest(sizes, [axes for axes in self._extents if plate in axes], plate))
 
     def find(self, sizes: Mapping[Axis, int], entries: int) -> tuple[Axis, int] | None:
@@ -179,7 +179,7 @@ class Cuts:
     def _slice(self, trace: Trace, piece: Piece) -> Trace:
         plate, start, length = piece
 
-        def narrow(tree: Any, axes: Axes) -> Any:
+        def narrow(tree: object, axes: Axes) -> Any:
             if plate not in axes:
                 return tree
             dim = axes.index(plate)
@@ -226,7 +226,7 @@ class _Check:
                 self.states[node] = self._state(node)
 
     def _state(self, node: nd.Node) -> _State:
-        if isinstance(node, nd.Sample) and not node.pathwise:
+        if node.held:
             return self._by_axes(node)  # replayed, whatever its parents are
         self._enter(node)
         known = [self.states[parent] for parent in node.inputs]
@@ -244,7 +244,7 @@ class _Check:
         return _State.OWN if self.plate in node.axes else _State.SAME
 
     def _mixed(self, node: nd.Node) -> _State:
-        if isinstance(node, nd.Reduction) and node.mean:
+        if self.plate in node.averages:
             return _State.MEAN
         raise self._refusal(node, _HOW.get(type(node), "compares or combines entries of the plate"))
 
@@ -256,7 +256,7 @@ class _Check:
         return _State.MEAN
 
     def _enter(self, node: nd.Node) -> None:
-        """What a node evaluates inside of itself."""
+        """Look through the programs that a node evaluates inside of itself."""
         if isinstance(node, CompiledUpdate):
             self.states[node.psi] = self._by_axes(node.psi)
             for program, root in zip(node.programs, node.surrogates, strict=True):

@@ -1,4 +1,4 @@
-"""What only a pass can tell: where its derivatives lead. Asked once, at the first pass that is differentiated.
+"""The ends of a pass's derivatives, which only a pass can tell. Asked once, at the first one that is differentiated.
 
 A declaration shows which functions there are, and not what they do. Autograd's graph of a pass shows whether anything
 arrives at the objective from a pathwise draw, and whether derivatives lead to tensors that the graph captures. Later
@@ -19,6 +19,7 @@ from ..distributions.families import collect
 from ..distributions.laws import DistributionLaw
 from ..errors.exceptions import CompileError, DeclarationError
 from ..ir import nodes as nd
+from ..ir.paths import samples_in
 from ..language.functions import all_tensors, constant_in_words
 from ..surrogate.steps import CompiledUpdate
 from ..surrogate.terms import Score
@@ -61,12 +62,12 @@ def check_pathwise(program: Sequence[nd.Node], root: nd.Node, values: Values, go
         CompileError: with the node behind which there is none.
     """
     read = dict.fromkeys(parent for node in program for parent in node.inputs)
-    moved = [node for node in read if isinstance(node, nd.Sample) and node.pathwise and values[node].requires_grad]
+    moved = [node for node in read if node.pathwise and values[node].requires_grad]
     arrived = _behind(tensors(values[root])) if moved else set()
     for source in moved:
         passing = _passing(program, source)
         # The log-probability of a draw moves with its parameters, whether it is made of the draw or of its noise.
-        scored = any(isinstance(node, nd.LogProb) and node.inputs[0] is source for node in passing)
+        scored = any(node.kind == "log_prob" and node.inputs[0] is source for node in passing)
         entries = [] if root in passing else _entries(program, passing)
         silent = not scored and (root in passing or bool(entries)) and _maker(values[source]) not in arrived
         if silent and not any(_arrives(source, entry, values) for entry in entries):
@@ -82,14 +83,13 @@ def _passing(program: Sequence[nd.Node], source: nd.Node) -> set[nd.Node]:
     """The nodes to which a value passes on its way from the source, as far as the next updates."""
     found = {source}
     for node in program:
-        held = node.kind in _CONSTANT or (isinstance(node, nd.Sample) and not node.pathwise)
-        if not held and any(parent in found for parent in node.inputs):
+        if node.kind not in _CONSTANT and not node.held and any(parent in found for parent in node.inputs):
             found.add(node)
     return found
 
 
 def _entries(program: Sequence[nd.Node], passing: set[nd.Node]) -> list[nd.Node]:
-    """Where values go into updates that are differentiated. What becomes of them there, their objectives tell."""
+    """The values that go into updates that are differentiated. What becomes of them there, their objectives tell."""
     updates = [node for node in program if isinstance(node, CompiledUpdate) and not node.detach]
     return [parent for update in updates for parent in update.inputs if parent in passing]
 
@@ -98,7 +98,7 @@ def _arrives(source: nd.Node, end: nd.Node, values: Values) -> bool:
     return _maker(values[source]) in _behind(tensors(values[end]))
 
 
-def _lost(program: Sequence[nd.Node], source: nd.Sample, passing: set[nd.Node], values: Values) -> nd.Node:
+def _lost(program: Sequence[nd.Node], source: nd.Node, passing: set[nd.Node], values: Values) -> nd.Node:
     """The first node with a value that depends on the draw in the declaration, and not in autograd's graph."""
     whole: set[nd.Node] = {source}
     steps = [node for node in program if node in passing and isinstance(node, (nd.Apply, nd.Reduce, nd.Select, Score))]
@@ -110,7 +110,7 @@ def _lost(program: Sequence[nd.Node], source: nd.Sample, passing: set[nd.Node], 
     return source
 
 
-def check_captured(order: Iterable[nd.Node], program: Sequence[nd.Node], run: Any, loss: Tensor) -> None:
+def check_captured(order: Iterable[nd.Node], program: Sequence[nd.Node], run: nd.Pass, loss: Tensor) -> None:
     """Refuse tensors that require grad and are no inputs: nothing would be differentiated with respect to them.
 
     Raises:
@@ -118,7 +118,8 @@ def check_captured(order: Iterable[nd.Node], program: Sequence[nd.Node], run: An
     """
     given = pytree.tree_leaves((dict(run.inputs), run.draws, dict(run.log_probs), run.noise))
     inputs = [p for leaf in given for p in (leaf.parameters() if isinstance(leaf, Module) else tensors(leaf))]
-    reached = _behind([loss, *run.watch.objectives, *_of_unscored(program, run)], inputs)
+    apart = run.watch.objectives if run.watch is not None else []
+    reached = _behind([loss, *apart, *_of_unscored(program, run)], inputs)
     leaves = [step for step in reached if isinstance(step, Tensor)]
     if not leaves:
         return
@@ -132,11 +133,11 @@ def check_captured(order: Iterable[nd.Node], program: Sequence[nd.Node], run: An
         raise DeclarationError(f"{where}: a function uses {constant_in_words('', leaf, 'module')}")
 
 
-def _of_unscored(program: Sequence[nd.Node], run: Any) -> Iterator[Tensor]:
-    """What draws depend on that have no score in the pass: only their distributions tell."""
+def _of_unscored(program: Sequence[nd.Node], run: nd.Pass) -> Iterator[Tensor]:
+    """The tensors on which draws depend that have no score in the pass: only their distributions tell."""
     scored = {node.sample.name for node in _whole(program) if isinstance(node, Score)}
-    for node in program:
-        if in_transform() or not isinstance(node, nd.Sample) or node.pathwise or node.name in scored:
+    for node in samples_in(program).values():
+        if in_transform() or node.pathwise or node.name in scored:
             continue
         parents = [run.values[parent] for parent in node.inputs]
         with suppress(Exception):  # data may come from anywhere: what draws them need not be able to score them
@@ -150,20 +151,16 @@ def _whole(program: Iterable[nd.Node]) -> Iterator[nd.Node]:
     """The nodes of a program, and of the updates in it."""
     for node in program:
         yield node
-        if isinstance(node, CompiledUpdate):
-            yield from _whole(node.program)
+        yield from _whole(node.inner)
 
 
 def _captures(node: nd.Node) -> Iterator[tuple[str, Tensor, str]]:
     """The tensors that the functions and constants of a node hold, by name, each with the module that it is part of."""
-    law, arguments = getattr(node, "law", None), getattr(node, "arguments", None) or getattr(node, "lr", None)
-    functions = [getattr(holder, word, None) for holder, word in ((node, "fn"), (law, "factory"), (law, "sampler"))]
-    constants = [leaf for leaf in arguments.leaves if not isinstance(leaf, nd.Node)] if arguments else []
-    return chain.from_iterable(map(all_tensors, [*functions, *constants]))
+    return chain.from_iterable(map(all_tensors, node.given))
 
 
 def _where(node: nd.Node) -> str:
-    kind = node.kind if isinstance(node, (nd.Sample, nd.Update, CompiledUpdate)) else "node"
+    kind = node.kind if node.kind in ("sample", "update") else "node"
     return f"{kind} {node.name!r} (axes: {describe(node.axes)})"
 
 

@@ -1,13 +1,14 @@
 """A loss of torch whose gradient is known before it is asked for: the backward pass hands it over."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..errors.exceptions import SamplingError
+from ..tensors.autograd import Context
 
 
 def hand_over(name: str, value: Tensor, gradient: Sequence[Tensor], leaves: Sequence[Tensor]) -> Tensor:
@@ -50,8 +51,15 @@ def _refuse_complex(graph: str, name: str, leaves: Sequence[Tensor]) -> None:
             )
 
 
-def _requires_grad(leaf: Any) -> bool:
+def _requires_grad(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.requires_grad
+
+
+class _Gradient(Context, Protocol):
+    """The context: what the gradient is of, and the gradient."""
+
+    name: str
+    gradient: Sequence[Tensor]
 
 
 class _Known(torch.autograd.Function):
@@ -61,18 +69,18 @@ class _Known(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, name: str, value: Tensor, gradient: Sequence[Tensor], *leaves: Tensor) -> Tensor:
+    def forward(ctx: _Gradient, name: str, value: Tensor, gradient: Sequence[Tensor], *leaves: Tensor) -> Tensor:
         ctx.name, ctx.gradient = name, gradient
         return value.clone()  # an input that is returned could not be changed in place, as in `loss /= 4`
 
     @staticmethod
-    def backward(ctx: Any, scale: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: _Gradient, scale: Tensor) -> tuple[Any, ...]:
         if torch.is_grad_enabled():  # a second derivative is to be taken: create_graph=True
             _refuse(ctx.name, "create_graph=True asks for the derivative of a gradient that is known as a number")
         return None, None, None, *[scale * leaf for leaf in ctx.gradient]
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> NoReturn:
+    def jvp(ctx: _Gradient, *tangents: object) -> NoReturn:
         _refuse(ctx.name, "an input carries a tangent, and forward derivatives are not estimated")
 
 

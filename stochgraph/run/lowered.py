@@ -6,23 +6,27 @@ another result. Draws are made in the order of the declaration by the same opera
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from ..derive.estimator import GradientEstimator
 from ..distributions.laws import SamplerLaw
 from ..errors.exceptions import CompileError, LoweringError
 from ..ir import nodes as nd
+from ..ir.declaration import Declaration
 from ..ir.traces import Trace
 from ..lower.held import Held
 from ..lower.recording import Flat, record
 from ..lower.signatures import Arguments, in_mode
 from ..tensors.trees import map_tensors
 from .gradient import Point
+from .inputs import Inputs
 from .passes import Place, Run, recorded, seeded
+from .values import Values
 
 _PROGRAMS = 8  # signatures that a graph keeps; the oldest goes
 _AFTER = 20  # calls of a signature before it is recorded of itself
@@ -33,6 +37,32 @@ _WORDS = {"never": None, "auto": (_AFTER, False), "flat": (0, True)}
 Found = tuple[Tensor, list[Tensor]]
 
 
+class Gradients(Protocol):
+    """The gradients of a compiled graph, as the interpreter computes them."""
+
+    def one_pass(self, point: Point, run: Run) -> Found:
+        """The value and gradient of one pass."""
+
+    def is_first(self, run: Run) -> bool:
+        """Whether the interpreter has not looked yet where the derivatives of such a pass lead."""
+
+    def is_large(self, run: Run, point: Point) -> bool:
+        """Whether the interpreter cuts a pass."""
+
+
+class Interpreter(Protocol):
+    """A compiled graph."""
+
+    graph: Declaration
+    estimators: dict[str, GradientEstimator]
+    _inputs: Inputs
+    _values: Values
+
+    @property
+    def _estimates(self) -> Gradients:
+        """Its gradients."""
+
+
 class Program:
     """A gradient as a flat program, of fresh draws or at a trace, for one signature.
 
@@ -41,13 +71,13 @@ class Program:
         signature: what it was recorded for.
     """
 
-    def __init__(self, compiled: Any, point: Point, arguments: Arguments, run: Run) -> None:
+    def __init__(self, compiled: Interpreter, point: Point, arguments: Arguments, run: Run) -> None:
         self.signature = arguments.signature
         self.held = Held(_named_by(compiled, run), ["log_prob", "log_prob_stacked", *([] if run.draws else ["draw"])])
         run.place = Place()
 
         def gradient() -> Sequence[Tensor]:
-            value, found = compiled._pass(point, run)
+            value, found = compiled._estimates.one_pass(point, run)
             return [value, *found]
 
         self.flat: Flat = record(gradient, arguments.tensors, run.place.name).flat
@@ -78,7 +108,7 @@ class Lowered:
         notes: what is not in the program, and why.
     """
 
-    def __init__(self, compiled: Any, point: Point, sizes: Mapping[str, int], trace: Trace | None) -> None:
+    def __init__(self, compiled: Interpreter, point: Point, sizes: Mapping[str, int], trace: Trace | None) -> None:
         self._compiled, self._sizes, self._at_trace = compiled, dict(sizes), trace is not None
         cut = [] if trace is not None else cut_samplers(compiled)
         self._apart = bool(cut)
@@ -91,7 +121,7 @@ class Lowered:
                 self._compare(point, self._drawn(point, trace))
         self.module, self.code = self._program.flat.module, self._program.flat.code
 
-    def value_and_grad(self, *inputs: Any, generator: torch.Generator | None = None) -> tuple[Tensor, Any]:
+    def value_and_grad(self, *inputs: object, generator: torch.Generator | None = None) -> tuple[Tensor, Any]:
         """One estimate, as `Compiled.value_and_grad` makes it.
 
         Args:
@@ -105,12 +135,12 @@ class Lowered:
         if self._at_trace:
             self._refuse("it was lowered at a trace, which .grad and .surrogate are functions of")
         with recorded():
-            point = self._compiled._point("value_and_grad", inputs)
+            point = self._compiled._inputs.point("value_and_grad", inputs)
             with seeded(generator, point.named):
                 value, gradient = self._found(point, self._drawn(point, None))
             return value, point.shaped(gradient)
 
-    def grad(self, *inputs_and_trace: Any) -> Any:
+    def grad(self, *inputs_and_trace: object) -> Any:
         """The gradient of `Compiled.surrogate` at a trace: `grad(*inputs, trace)`.
 
         Raises:
@@ -120,21 +150,21 @@ class Lowered:
             point, trace = self._given("grad", inputs_and_trace)
             return point.shaped(self._found(point, trace)[1])
 
-    def surrogate(self, *inputs_and_trace: Any) -> Tensor:
+    def surrogate(self, *inputs_and_trace: object) -> Tensor:
         """The value of `Compiled.surrogate` at a trace, a constant: `surrogate(*inputs, trace)`. See `grad`."""
         with recorded():
             return self._found(*self._given("surrogate", inputs_and_trace))[0]
 
-    def _given(self, word: str, inputs_and_trace: Any) -> tuple[Point, Trace]:
+    def _given(self, word: str, inputs_and_trace: Sequence[object]) -> tuple[Point, Trace]:
         *inputs, trace = inputs_and_trace
         if not self._at_trace:
             self._refuse("it was lowered for fresh draws, value_and_grad; hand a trace to lower(*inputs, trace=trace)")
-        return self._compiled._point(word, inputs), held_still(trace)
+        return self._compiled._inputs.point(word, inputs), held_still(cast(Trace, trace))
 
     def _drawn(self, point: Point, trace: Trace | None) -> Trace | None:
         """What the program is given beside the inputs: the trace, or draws that are made apart."""
         apart = trace is None and self._apart
-        return drawn(self._compiled, Run(point.named, self._sizes)) if apart else trace
+        return drawn(self._compiled._values.draw_program, Run(point.named, self._sizes)) if apart else trace
 
     def _found(self, point: Point, trace: Trace | None) -> Found:
         if in_mode():
@@ -167,7 +197,7 @@ class Lowered:
         return Run(point.named, self._sizes if trace is None else {}, trace)
 
     def _pass(self, point: Point, trace: Trace | None) -> Found:
-        return self._compiled._pass(point, self._run(point, trace))
+        return self._compiled._estimates.one_pass(point, self._run(point, trace))
 
     def _refuse(self, why: str) -> NoReturn:
         raise LoweringError(f"the flat program of {self._compiled.graph.name}: {why}")
@@ -195,7 +225,7 @@ class Lowering:
         strict: whether to raise where there is no program.
     """
 
-    def __init__(self, compiled: Any, after: int = _AFTER, strict: bool = False) -> None:
+    def __init__(self, compiled: Interpreter, after: int = _AFTER, strict: bool = False) -> None:
         self.compiled, self.after, self.strict = compiled, after, strict
         self._entries: OrderedDict[Any, _Entry] = OrderedDict()
         self._cut = bool(cut_samplers(compiled))
@@ -229,9 +259,13 @@ class Lowering:
             if self.strict:
                 raise
             return None
-        return None if entry.program is None else self._run(entry, given, lambda: self.compiled._pass(point, run()))
+        return (
+            None
+            if entry.program is None
+            else self._run(entry, given, lambda: self.compiled._estimates.one_pass(point, run()))
+        )
 
-    def _entry(self, signature: Any) -> _Entry:
+    def _entry(self, signature: Hashable) -> _Entry:
         entry = self._entries.pop(signature, None) or _Entry()
         self._entries[signature] = entry  # the last one used
         while len(self._entries) > _PROGRAMS:
@@ -247,14 +281,14 @@ class Lowering:
             return
         if entry.program is not None and entry.program.held.changed() is not None:
             entry.program, entry.agreed = None, 0
-        if entry.program is None and entry.calls > self.after and not self.compiled._is_first(run()):
+        if entry.program is None and entry.calls > self.after and not self.compiled._estimates.is_first(run()):
             with torch.random.fork_rng(devices=[]):
                 self._record(entry, point, given, run)
 
     def _record(self, entry: _Entry, point: Point, given: Arguments, run: Callable[[], Run]) -> None:
         """Record a program, but of a pass that is cut: its chunks have programs of their own."""
         if not entry.is_cut and not run().draws:
-            entry.is_cut = self.compiled._is_large(run(), point)
+            entry.is_cut = self.compiled._estimates.is_large(run(), point)
         if entry.is_cut:
             return
         try:
@@ -286,7 +320,7 @@ class Lowering:
         entry.refusal = f"{self.compiled.graph.name} has no flat program: {why}"
 
 
-def lowering_of(compiled: Any, word: str) -> Lowering | None:
+def lowering_of(compiled: Interpreter, word: str) -> Lowering | None:
     """What `compile(lowering=...)` stands for.
 
     Raises:
@@ -326,7 +360,7 @@ def _same(left: Tensor, right: Tensor) -> bool:
     return left.detach().numpy().tobytes() == right.detach().numpy().tobytes()
 
 
-def cut_samplers(compiled: Any) -> list[str]:
+def cut_samplers(compiled: Interpreter) -> list[str]:
     """The samplers that may not be recorded: their draws are made apart, and the gradient is recorded at the trace."""
     samples = [node for node in compiled.graph.order if isinstance(node, nd.Sample)]
     return [
@@ -336,11 +370,11 @@ def cut_samplers(compiled: Any) -> list[str]:
     ]
 
 
-def drawn(compiled: Any, run: Run) -> Trace:
+def drawn(program: Sequence[nd.Node], run: Run) -> Trace:
     """The draws of a pass, those that it has made already included."""
     run = run.continued()
     with torch.no_grad():
-        run.execute(compiled._draw_program)
+        run.execute(program)
     return Trace(draws=run.draws, noise=run.noise)
 
 
@@ -365,7 +399,7 @@ def trace_arguments(names: Sequence[str], point: Point, trace: Trace) -> Argumen
     return Arguments([list(point.named.values()), recorded], ["at a trace", *point.wanted])
 
 
-def _named_by(compiled: Any, run: Run) -> Iterator[tuple[str, Any]]:
+def _named_by(compiled: Interpreter, run: Run) -> Iterator[tuple[str, Any]]:
     """Whatever a user has given to the graph, in words."""
     for node in compiled.graph.order:
         law = getattr(node, "law", None)

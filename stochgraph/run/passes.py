@@ -180,29 +180,20 @@ class Run:
             else:
                 value, self.kept[node] = node.law.draw(node, values, self)
         except FunctionError as error:
-            error.args = (f"{error}{self._origin()}",)
+            error.args = (f"{error}{_origin(self)}",)
             raise
         except (ValueError, RuntimeError) as error:
             if isinstance(error, SamplingError):
                 raise
             raise SamplingError(
                 f"sample {node.name!r} (axes: {describe(node.axes)}) could not be drawn from {node.law.name}: {error}"
-                + self._origin()
+                + _origin(self)
             ) from error
         self.draws[node.name] = value
         self._note_sizes(node, value)
         return value
 
-    def _origin(self) -> str:
-        """The first value that is not a number, if there is one: all that come after it may have it from there."""
-        if in_transform():
-            return ""
-        for node, value in self.values.items():
-            if any(leaf.is_floating_point() and bool(leaf.isnan().any()) for leaf in tensors(value)):
-                return f". The first value with a NaN is that of {node.name!r} (axes: {describe(node.axes)})"
-        return ""
-
-    def _note_sizes(self, node: nd.Sample, value: Any) -> None:
+    def _note_sizes(self, node: nd.Sample, value: object) -> None:
         for leaf in tensors(value)[:1]:
             for axis, size in zip(node.axes, leaf.shape, strict=False):
                 known = self.sizes.setdefault(axis, size)
@@ -231,27 +222,40 @@ class Run:
         if found:
             self.edges[node] = self.edges.get(node, False) or any(margin.requires_grad for margin in found)
 
-    def check_edges(self) -> None:
-        """Refuse probabilities that are differentiated where an outcome is impossible."""
-        for node, differentiated in self.edges.items():
-            if differentiated:
-                raise SamplingError(edge_message(node))
 
-    def check_scores(self) -> None:
-        """Refuse log-probabilities that are not finite, with the draw that gave them."""
-        for node, value in self.values.items():
-            if isinstance(node, (Score, nd.LogProb)) and not bool(torch.isfinite(value).all()):
-                raise SamplingError(self._not_finite(node.sample, value))
+def _origin(run: Run) -> str:
+    """The first value that is not a number, if there is one: all that come after it may have it from there."""
+    if in_transform():
+        return ""
+    for node, value in run.values.items():
+        if any(leaf.is_floating_point() and bool(leaf.isnan().any()) for leaf in tensors(value)):
+            return f". The first value with a NaN is that of {node.name!r} (axes: {describe(node.axes)})"
+    return ""
 
-    def _not_finite(self, sample: nd.Sample, log_prob: Tensor) -> str:
-        where = tuple(int(i) for i in torch.nonzero(~torch.isfinite(log_prob))[0])
-        plates = where[: len(sample.plates)]  # a draw is shown whole, with all its time steps
-        draw = map_tensors(lambda leaf: leaf[plates], self.draws[sample.name])
-        return (
-            f"sample {sample.name!r} (axes: {describe(sample.axes)}): the log-probability of draw {where} is "
-            f"{float(log_prob[where])}; the draw is {draw}. Check the parameters of {sample.law.name}, and that the "
-            "draw is in its support"
-        )
+
+def check_edges(run: Run) -> None:
+    """Refuse probabilities that are differentiated where an outcome is impossible."""
+    for node, differentiated in run.edges.items():
+        if differentiated:
+            raise SamplingError(edge_message(node))
+
+
+def check_scores(run: Run) -> None:
+    """Refuse log-probabilities that are not finite, with the draw that gave them."""
+    for node, value in run.values.items():
+        if isinstance(node, (Score, nd.LogProb)) and not bool(torch.isfinite(value).all()):
+            raise SamplingError(_not_finite(run, node.sample, value))
+
+
+def _not_finite(run: Run, sample: nd.Sample, log_prob: Tensor) -> str:
+    where = tuple(int(i) for i in torch.nonzero(~torch.isfinite(log_prob))[0])
+    plates = where[: len(sample.plates)]  # a draw is shown whole, with all its time steps
+    draw = map_tensors(lambda leaf: leaf[plates], run.draws[sample.name])
+    return (
+        f"sample {sample.name!r} (axes: {describe(sample.axes)}): the log-probability of draw {where} is "
+        f"{float(log_prob[where])}; the draw is {draw}. Check the parameters of {sample.law.name}, and that the "
+        "draw is in its support"
+    )
 
 
 def recorded() -> AbstractContextManager[None]:
@@ -272,7 +276,7 @@ if hasattr(os, "register_at_fork"):  # a fork has this thread alone, whoever hel
     os.register_at_fork(after_in_child=_DRAWING._at_fork_reinit)  # type: ignore[attr-defined]
 
 
-def seeded(generator: torch.Generator | None, inputs: Any) -> AbstractContextManager[Any]:
+def seeded(generator: torch.Generator | None, inputs: object) -> AbstractContextManager[Any]:
     """Let torch's default generators continue `generator`, and hand the state back to it afterwards.
 
     Distributions draw from the default generators only. The default state of the caller is left as it was.
@@ -287,7 +291,7 @@ def seeded(generator: torch.Generator | None, inputs: Any) -> AbstractContextMan
 
 
 @contextmanager
-def _continuing(generator: torch.Generator, inputs: Any) -> Iterator[None]:
+def _continuing(generator: torch.Generator, inputs: object) -> Iterator[None]:
     devices = {leaf.device for leaf in tensors(inputs) if leaf.is_cuda}
     with _DRAWING, torch.random.fork_rng(devices=[d.index or 0 for d in devices]):
         if generator.device.type == "cpu":

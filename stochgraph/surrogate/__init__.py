@@ -1,1 +1,1 @@
-"""What the compiler adds to declared nodes: scores, boxes, expansions, steps and solutions."""
+"""The nodes that the compiler adds to declared ones: scores, boxes, expansions, steps and solutions."""

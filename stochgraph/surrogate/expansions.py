@@ -40,7 +40,7 @@ def taylor(log_ratio: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Curvature:
-    """How the likelihood ratio of a trajectory is expanded."""
+    """An expansion of the likelihood ratio of a trajectory."""
 
     name: str
     decay: float = 1.0
@@ -51,7 +51,7 @@ class Curvature:
 
     @property
     def across_time(self) -> str:
-        """How often products of scores at two time steps k apart are counted."""
+        """The number of times that products of scores at two time steps k apart are counted."""
         return {0.0: "0", 1.0: "1"}.get(self.decay, f"{self.decay:g}^k")
 
     @property
@@ -69,6 +69,14 @@ class Expansion(Weight):
         self.curvature = curvature
         self.directs = directs  # the scores make the direction of an update
         super().__init__(score, aligned, False)
+
+    @property
+    def label(self) -> str:  # type: ignore[override]
+        return self.curvature.label
+
+    @property
+    def across_time(self) -> str:  # type: ignore[override]
+        return self.curvature.across_time if self.directs else "1"
 
     @property
     def key(self) -> Any:

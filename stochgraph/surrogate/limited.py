@@ -24,7 +24,6 @@ class Limited(Term):
     """A term that is right up to its first derivative, which has no other."""
 
     kind = "limited"
-    compares = False
 
     def __init__(self, site: Place, term: nd.Node) -> None:
         self.message = (

@@ -18,6 +18,7 @@ import copy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import compress
 from typing import Any, Protocol
 
 import torch
@@ -31,6 +32,7 @@ from ..solvers._base import worst
 from ..tensors.autograd import Context, Mapped
 from ..tensors.axes import Axes, describe, without
 from ..tensors.indexing import in_transform, transform_rules
+from ..tensors.trees import map_tensors
 from .steps import CompiledUpdate
 
 
@@ -38,7 +40,6 @@ class CompiledArgmax(CompiledUpdate):
     """The placeholder's value that maximises the surrogate, one for every plate that the surrogate has left."""
 
     update: nd.Argmax
-    operator = r"\arg\max"
 
     @property
     def starts_matter(self) -> bool:
@@ -58,7 +59,7 @@ class CompiledArgmax(CompiledUpdate):
         # A torch function of its own sees mapped values as such only if they are its arguments.
         leaves, spec = pytree.tree_flatten((values[1:], left_out and left_out.index))
         if self.detach:
-            leaves = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+            leaves = map_tensors(Tensor.detach, leaves)
         # The solution is one of the values of a run, and draws depend on it: a copy with them would never be freed.
         apart = copy.copy(run)
         apart.values, apart.kept, apart.draws = {}, {}, dict(run.draws)
@@ -119,7 +120,7 @@ class _Implicit:
 
     def at(self, context: Sequence[Any]) -> Problem:
         """The problem in one context."""
-        fixed = [leaf.detach() if isinstance(leaf, Tensor) else leaf for leaf in context]
+        fixed = map_tensors(Tensor.detach, list(context))
         return Problem(lambda x: self.value(x, *fixed))
 
     def mapped(self, dims: Sequence[int | None]) -> "_Implicit":
@@ -250,10 +251,12 @@ def _map(
 
 def _save(ctx: _Context, problem: _Implicit, values: Sequence[Any]) -> None:
     """Tensors in torch's keeping, the rest beside them."""
-    tensors = [value for value in values if isinstance(value, Tensor)]
-    ctx.problem, ctx.others = problem, [None if isinstance(value, Tensor) else (value,) for value in values]
-    ctx.save_for_backward(*tensors)
-    ctx.save_for_forward(*tensors)
+    are_tensors = [isinstance(value, Tensor) for value in values]
+    saved = list(compress(values, are_tensors))
+    ctx.problem = problem
+    ctx.others = [None if is_tensor else (value,) for value, is_tensor in zip(values, are_tensors, strict=True)]
+    ctx.save_for_backward(*saved)
+    ctx.save_for_forward(*saved)
 
 
 def _saved(ctx: _Context) -> list[Any]:

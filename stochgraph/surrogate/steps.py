@@ -41,10 +41,11 @@ _FROM_NODE = object()  # marks a step size that a node gives
 
 
 class Placeholder(nd.Node):
-    """What an update's inner objective is a function of: a copy of the parameters for every remaining plate."""
+    """The argument of an update's inner objective: a copy of the parameters for every remaining plate."""
 
     kind = "placeholder"
     linear = Linearity.NOWHERE
+    transparent = True
 
     def __init__(self, update: nd.Update, axes: Axes) -> None:
         self.wanted = axes
@@ -66,7 +67,6 @@ class CompiledUpdate(nd.Node):
 
     kind = "update"
     linear = Linearity.NOWHERE
-    operator = r"\nabla"  # of formulas: what is done to the surrogate
 
     def __init__(
         self,
@@ -99,14 +99,22 @@ class CompiledUpdate(nd.Node):
         return True
 
     @property
+    def carried(self) -> Sequence[nd.Node]:
+        return (*self.inputs[: 1 + self.rate_count], self.surrogate)
+
+    @property
     def surrogate(self) -> nd.Node:
         """The surrogate of the inner objective."""
         return self.surrogates[0]
 
     @property
     def program(self) -> list[nd.Node]:
-        """What computes the surrogate from `psi`."""
+        """The nodes that compute the surrogate from `psi`."""
         return self.programs[0]
+
+    @property
+    def inner(self) -> Sequence[nd.Node]:  # type: ignore[override]
+        return self.program
 
     def infer_axes(self) -> Axes:
         rates = self.inputs[1 : 1 + self.rate_count]
@@ -138,11 +146,12 @@ class CompiledUpdate(nd.Node):
             run.watch.look(self.programs[which], root, known, self.update.objective)
         value: Tensor = known[root]
         own = len(root.axes)
-        if not isinstance(value, Tensor) or value.dim() != own:
-            got = f"the shape {tuple(value.shape[own:])}" if isinstance(value, Tensor) else type(value).__name__
+        is_tensor = isinstance(value, Tensor)
+        if not is_tensor or value.dim() != own:
+            got = f"the shape {tuple(value.shape[own:])}" if is_tensor else type(value).__name__
             raise SamplingError(
                 f"update {self.update.name!r}: the inner objective {self.update.objective.name!r} must be a number per "
-                f"draw, got {got}: take its sum or its mean" + (f". {OF_A_BATCH}" if isinstance(value, Tensor) else "")
+                f"draw, got {got}: take its sum or its mean" + (f". {OF_A_BATCH}" if is_tensor else "")
             )
         return value
 
@@ -154,7 +163,7 @@ class CompiledGradient(CompiledUpdate):
     def separate(self) -> Axes:
         """The plates whose entries are steps of their own: nothing that is computed on the way combines them."""
         nodes = [node for program in self.programs for node in program]
-        whole = any(isinstance(node, (nd.Sample, CompiledUpdate)) for node in nodes)  # they read more than inputs
+        whole = any(node.is_draw or node.inner for node in nodes)  # they read more than inputs
         return () if whole else without(self.psi.axes, [axis for node in nodes for axis in node.mixes])
 
     def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
@@ -242,12 +251,12 @@ class CompiledStep(CompiledGradient):
         if self.axes != self.psi.axes:
             leaf, step = (vz.align(t, self.psi.axes, self.axes) for t in (leaf, step))
             leaf = leaf.expand(*sizes, *leaf.shape[len(sizes) :])
-        if plates and isinstance(rate, Tensor):
-            rate = vz.align(rate, self.axes, self.axes, leaf.dim() - len(self.axes))
         if isinstance(rate, Real):
             return torch.add(leaf, step, alpha=self.update.sign * float(rate))
         if not isinstance(rate, Tensor):
             raise ValueError(f"update {self.update.name!r}: a step size is a number or a tensor of them, got {rate!r}")
+        if plates:
+            rate = vz.align(rate, self.axes, self.axes, leaf.dim() - len(self.axes))
         self._check_rate(rate, [*sizes, *leaf.shape[len(sizes) :]])
         return leaf + self.update.sign * rate.to(leaf.dtype) * step
 
@@ -267,12 +276,11 @@ def all_axes(program: Iterable[nd.Node]) -> Iterator[Axes]:
     """The axes of every node, those inside of updates included."""
     for node in program:
         yield node.axes
-        if isinstance(node, CompiledUpdate):
-            yield from all_axes(node.program)
+        yield from all_axes(node.inner)
 
 
 def _is_differentiated(tree: object) -> bool:
-    """Whether a derivative may be taken through the values: inside transforms there is no telling, so yes."""
+    """True if a derivative may be taken through the values: inside transforms there is no telling, so it may."""
     if in_transform():
         return True
     watched = any(leaf.requires_grad for leaf in tensors(tree))

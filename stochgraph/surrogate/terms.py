@@ -47,6 +47,8 @@ class Weight(nd.Node):
     kind = "weight"
     linear = Linearity.NOWHERE
     late = True
+    label = ""  # the subscript of its box in formulas: none of a plain likelihood ratio
+    across_time = "1"  # how often products of scores at two time steps are counted
 
     def __init__(self, score: Score, aligned: Axes, average: bool) -> None:
         self.sample = score.sample
@@ -59,7 +61,7 @@ class Weight(nd.Node):
 
     @property
     def key(self) -> Any:
-        """What makes it what it is: equal ratios are one node."""
+        """Its identity: equal ratios are one node."""
         return (self.inputs[0], self.aligned, self.average)
 
     @property
@@ -107,18 +109,26 @@ class Box(nd.Node):
 
     kind = "box"
     linear = Linearity.IN_FIRST
-    compares = False  # the draws' costs are compared with what they are for other draws: no sum of scores
+    transparent = True
 
     def __init__(self, base: nd.Node, exponent: nd.Node, weights: tuple[Weight, ...]) -> None:
         self.weights = weights
         super().__init__(f"box({base.name})", base.index, [base, exponent])
+
+    @property
+    def counts(self) -> Sequence[Weight]:  # type: ignore[override]
+        return self.weights
+
+    @property
+    def carried_places(self) -> Sequence[int]:
+        return (0,)
 
     def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         factor = self.factor(values[1])
         return map_tensors(lambda leaf: torch.mul(*self.broadcast([leaf, factor])), values[0])
 
     def factor(self, weight: Tensor) -> Tensor:
-        """What the base is multiplied with: the likelihood ratio."""
+        """The factor of the base: the likelihood ratio."""
         return weight.exp()
 
 
@@ -142,7 +152,7 @@ class Place(Protocol):
 
 
 class Term(Box):
-    r"""What an estimator puts in the place of a boxed term.
+    r"""A node that an estimator puts in the place of a boxed term.
 
     Inputs are the derived term, first, and whatever else it reads. It has the term's axes, at the parameters that drew
     the term's value, and the derivatives that the estimator gives it. Subclasses have `evaluate`.
@@ -153,11 +163,15 @@ class Term(Box):
     """
 
     kind = "term"
-    compares = True
 
     def __init__(self, site: Place, inputs: Sequence[nd.Node]) -> None:
         self.weights, self.own_axes = (site.ratio(),), site.term.axes
         nd.Node.__init__(self, f"{self.kind}({site.node.name}, {site.name})", site.term.index, [site.term, *inputs])
+
+    @property
+    def compares(self) -> frozenset[str]:  # type: ignore[override]
+        """The samples whose draws' costs are compared with what they are for other draws."""
+        return frozenset(weight.sample.name for weight in self.weights)
 
     def infer_axes(self) -> Axes:
         return self.own_axes
@@ -177,10 +191,15 @@ class ScoreTerm(nd.Node):
 
     kind = "score term"
     linear = Linearity.IN_FIRST
+    transparent = True
 
     def __init__(self, base: nd.Node, scores: nd.Node, weights: tuple[Weight, ...]) -> None:
         self.weights = weights
         super().__init__(f"score({base.name})", base.index, [base, scores])
+
+    @property
+    def carried_places(self) -> Sequence[int]:
+        return (0,)
 
     def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         base, scores = self.broadcast(values)
@@ -192,6 +211,7 @@ class Total(nd.Node):
 
     kind = "total"
     linear = Linearity.IN_ALL
+    transparent = True
     late = True
 
     def __init__(self, left: nd.Node, right: nd.Node) -> None:
@@ -207,10 +227,16 @@ class Controlled(nd.Node):
 
     kind = "controlled"
     linear = Linearity.IN_ALL
+    transparent = True
 
     def __init__(self, term: nd.Node, controls: Sequence[Any]) -> None:
         self.controls = controls
         super().__init__(term.name, term.index, [term, *controls])
+        self.compares_below = frozenset(control.sample.name for control in controls if control.left_out)
+
+    @property
+    def carried_places(self) -> Sequence[int]:
+        return (0,)
 
     def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         term, *controls = values

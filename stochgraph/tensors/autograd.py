@@ -1,4 +1,4 @@
-"""What torch hands to the rules of an autograd function."""
+"""The objects that torch hands to the rules of an autograd function."""
 
 from typing import Protocol
 
@@ -10,7 +10,7 @@ class Context(Protocol):
 
     @property
     def saved_tensors(self) -> tuple[Tensor, ...]:
-        """What was saved."""
+        """The tensors that were saved."""
 
     def save_for_backward(self, *tensors: Tensor) -> None:
         """Save tensors for reverse mode."""

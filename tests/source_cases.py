@@ -1,0 +1,160 @@
+"""Graphs whose surrogates are written out, beyond those of `problems`: one for every form of text."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import Categorical, Gumbel, LogNormal, MultivariateNormal, Normal, Uniform
+
+import stochgraph as sg
+
+F64 = torch.float64
+THETA = torch.tensor([0.3, -0.2, 0.1], dtype=F64)
+ROWS = torch.tensor([[0.5, -1.0], [1.5, 0.2], [-0.3, 0.7]], dtype=F64)
+
+
+class Case(NamedTuple):
+    """A graph, where it is evaluated, and its estimators."""
+
+    graph: sg.Graph
+    inputs: tuple[Any, ...]
+    estimators: Any
+
+
+@sg.graph
+def pathwise(theta):
+    """Noise of two families, one in plates that torch draws in another order."""
+    x = sg.sample("x", Normal, theta[0], torch.exp(theta[1]), n=4)
+    y = sg.sample("y", Uniform, x, x + 2.0, n=3)
+    return torch.sin(sg.mean(x * y)) + theta[2]
+
+
+@sg.graph
+def pathwise_update(theta):
+    """A draw that moves within an update."""
+    x = sg.sample("x", Normal, theta[0], 1.0, n=4)
+    adapted = sg.descend(theta, sg.mean((x - theta[1]) ** 2) * theta[2], lr=0.1)
+    return sg.mean(sg.sample("y", Normal, adapted[0], 1.0, n=2)) * adapted[1]
+
+
+@sg.graph
+def pathwise_functions(theta):
+    """Draws of functions and of other families, of vectors, and in plates that torch draws in another order."""
+    x = sg.sample("x", lambda t, scale: Normal(t[0], scale * t[1].exp()), theta, 0.5, n=4)
+    y = sg.sample("y", LogNormal, x, 0.3, n=3)
+    z = sg.sample("z", lambda t: Gumbel(t, 1.0), theta)
+    w = sg.sample("w", MultivariateNormal, z, scale_tril=torch.eye(3, dtype=F64), n=2)
+    return sg.mean(torch.sin(x) * y) + sg.mean(sg.apply(lambda w, z: (w * z).sum(), w, z))
+
+
+@sg.graph
+def vectors(theta):
+    """Draws of a vector, and a mean of vectors, of dimensions that nothing tells."""
+    x = sg.sample("x", Normal, theta, 1.0, n=4)
+    moments = sg.mean(sg.apply(lambda x, t: x * t, x, theta))
+    return sg.apply(lambda m: m.sin().sum(), moments)
+
+
+@sg.graph
+def events(theta):
+    """A draw with a dimension of its own."""
+    x = sg.sample("x", MultivariateNormal, theta, torch.eye(3, dtype=F64), n=4)
+    return torch.exp(sg.mean(sg.apply(torch.sum, x)))
+
+
+@sg.graph
+def tree(theta):
+    """Parameters that are a dictionary."""
+    x = sg.sample("x", Normal, theta["a"], 1.0, n=4)
+    loss = sg.apply(lambda x, p: (x - p["b"].sum()) ** 2 * p["a"], x, theta)
+    adapted = sg.descend(theta, sg.mean(loss), lr=0.1)
+    return adapted["a"] ** 2 + sg.apply(torch.sum, adapted["b"])
+
+
+@sg.graph
+def learned_rate(theta, rate):
+    """A step size that is an input."""
+    x = sg.sample("x", Normal, theta[0], 1.0, n=4)
+    adapted = sg.descend(theta, sg.mean((x - theta[1]) ** 2) * theta[2], lr=rate)
+    return adapted[0] * adapted[1]
+
+
+@sg.graph
+def data(theta, rows):
+    """Rows of an input, and the density of a draw as a cost."""
+    row = sg.data("row", rows)
+    z = sg.sample("z", Normal, theta[0] * row[0] + row[1], 1.0, n=3)
+    return sg.mean((z - theta[1] * row[1]) ** 2 + sg.log_prob(z))
+
+
+@sg.graph
+def across(theta):
+    """Two plates that meet, in a plate of tasks."""
+    task = sg.sample("task", Normal, 0.0, 1.0, n=3)
+    x = sg.sample("x", Normal, theta[0] * task, 1.0, n=4)
+    y = sg.sample("y", Normal, theta[1], 1.0, n=2, within=())
+    return sg.mean(x * y * task) + sg.mean(sg.mean(x, over="x") * sg.mean(y))
+
+
+@sg.graph
+def counts(theta):
+    """Truth values and integers that are added, multiplied and averaged."""
+    x = sg.sample("x", Categorical, logits=theta, n=4)
+    y = sg.sample("y", Categorical, logits=theta, n=4)
+    one_or_two = (x == 1) + (x == 2)
+    both = sg.apply(lambda a: a > 0, x) * sg.apply(lambda a: a > 1, x) + sg.apply(lambda a: a > 0, x)
+    return sg.mean(one_or_two) * sg.mean(y) + sg.mean(both * 0.5)
+
+
+@sg.graph
+def log_mean_exp(theta):
+    """The logarithm of a mean of exponentials, which must not overflow."""
+    z = sg.sample("z", Normal, theta[0], 1.0, n=3)
+    return sg.logmeanexp(-800.0 * theta[1] * (1 + z))
+
+
+@sg.graph
+def operations(theta):
+    """Methods, indices, torch's functions, a named node, a constant, and names that Python or torch has."""
+    x = sg.sample("x", Normal, theta, 1.0, n=4)
+    weights = sg.apply(torch.clone, theta, name="torch")
+    clamped = sg.stop(x).clamp(min=-1.0)
+    leaky = torch.where(x > 0, x, 0.1 * x)
+    scaled = x * torch.tensor([1.0, 2.0, 3.0], dtype=F64)
+    inner = torch.dot(x, weights) + x @ weights + x[0] - x[-1] ** 2 / 3
+    return sg.mean(clamped.sum() + leaky.sum() + scaled.sum() + inner) + torch.logsumexp(weights, 0)
+
+
+def _stepped(theta: Tensor) -> Any:
+    x = sg.sample("x", Normal, theta[0], 1.0, n=4)
+    adapted = sg.descend(theta, sg.mean((x - theta[1]) ** 2 * theta[2]), lr=0.1)
+    return sg.mean(sg.sample("y", Normal, adapted[0], 1.0, n=2)) * adapted[1]
+
+
+@sg.graph
+def stepped(theta):
+    """An update, for estimators of public code."""
+    return _stepped(theta)
+
+
+TREE = {"a": THETA[0], "b": THETA[1:]}
+CASES = {
+    "pathwise": Case(pathwise, (THETA,), sg.PW()),
+    "pathwise, functions": Case(pathwise_functions, (THETA,), sg.PW()),
+    "pathwise, in an update": Case(pathwise_update, (THETA,), sg.PW()),
+    "vectors, SF": Case(vectors, (THETA,), sg.SF()),
+    "vectors, LSF": Case(vectors, (THETA,), sg.LSF()),
+    "vectors, LOO": Case(vectors, (THETA,), sg.LOO()),
+    "events": Case(events, (THETA,), sg.LSF()),
+    "tree": Case(tree, (TREE,), sg.LSF()),
+    "learned rate": Case(learned_rate, (THETA, torch.tensor(0.3, dtype=F64)), sg.SF()),
+    "data": Case(data, (THETA, ROWS), sg.SF()),
+    "across": Case(across, (THETA,), sg.SF()),
+    "counts": Case(counts, (THETA,), sg.SF()),
+    "log-mean-exp": Case(log_mean_exp, (THETA,), sg.LSF()),
+    "operations": Case(operations, (THETA,), sg.SF()),
+    "EMAML": Case(stepped, (THETA,), sg.EMAML()),
+    "SG-MRL as published": Case(stepped, (THETA,), sg.SGMRLPublished()),
+    "first order": Case(stepped, (THETA,), sg.FirstOrder()),
+    "one by one": Case(stepped, (THETA,), {"x": sg.PW(), "y": sg.SF()}),
+}
