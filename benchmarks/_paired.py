@@ -18,6 +18,8 @@ from benchmarks._machine import quiet_machine
 TOLERANCE = 1e-5  # float32, sums of up to 80 costs
 SPAN = 0.02  # seconds that one measurement of one side takes
 
+Clock = Callable[[], float]
+CLOCKS: dict[str, Clock] = {"wall": time.perf_counter, "cpu": time.process_time}
 Parameters = Any  # a tensor, or a pytree of them
 Estimate = Callable[[Parameters], tuple[Tensor, Parameters]]
 
@@ -47,12 +49,12 @@ def check(case: Case, gradients: bool = True) -> None:
             )
 
 
-def measure(estimate: Estimate, theta: Parameters, calls: int) -> float:
+def measure(estimate: Estimate, theta: Parameters, calls: int, clock: Clock = time.perf_counter) -> float:
     """Seconds of one call."""
-    start = time.perf_counter()
+    start = clock()
     for _ in range(calls):
         estimate(theta)
-    return (time.perf_counter() - start) / calls
+    return (clock() - start) / calls
 
 
 def calls_in_span(case: Case) -> int:
@@ -62,14 +64,14 @@ def calls_in_span(case: Case) -> int:
     return max(1, round(SPAN / measure(case.by_hand, case.theta, 3)))
 
 
-def compare(chosen: list[Case], rounds: int) -> list[tuple[float, float, float]]:
+def compare(chosen: list[Case], rounds: int, clock: Clock = time.perf_counter) -> list[tuple[float, float, float]]:
     """Per case the medians over rounds: seconds by hand, seconds with the library, ratio pair by pair."""
     calls = [calls_in_span(case) for case in chosen]
     pairs: list[list[tuple[float, float]]] = [[] for _ in chosen]
     for k in range(rounds):
         for case, count, found in zip(chosen, calls, pairs, strict=True):
             sides = [case.by_hand, case.library]
-            times = [measure(side, case.theta, count) for side in (sides if k % 2 else sides[::-1])]
+            times = [measure(side, case.theta, count, clock) for side in (sides if k % 2 else sides[::-1])]
             hand, library = times if k % 2 else times[::-1]
             found.append((hand, library))
     return [
@@ -90,11 +92,11 @@ def main(description: str, cases: list[Case]) -> None:
     show(chosen, options.rounds)
 
 
-def show(cases: list[Case], rounds: int) -> None:
-    """Time cases that have been checked, and print a table."""
-    print(f"One estimate; median of {rounds} rounds; torch {torch.__version__}, one thread.\n")
+def show(cases: list[Case], rounds: int, clock: str = "wall") -> None:
+    """Time cases that have been checked, and print a table; `clock` is one of `CLOCKS`."""
+    print(f"One estimate; median of {rounds} rounds, {clock} time; torch {torch.__version__}, one thread.\n")
     print("| case | by hand, µs | library, µs | ratio |\n|---|---:|---:|---:|")
     with quiet_machine():
-        found = compare(cases, rounds)
+        found = compare(cases, rounds, CLOCKS[clock])
     for case, (hand, library, ratio) in zip(cases, found, strict=True):
         print(f"| {case.name} | {hand * 1e6:.0f} | {library * 1e6:.0f} | {ratio:.2f} |")

@@ -9,7 +9,7 @@ Both sides must give the same value and gradient for the same seed before either
 estimate than the linearised one that it stands beside, so that the values alone are compared there. Every case is
 timed with each way of lowering that is asked for; programs are recorded, and compared with the interpreter, before.
 
-Run from the checkout: python benchmarks/lowering.py [--rounds 25] [--only "K = 3"] [--lowering flat]
+Run from the checkout: python benchmarks/lowering.py [--rounds 25] [--only "K = 3"] [--lowering flat inductor]
 """
 
 import argparse
@@ -25,9 +25,10 @@ from torch.distributions import Bernoulli, Categorical, Independent, Normal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import stochgraph as sg
-from benchmarks._paired import Case, Estimate, Parameters, check, show
+from benchmarks._paired import CLOCKS, Case, Estimate, Parameters, check, show
 
-LOWERINGS = ("never", "flat")
+LOWERINGS = ("never", "flat", "inductor")
+SHOWN = ("never", "flat")  # unless others are asked for: torch.compile takes from seconds to minutes a form
 WARM = 4  # calls: a first one that is interpreted, the recording, and two that are made both ways
 N, ARMS, RATE = 100, 5, 0.5  # draws of the chains, arms of a bandit, inner step sizes
 TASKS, PULLS = 10, 20
@@ -330,12 +331,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=25, help="measurements per case and side")
     parser.add_argument("--only", default="", help="forms whose name contains this")
-    parser.add_argument("--lowering", nargs="+", choices=LOWERINGS, default=LOWERINGS, help="how calls are lowered")
+    parser.add_argument("--lowering", nargs="+", choices=LOWERINGS, default=SHOWN, help="how calls are lowered")
+    parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: processor time, on a busy machine")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     wanted = [form for form in forms() if options.only.lower() in form.name.lower()]
-    show([warmed(form, lowering) for form in wanted for lowering in options.lowering], options.rounds)
+    show([warmed(form, lowering) for form in wanted for lowering in options.lowering], options.rounds, options.clock)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from ..derive.estimator import GradientEstimator as GradientEstimator
 from ..derive.estimator import Inside as Inside
 from ..derive.estimator import Site as Site
 from ..derive.estimator import Where as Where
+from ..derive.papers import Paper as Paper
 from ..surrogate.terms import Term as Term
 from .disarm import DisARM as DisARM
 from .enumeration import Enumerate as Enumerate

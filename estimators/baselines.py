@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..derive.controls import control_variate
 from ..derive.estimator import Control, Site
+from ..derive.papers import ICML, Paper
 from ..errors.exceptions import CompileError, SamplingError
 from ..ir import nodes as nd
 from ..ir.operations import Linearity
@@ -24,6 +25,22 @@ from ..tensors.trees import map_tensors
 _HALF = (torch.float16, torch.bfloat16)
 RIDGE, _CLIP = 1e-5, 10.0  # as in the feature baseline of Duan et al. (2016)
 
+
+MAO_2019 = Paper(
+    "mao2019baseline",
+    "Jingkai Mao and Jakob Foerster and Tim Rocktäschel and Maruan Al-Shedivat and Gregory Farquhar and "
+    "Shimon Whiteson",
+    "A baseline for any order gradient estimation in stochastic computation graphs",
+    ICML,
+    2019,
+)
+DUAN_2016 = Paper(
+    "duan2016benchmarking",
+    "Yan Duan and Xi Chen and Rein Houthooft and John Schulman and Pieter Abbeel",
+    "Benchmarking deep reinforcement learning for continuous control",
+    ICML,
+    2016,
+)
 
 Baseline = Literal["mean", "loo", "linear"] | Callable[[Any], Any]
 
@@ -41,6 +58,11 @@ def baseline_control(baseline: Baseline) -> Control:
     if callable(baseline):
         return FunctionOfTrace(baseline)
     return Linear() if baseline == "linear" else MeanOfOthers(innermost=baseline == "loo")
+
+
+def papers_of(baseline: Baseline) -> tuple[Paper, ...]:
+    """The papers of a baseline: of all of them that for any order of derivatives, of the fitted one its features'."""
+    return (MAO_2019, DUAN_2016) if baseline == "linear" else (MAO_2019,)
 
 
 class MeanOfOthers(Control):
@@ -122,6 +144,10 @@ class Others(nd.Node):
     @property
     def mixes(self) -> Axes:
         return self.plates
+
+    @property
+    def spelling(self) -> str:
+        return f"mean_of_others({{}}.detach(), {tuple(self.axes.index(axis) for axis in self.plates)})"
 
     def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         return map_tensors(lambda leaf: self._others(leaf.detach(), run), values[0])

@@ -16,6 +16,7 @@ from torch.distributions import Bernoulli, Independent
 
 from ..derive.controls import ZeroMean
 from ..derive.estimator import Control, GradientEstimator, Site
+from ..derive.papers import NEURIPS, Paper
 from ..derive.routes import Routes
 from ..derive.substitutions import alternatives
 from ..distributions.interfaces import Call, Node, SampleNode, Surroundings
@@ -108,8 +109,21 @@ def summed_entries(value: Tensor, plates: int) -> Tensor:
     return value.flatten(plates).sum(-1) if value.dim() > plates else value
 
 
+DONG_2020 = Paper(
+    "dong2020disarm",
+    "Zhe Dong and Andriy Mnih and George Tucker",
+    "{DisARM}: An antithetic gradient estimator for binary latent variables",
+    NEURIPS,
+    2020,
+)
+
+
 class Coupled(GradientEstimator):
     """Compares Bernoulli draws with antithetic partners. Made by `DisARM`."""
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        return (DONG_2020, *super().papers)
 
     def check(self, sample: nd.Sample, routes: Routes) -> None:
         super().check(sample, routes)

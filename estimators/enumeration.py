@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from ..derive.estimator import GradientEstimator, Site
+from ..derive.papers import ICML, NEURIPS, Paper
 from ..derive.routes import Routes
 from ..derive.substitutions import alternatives
 from ..errors.exceptions import CompileError, SamplingError
@@ -22,9 +23,28 @@ from .replaced import AtParents, Replaced
 
 _MOST_OUTCOMES = 4096
 
+TITSIAS_2015 = Paper(
+    "titsias2015local",
+    "Michalis K. Titsias and Miguel Lázaro-Gredilla",
+    "Local expectation gradients for black box variational inference",
+    NEURIPS,
+    2015,
+)
+TOKUI_2017 = Paper(
+    "tokui2017evaluating",
+    "Seiya Tokui and Issei Sato",
+    "Evaluating the variance of likelihood-ratio gradient estimators",
+    ICML,
+    2017,
+)
+
 
 class Enumeration(GradientEstimator):
     """Sums over the outcomes of each draw. Made by `Enumerate`."""
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        return (TITSIAS_2015, TOKUI_2017, *super().papers)
 
     def check(self, sample: nd.Sample, routes: Routes) -> None:
         super().check(sample, routes)

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..derive.estimator import Control, Where
+from ..derive.papers import ICLR, NEURIPS, Paper
 from ..surrogate.expansions import Curvature as Expanded
 from ..surrogate.expansions import Expansion
 from ..surrogate.terms import Score, Weight
@@ -16,6 +17,30 @@ from ..tensors.axes import Axes
 from .baselines import Baseline, baseline_control, check_baseline
 from .linearized import BoxedTerms, Linearized
 from .two_parts import TwoParts
+
+ROTHFUSS_2019 = Paper(
+    "rothfuss2019promp",
+    "Jonas Rothfuss and Dennis Lee and Ignasi Clavera and Tamim Asfour and Pieter Abbeel",
+    "{ProMP}: Proximal meta-policy search",
+    ICLR,
+    2019,
+)
+FARQUHAR_2019 = Paper(
+    "farquhar2019loaded",
+    "Gregory Farquhar and Shimon Whiteson and Jakob Foerster",
+    "Loaded {DiCE}: Trading off bias and variance in any-order score function gradient estimators for "
+    "reinforcement learning",
+    NEURIPS,
+    2019,
+)
+TANG_2021 = Paper(
+    "tang2021unifying",
+    "Yunhao Tang and Tadashi Kozuno and Mark Rowland and Rémi Munos and Michal Valko",
+    "Unifying gradient estimators for meta-reinforcement learning via off-policy evaluation",
+    NEURIPS,
+    2021,
+)
+_OF = {"lvc": ROTHFUSS_2019, "loaded": FARQUHAR_2019, "taylor": TANG_2021}
 
 
 @dataclass(frozen=True)
@@ -30,6 +55,10 @@ class ExpandedTerms(BoxedTerms):
             check_baseline(self.baseline)
         if not 0 <= self.decay <= 1:
             raise ValueError(f'decay={self.decay!r}: it is between 0 and 1, and for curvature="loaded" only')
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        return (_OF[self.word],)
 
     @property
     def control(self) -> Control | None:

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 from ..derive.controls import control_variate
 from ..derive.estimator import Control, GradientEstimator, Site
+from ..derive.papers import ICML, Paper
 from ..derive.replays import left_out_axis, plate_of_one
 from ..errors.exceptions import CompileError
 from ..ir import nodes as nd
@@ -11,11 +12,23 @@ from ..ir.paths import averaging_plate
 from ..tensors.axes import Axis
 from .two_parts import LOG, Influence, TwoParts
 
+MNIH_2016 = Paper(
+    "mnih2016variational",
+    "Andriy Mnih and Danilo J. Rezende",
+    "Variational inference for {Monte Carlo} objectives",
+    ICML,
+    2016,
+)
+
 
 class LeaveOneOut(Influence):
     """Boxes all costs, less what each of them is with the draw left out of the plate's means."""
 
     word: ClassVar[str] = "leave-one-out"
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        return (MNIH_2016, *super().papers)
 
     @property
     def control(self) -> Control:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from ..derive.estimator import Control, Crossing, Site
+from ..derive.papers import ICML, Paper
 from ..errors.exceptions import CompileError
 from ..ir import nodes as nd
 from ..ir.paths import averaging_plate
@@ -12,6 +13,14 @@ from ..surrogate.expansions import ExpandedBox, OtherScores
 from ..tensors.axes import describe
 from .baselines import others, shared_plates
 from .two_parts import Curvature, Influence, TwoParts
+
+TANG_2022 = Paper(
+    "tang2022biased",
+    "Yunhao Tang",
+    "Biased gradient estimate with drastic variance reduction for meta reinforcement learning",
+    ICML,
+    2022,
+)
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,10 @@ class Linearized(Influence):
     expands: ClassVar[bool] = True
 
     control_variate: bool = False
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        return (TANG_2022, *super().papers)
 
     @property
     def control(self) -> Control | None:

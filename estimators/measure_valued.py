@@ -26,6 +26,7 @@ from torch.distributions import (
 )
 
 from ..derive.estimator import GradientEstimator, Site
+from ..derive.papers import Paper
 from ..derive.routes import Routes
 from ..distributions.laws import DistributionLaw
 from ..errors.exceptions import CompileError, SamplingError
@@ -112,9 +113,30 @@ PAIRS: dict[type[Distribution], tuple[Pair, ...]] = {
 _FINITE = (Bernoulli, Categorical)  # every outcome's probability times its indicator: enumeration
 _NAMES = "Normal, Bernoulli, Categorical, Poisson, Exponential"
 
+HEIDERGOTT_2008 = Paper(
+    "heidergott2008measure",
+    "Bernd Heidergott and Felisa J. Vázquez-Abad",
+    "Measure-valued differentiation for {Markov} chains",
+    "Journal of Optimization Theory and Applications",
+    2008,
+    in_journal=True,
+)
+MOHAMED_2020 = Paper(
+    "mohamed2020monte",
+    "Shakir Mohamed and Mihaela Rosca and Michael Figurnov and Andriy Mnih",
+    "{Monte Carlo} gradient estimation in machine learning",
+    "Journal of Machine Learning Research",
+    2020,
+    in_journal=True,
+)
+
 
 class MeasureValued(GradientEstimator):
     """Differences of terms with draws of two other distributions. Made by `MVD`."""
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        return (HEIDERGOTT_2008, MOHAMED_2020, *super().papers)
 
     def check(self, sample: nd.Sample, routes: Routes) -> None:
         super().check(sample, routes)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from ..derive.estimator import GradientEstimator
+from ..derive.papers import ICLR, ICML, Paper
 from ..derive.routes import Routes
 from ..distributions.laws import DistributionLaw, no_path
 from ..distributions.noise import straight_through_message
@@ -14,12 +15,27 @@ from ..ir.paths import moves_with
 from ..ir.programs import schedule
 from ..tensors.axes import describe
 
+KINGMA_2014 = Paper(
+    "kingma2014auto", "Diederik P. Kingma and Max Welling", "Auto-encoding variational {Bayes}", ICLR, 2014
+)
+REZENDE_2014 = Paper(
+    "rezende2014stochastic",
+    "Danilo Jimenez Rezende and Shakir Mohamed and Daan Wierstra",
+    "Stochastic backpropagation and approximate inference in deep generative models",
+    ICML,
+    2014,
+)
+
 
 @dataclass(frozen=True)
 class Pathwise(GradientEstimator):
     """Differentiates the draw itself instead of its distribution. Made by `PW`."""
 
     scored: ClassVar[bool] = False
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        return (KINGMA_2014, REZENDE_2014)
 
     def draw(self, sample: nd.Sample) -> nd.Sample:
         moved = copy.copy(sample)

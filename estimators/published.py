@@ -3,18 +3,46 @@
 from typing import ClassVar
 
 from ..derive.estimator import Crossing, GradientEstimator, Where
+from ..derive.papers import ICLR, NEURIPS, Paper
 from ..ir import nodes as nd
 from ..surrogate.terms import Score, Weight
 from ..tensors.axes import Axes
 from .linearized import BoxedTerms
 from .score_function import ScoreFunction
-from .two_parts import LOG, Influence, TwoParts
+from .two_parts import FINN_2017, LOG, Influence, TwoParts
+
+AL_SHEDIVAT_2018 = Paper(
+    "alshedivat2018continuous",
+    "Maruan Al-Shedivat and Trapit Bansal and Yuri Burda and Ilya Sutskever and Igor Mordatch and Pieter Abbeel",
+    "Continuous adaptation via meta-learning in nonstationary and competitive environments",
+    ICLR,
+    2018,
+)
+STADIE_2018 = Paper(
+    "stadie2018importance",
+    "Bradly C. Stadie and Ge Yang and Rein Houthooft and Xi Chen and Yan Duan and Yuhuai Wu and Pieter Abbeel and "
+    "Ilya Sutskever",
+    "The importance of sampling in meta-reinforcement learning",
+    NEURIPS,
+    2018,
+)
+FALLAH_2021 = Paper(
+    "fallah2021convergence",
+    "Alireza Fallah and Kristian Georgiev and Aryan Mokhtari and Asuman Ozdaglar",
+    "On the convergence theory of debiased model-agnostic meta-reinforcement learning",
+    NEURIPS,
+    2021,
+)
 
 
 class Dropped(Influence):
     """Boxes nothing behind an update."""
 
     word: ClassVar[str] = "none"
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        return (FINN_2017, AL_SHEDIVAT_2018, *super().papers)
 
     def crosses(self, sample: nd.Sample, node: nd.Node) -> Crossing:
         return Crossing.DROPPED if isinstance(node, nd.Update) else Crossing.ON
@@ -24,6 +52,10 @@ class Scaled(Influence):
     """Boxes costs with the mean of the plate's log-ratios in place of their sum."""
 
     word: ClassVar[str] = "scaled"
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        return (STADIE_2018, *super().papers)
 
     def ratio(self, score: Score, kept: Axes, where: Where) -> Weight:
         return Weight(score, kept, average=where is not Where.OWN)
@@ -72,4 +104,4 @@ def SGMRLPublished() -> TwoParts:
         >>> sg.SGMRLPublished()
         Estimator(curvature='dice', influence='cost')
     """
-    return TwoParts(BoxedTerms(), ScoreFunction())
+    return TwoParts(BoxedTerms(), ScoreFunction(), (FALLAH_2021,))

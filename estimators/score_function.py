@@ -3,14 +3,28 @@
 from typing import ClassVar
 
 from ..derive.estimator import GradientEstimator
+from ..derive.papers import Paper
 from .baselines import Baseline
 from .two_parts import LOG, Influence, TwoParts
+
+WILLIAMS_1992 = Paper(
+    "williams1992simple",
+    "Ronald J. Williams",
+    "Simple statistical gradient-following algorithms for connectionist reinforcement learning",
+    "Machine Learning",
+    1992,
+    in_journal=True,
+)
 
 
 class ScoreFunction(Influence):
     """Boxes all costs downstream of the draws, with the sum of their log-ratios: the compiler's default everywhere."""
 
     word: ClassVar[str] = "cost"
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        return (WILLIAMS_1992, *super().papers)
 
     def exact(self) -> GradientEstimator:
         return self

@@ -6,14 +6,23 @@ later. A baseline or a control variate changes how much an estimate varies, and 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from ..derive.estimator import Control, Crossing, GradientEstimator, Inside, Where
+from ..derive.papers import ICML, Paper
 from ..ir import nodes as nd
 from ..surrogate.terms import Score, Weight
 from ..tensors.axes import Axes
-from .baselines import Baseline, baseline_control, check_baseline
+from .baselines import Baseline, baseline_control, check_baseline, papers_of
+
+FINN_2017 = Paper(
+    "finn2017model",
+    "Chelsea Finn and Pieter Abbeel and Sergey Levine",
+    "Model-agnostic meta-learning for fast adaptation of deep networks",
+    ICML,
+    2017,
+)
 
 
 @dataclass(frozen=True)
@@ -39,6 +48,10 @@ class Influence(GradientEstimator):
     def control(self) -> Control | None:
         return None if self.baseline is None else baseline_control(self.baseline)
 
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        return () if self.baseline is None else papers_of(self.baseline)
+
     def options(self) -> Mapping[str, Any]:
         """What it was made with, other than defaults."""
         return {} if self.baseline is None else {"baseline": self.baseline}
@@ -49,6 +62,11 @@ class Curvature(Inside):
     """How the direction of an update that the draws feed is differentiated."""
 
     word: str
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        """Its own papers."""
+        return ()
 
     def options(self) -> Mapping[str, Any]:
         """What it was made with, other than defaults."""
@@ -62,6 +80,10 @@ class Stopped(Curvature):
     word: str = "stop"
     stopped: ClassVar[bool] = True
 
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        return (FINN_2017,)
+
 
 LOG = Curvature("log")
 
@@ -72,6 +94,7 @@ class TwoParts(GradientEstimator):
 
     curvature_part: Curvature
     influence_part: Influence
+    source: tuple[Paper, ...] = field(default=(), compare=False)  # of the two parts together
 
     @property
     def curvature(self) -> str:
@@ -102,6 +125,10 @@ class TwoParts(GradientEstimator):
     def decay(self) -> float:
         """The factor per time step of the curvature `"loaded"`."""
         return self.options.get("decay", 1.0)
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        return (*self.source, *self.curvature_part.papers, *self.influence_part.papers, *super().papers)
 
     @property
     def control(self) -> Control | None:

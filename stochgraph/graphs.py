@@ -51,7 +51,7 @@ class Graph(Declaration):
             wrt: the inputs to differentiate, by name; default: the first.
             lowering: how gradients are computed. "never": interpreted; "auto": by a flat program as soon as a
                 signature has been called 20 times, the same bits; "flat": from the first call on, and it raises where
-                it cannot. See `Compiled.lower`.
+                it cannot; "inductor": the same through `torch.compile`, to rounding. See `Compiled.lower`.
 
         Raises:
             CompileError: no estimators, an estimator for a node that does not exist, a node without one, or an
@@ -64,7 +64,7 @@ class Graph(Declaration):
             )
         return Compiled(self, estimators, wrt, lowering, shares)
 
-    def __call__(self, *inputs: Any) -> Any:
+    def __call__(self, *inputs: object) -> Any:
         """A graph is no function of values: compile it first."""
         raise TypeError(f"{self.name} is a declared graph: compile it first, {self.name}.compile(sg.SF()).sample(...)")
 
@@ -91,7 +91,7 @@ class Graph(Declaration):
         """
         return draw(self, legend, fold)
 
-    def to_mermaid(self, fold: bool = False) -> str:
+    def to_mermaid(self, fold: bool = False, direction: str = "TD") -> str:
         """The graph as a Mermaid flowchart, which code hosts show where it stands in a page of Markdown.
 
         It stands there as a block of code in the language `mermaid`. Plates and times are subgraphs, samples are round,
@@ -99,6 +99,7 @@ class Graph(Declaration):
 
         Args:
             fold: as for `draw`.
+            direction: "TD", from the top down, or "LR", from left to right.
 
         Returns:
             The text of the flowchart.
@@ -120,7 +121,7 @@ class Graph(Declaration):
                 n1 --> n2
                 ...
         """
-        return mermaid(self, fold)
+        return mermaid(self, fold, direction)
 
     def _repr_png_(self) -> bytes:
         return self.draw()._repr_png_()

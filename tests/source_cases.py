@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.distributions import Categorical, Gumbel, LogNormal, MultivariateNormal, Normal, Uniform
 
 import stochgraph as sg
+from tests import problems
 
 F64 = torch.float64
 THETA = torch.tensor([0.3, -0.2, 0.1], dtype=F64)
@@ -156,5 +157,8 @@ CASES = {
     "EMAML": Case(stepped, (THETA,), sg.EMAML()),
     "SG-MRL as published": Case(stepped, (THETA,), sg.SGMRLPublished()),
     "first order": Case(stepped, (THETA,), sg.FirstOrder()),
+    "compared, SF": Case(problems.mdp(2, m=3), (problems.MDP_THETA,), {"D": sg.SF(), "tau": sg.SF("loo")}),
+    "compared, LSF": Case(problems.mdp(2, m=3), (problems.MDP_THETA,), sg.LSF(control_variate=True)),
+    "compared, LOO": Case(problems.bandit(2, m=2), (THETA,), {"D1": sg.LOO(), "D2": sg.LOO(), "tau": sg.SF("mean")}),
     "one by one": Case(stepped, (THETA,), {"x": sg.PW(), "y": sg.SF()}),
 }

@@ -43,6 +43,7 @@ def test_defaults_are_not_shared():
         ({"xyzzy": 3}, r"'xyzzy' is not a field of a configuration; choose from output, environment, "),
         ({"tasks": "3"}, "tasks='3': expected an integer, got str"),
         ({"tasks": True}, "tasks=True: expected an integer, got bool"),
+        ({"lowering": "jit"}, "lowering='jit' is not known: choose one of 'never', 'auto', 'flat', 'inductor'"),
         ({"tasks": 2.0}, "tasks=2.0: expected an integer, got float"),
         ({"tasks": None}, "tasks=None: expected an integer, got NoneType"),
         ({"tasks": 0}, "tasks=0: must be at least 1"),

@@ -1,5 +1,6 @@
 """How much every group of the ledger's rows gives: the vectors sum to the gradient, and each is what it says."""
 
+import itertools
 import math
 from typing import Any
 
@@ -9,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Normal
 
 import stochgraph as sg
+from stochgraph.explain.magnitudes import _figures, _Moments
 from stochgraph.run.contributions import Contributions
 from tests import problems
 from tests.problems import BANDIT_REWARD, BANDIT_THETA, F64, GRAPHS, LATENT_THETA
@@ -242,8 +244,8 @@ def test_sampled_figures_agree_with_the_exact_ones(estimator):
         assert bool(((one.expectation - other.expectation).abs() <= 5 * one.errors["expectation"] + 1e-12).all())
 
 
-def test_errors_of_means_are_those_of_the_mean():
-    """A group that is all of the gradient: the jackknife's error of a mean is its standard error."""
+def test_sampled_figures_are_those_of_the_draws():
+    """A group that is all of the gradient. Its size is that of the mean, less what the error of the mean explains."""
 
     @sg.graph
     def objective(theta):
@@ -252,21 +254,35 @@ def test_errors_of_means_are_those_of_the_mean():
     compiled = objective.compile(sg.PW())
     theta = torch.tensor(2.0, dtype=F64)
     (row,) = compiled.explain(theta, repeats=20, generator=seed()).rows
-    assert row.share == pytest.approx(1.0)
-    assert row.cosine == pytest.approx(1.0)
-    assert row.errors["size"] == pytest.approx(float(row.errors["expectation"]))
     generator = seed()
     drawn = torch.stack([compiled.value_and_grad(theta, generator=generator)[1] for _ in range(20)])
     torch.testing.assert_close(row.expectation, drawn.mean(), **EXACT)
-    assert row.errors["size"] == pytest.approx(float(drawn.std()) / math.sqrt(20))
+    assert float(row.errors["expectation"]) == pytest.approx(float(drawn.std()) / math.sqrt(20))
+    assert row.size**2 == pytest.approx(float(drawn.mean() ** 2 - drawn.var() / 20))
+    for figure in ("share", "cosine", "variance_share"):
+        assert getattr(row, figure) == pytest.approx(1.0)
+        assert row.errors[figure] == pytest.approx(0.0, abs=1e-12)
+
+
+def test_noise_does_not_pass_for_size():
+    """Over all pairs of draws the squares of the norms are those of the expectations."""
+    probability = torch.tensor([0.5, 0.3, 0.2], dtype=F64)
+    own, truth, missing = torch.randn(3, 3, 2, dtype=F64, generator=seed())
+    exact = _figures(_Moments.of(own, own, truth, missing).weighted(probability), 0.0)
+    found = {"size": 0.0, "norm": 0.0}
+    for i, j in itertools.product(range(3), repeat=2):
+        pair = _Moments.of(*(x[[i, j]] for x in (own, own, truth, missing)))
+        figures = _figures(pair.weighted(torch.full((2,), 0.5, dtype=F64)), 0.5)
+        found = {name: found[name] + float(probability[i] * probability[j] * figures[name]) for name in found}
+    assert found == {name: pytest.approx(float(exact[name]), rel=1e-12) for name in found}
 
 
 def test_what_cannot_be_listed_is_sampled():
     compiled = adapted_pay.compile(sg.SF())
     rows = compiled.explain(PAY_THETA, sizes={"D": 2}, max_outcomes=81).rows
     assert all(not row.errors for row in rows)
-    with pytest.raises(ValueError, match="repeats=1, errors need at least two draws"):
-        compiled.explain(PAY_THETA, repeats=1)
+    with pytest.raises(ValueError, match="repeats=2, errors need at least three draws"):
+        compiled.explain(PAY_THETA, repeats=2)
 
 
 def test_a_profile_has_the_rows():

@@ -91,3 +91,9 @@ def test_arithmetic_can_be_folded() -> None:
     lines = normal.to_mermaid(fold=True).splitlines()
     assert '    n2[["−(mean(x) − 1)²<br/>objective"]]:::operation' in lines
     assert [line for line in lines if "-->" in line or "==>" in line] == ["    n0 ==> n1", "    n1 --> n2"]
+
+
+def test_the_direction_is_said_first() -> None:
+    down, right = normal.to_mermaid(), normal.to_mermaid(direction="LR")
+    assert right == down.replace("flowchart TD", "flowchart LR")
+    assert right != down

@@ -90,6 +90,15 @@ def test_what_lights_up_is_there(name: str, tmp_path: Path) -> None:
         assert any(selector.startswith("#line-") for selector in lit)
 
 
+def test_with_inputs_the_ledger_has_shares(tmp_path: Path) -> None:
+    compiled = COMPILED["bandit"]()
+    text = compiled.report(tmp_path / "report.html", problems.BANDIT_THETA, sizes={"D2": 1}).read_text(encoding="utf-8")
+    explained = compiled.explain(problems.BANDIT_THETA, sizes={"D2": 1})
+    assert "<th>share</th>" in text
+    assert all(f"<td>{group.in_words()}</td>" in text for group in explained.rows)
+    assert "<th>share</th>" not in compiled.report(tmp_path / "report.html").read_text(encoding="utf-8")
+
+
 def test_the_nodes_the_terms_and_the_lines_of_a_path(tmp_path: Path) -> None:
     page = page_of(COMPILED["sharpe"](), tmp_path)
     numbers = {node.name: i for i, node in enumerate(sharpe.order)}

@@ -251,6 +251,31 @@ class FromOutside(sg.estimators.GradientEstimator):
         return Doubled(site, [])
 
 
+class Spelled(Doubled):
+    """The same, with words for it."""
+
+    @property
+    def spelling(self):
+        return "2 * {}"
+
+
+class FromOutsideInWords(FromOutside):
+    """Puts the one with words there."""
+
+    def term(self, site):
+        return Spelled(site, [])
+
+
+def test_a_node_from_outside_may_say_how_it_is_written() -> None:
+    theta = torch.tensor(0.3, dtype=F64)
+    compiled = squared.compile(FromOutsideInWords())
+    trace = traces(compiled, theta)[0]
+    assert " = 2 * " in compiled.source()
+    found = gradient(loaded(compiled), (theta,), trace)
+    expected = gradient(compiled.surrogate, (theta,), sg.Trace(**trace))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 @sg.graph
 def squared(theta):
     """A draw behind a mean."""
@@ -296,7 +321,7 @@ def test_what_is_not_written_is_refused_in_words(graph, estimator, words) -> Non
 
 def test_the_readme_shows_a_source_as_it_is() -> None:
     shown, module = README.read_text(), dict[str, Any]()
-    declared = shown[shown.index("rewards = torch.tensor([0.1") : shown.index("print(popular.explain())")]
+    declared = shown[shown.index("rewards = torch.tensor([0.1") : shown.index("print(popular.explain(")]
     exec("import torch\nimport stochgraph as sg\nfrom torch.distributions import Categorical\n" + declared, module)
     source = module["popular"].source()
     assert f"```python\n{source[source.index('def surrogate') :]}```" in shown

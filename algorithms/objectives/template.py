@@ -35,9 +35,9 @@ class Template(NamedTuple):
     replayed: sg.Graph | None = None
     epochs: int = 1
 
-    def compile(self) -> sg.Compiled:
-        """The surrogate of the graph with these estimators."""
-        return self.graph.compile(dict(self.estimators))
+    def compile(self, lowering: str = "never") -> sg.Compiled:
+        """The surrogate of the graph with these estimators; `lowering` as in `Graph.compile`."""
+        return self.graph.compile(dict(self.estimators), lowering=lowering)
 
     def with_estimator(self, estimator: Any) -> "Template":
         """The same with another estimator of the inner samples; the outcome `tau` keeps its own."""

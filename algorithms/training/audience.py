@@ -1,8 +1,9 @@
 """The reporters of a run, told together: one that fails is left out, and the run goes on."""
 
+import logging
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from .errors import TrainingError
 from .reports import Reporter
@@ -46,3 +47,26 @@ class Audience:
             with suppress(OSError, ValueError):
                 print(text, file=sys.stderr)
         self.say(text)
+
+
+@contextmanager
+def hearing(say: Callable[[str], None]) -> Iterator[None]:
+    """Within it, what the library notes for its users, such as a compilation that takes long, is said."""
+    log, handler = logging.getLogger("stochgraph"), _Saying(say)
+    level = log.level
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        log.setLevel(level)
+        log.removeHandler(handler)
+
+
+class _Saying(logging.Handler):
+    def __init__(self, say: Callable[[str], None]) -> None:
+        super().__init__()
+        self._say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self._say(record.getMessage())

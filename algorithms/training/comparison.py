@@ -19,7 +19,7 @@ from .curves import save_figure, when
 from .run_folder import RunFolder
 
 FIGURES = ("final", "best", "area")
-_PLACE = ("output", "seed", "threads", "device", "chunk", "checkpoint_every", "checkpoints_kept")
+_PLACE = ("output", "seed", "threads", "device", "chunk", "lowering", "checkpoint_every", "checkpoints_kept")
 _RESAMPLES = 2000
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from stochgraph.errors.checks import shortened, shown
+from stochgraph.run.lowered import LOWERINGS
 
 from .files import replacing
 
@@ -99,6 +100,7 @@ class Configuration:
         least=1,
         most=1024,
     )
+    lowering: str = _option("never", "how meta-gradients are computed: never, auto, flat, inductor")
     evaluate_every: int = _option(25, "iterations between evaluations on held-out tasks", least=1)
     evaluation_tasks: int = _option(100, "held-out tasks", least=1)
     evaluation_steps: int | None = _option(None, "adaptation steps evaluated; none: as trained", least=0)
@@ -118,6 +120,9 @@ class Configuration:
             raise ConfigurationError(f"shards={self.shards}: a meta-batch of {self.tasks} tasks has at most as many")
         if self.precision not in ("float32", "float64"):
             raise ConfigurationError(f"precision={shown(self.precision)} is not known: choose 'float32' or 'float64'")
+        if self.lowering not in LOWERINGS:
+            known = ", ".join(map(repr, LOWERINGS))
+            raise ConfigurationError(f"lowering={shown(self.lowering)} is not known: choose one of {known}")
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any]) -> "Configuration":

@@ -58,7 +58,7 @@ class Problem:
 
     def _compiled(self, template: Template) -> sg.Compiled:
         try:
-            return template.compile()
+            return template.compile(self.configuration.lowering)
         except sg.StochgraphError as error:
             raise ConfigurationError(f"algorithm={self.configuration.algorithm!r}: {error}") from error
 
@@ -80,7 +80,8 @@ class Problem:
     @cached_property
     def objective(self) -> sg.Compiled | None:
         """The objective that is climbed in place of the surrogate, where the algorithm has one of its own."""
-        return None if self.template.replayed is None else self.template.replayed.compile({})
+        replayed = self.template.replayed
+        return None if replayed is None else replayed.compile({}, lowering=self.configuration.lowering)
 
     @cached_property
     def divergence(self) -> sg.Compiled:

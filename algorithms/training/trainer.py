@@ -22,7 +22,7 @@ from stochgraph.errors.checks import shortened
 
 from ..environments.threads import torch_threads
 from ..policies.families import Parameters
-from .audience import Audience
+from .audience import Audience, hearing
 from .checkpoints import CheckpointError, not_finite
 from .configuration import Configuration, ConfigurationError
 from .curves import save_learning_curve
@@ -222,6 +222,7 @@ class Trainer:
             if self.ranks.first:
                 stack.enter_context(self.folder.opened(self.configuration, self.restart, self._say))
             stack.enter_context(torch_threads(self.configuration.threads))
+            stack.enter_context(hearing(self._say))
             stack.callback(self._tell, lambda reporter: reporter.end())
             yield
 

@@ -19,7 +19,23 @@ from ..errors.exceptions import CompileError
 from ..ir import nodes as nd
 from ..surrogate.terms import Score, Weight
 from ..tensors.axes import Axis
+from .papers import ICML, NEURIPS, Paper
 from .routes import Routes
+
+SCHULMAN_2015 = Paper(
+    "schulman2015gradient",
+    "John Schulman and Nicolas Heess and Theophane Weber and Pieter Abbeel",
+    "Gradient estimation using stochastic computation graphs",
+    NEURIPS,
+    2015,
+)
+FOERSTER_2018 = Paper(
+    "foerster2018dice",
+    "Jakob Foerster and Gregory Farquhar and Maruan Al-Shedivat and Tim Rocktäschel and Eric Xing and Shimon Whiteson",
+    "{DiCE}: The infinitely differentiable {Monte Carlo} estimator",
+    ICML,
+    2018,
+)
 
 Made = TypeVar("Made")
 
@@ -219,6 +235,11 @@ class GradientEstimator(ABC):  # noqa: B024 - every answer has a default, the sc
 
     scored: ClassVar[bool] = True
     population: ClassVar[bool] = False
+
+    @property
+    def papers(self) -> tuple[Paper, ...]:
+        """The papers to cite: by default those of boxes in stochastic computation graphs."""
+        return (SCHULMAN_2015, FOERSTER_2018)
 
     @property
     def control(self) -> Control | None:

@@ -30,7 +30,6 @@ from torch.distributions.transforms import PowerTransform, StickBreakingTransfor
 from torch.nn.functional import logsigmoid
 
 from ..errors.exceptions import DeclarationError
-from ..tensors.trees import tensors
 
 # Tensors that distributions hold without their batch dimensions, and the event dimensions of each.
 _UNBROADCAST = {
@@ -296,7 +295,7 @@ def moving_support(dist: Distribution) -> bool:
 
 @singledispatch
 def _moves(dist: Distribution) -> bool:
-    return any(bound.requires_grad for bound in tensors(vars(dist.support)))
+    return any(isinstance(bound, Tensor) and bound.requires_grad for bound in vars(dist.support).values())
 
 
 @_moves.register

@@ -2,15 +2,15 @@
 
 from collections.abc import Collection
 from dataclasses import dataclass
-from typing import Any
 
 from ..derive.populations import Corrected, expected_plates, is_bent
 from ..derive.replays import Replay
 from ..ir import nodes as nd
 from ..ir.paths import averaging_plate
+from .derived import Derived
 from .formula import latex
 from .ledger import Row, Source, largest, read_ledger
-from .magnitudes import Group, percent
+from .magnitudes import Group
 from .tables import paragraph, table
 
 _WORDS = {
@@ -101,8 +101,8 @@ class Explanation:
             return [*cells, _DITTO, words(row)]
         # What is missing of a sample is one figure, that of its dropped rows where it has any.
         elsewhere = row.counted != "dropped" and (row.source, True) in waiting
-        share = None if elsewhere else group.missing_share
-        missing = "" if share is None else f"; {percent(share)} missing"
+        share = "" if elsewhere else group.missing_in_words()
+        missing = share and f"; {share} missing"
         return [*cells, group.in_words(), words(row) + missing]
 
     def _route(self, row: Row) -> str:
@@ -139,7 +139,7 @@ def _key(row: Row | Group) -> tuple[Source, bool]:
     return row.source, row.counted == "dropped"
 
 
-def explain(compiled: Any, groups: tuple[Group, ...] = ()) -> Explanation:
+def explain(compiled: Derived, groups: tuple[Group, ...] = ()) -> Explanation:
     """The explanation of a `Compiled`, with what the groups of its rows give."""
     order, names = compiled.graph.order, list(compiled.estimators)
     rows = tuple(read_ledger(compiled._root, order, names, compiled.wrt))
@@ -173,7 +173,7 @@ def explain(compiled: Any, groups: tuple[Group, ...] = ()) -> Explanation:
     )
 
 
-def _bent_expectations(compiled: Any, listed: Collection[str]) -> list[tuple[str, str]]:
+def _bent_expectations(compiled: Derived, listed: Collection[str]) -> list[tuple[str, str]]:
     """Of expectations over draws that are not scored, the order of the bias, and what is to be known of it."""
     order, found = compiled.graph.order, []
     estimator = compiled._root.estimator if isinstance(compiled._root, Corrected) else None
@@ -186,7 +186,7 @@ def _bent_expectations(compiled: Any, listed: Collection[str]) -> list[tuple[str
     return found
 
 
-def _uncompared(compiled: Any) -> tuple[str, ...]:
+def _uncompared(compiled: Derived) -> tuple[str, ...]:
     """The samples for which leave-one-out is the score function: nothing nonlinear follows the mean of their plate."""
     compared = {node.sample.name for node in compiled._program if isinstance(node, Replay)}
     controls = {name: estimator.control for name, estimator in compiled.estimators.items()}

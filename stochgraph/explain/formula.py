@@ -1,11 +1,11 @@
 """The derived surrogate as a formula."""
 
 from collections.abc import Iterable
-from typing import Any
 
 from ..ir import nodes as nd
 from ..surrogate.steps import CompiledUpdate
 from ..tensors.axes import Axis
+from .derived import Derived
 from .notation import direction, is_atom, written
 from .symbols import letter, symbol
 
@@ -13,7 +13,7 @@ _DEEPEST = 12
 _MOST_UPDATES = 12
 
 
-def latex(compiled: Any) -> str:
+def latex(compiled: Derived) -> str:
     r"""The estimator as LaTeX: one line per update, then the gradient. `\square(L)` stands for `exp(L - stop(L))`.
 
     Raises:
@@ -25,7 +25,7 @@ def latex(compiled: Any) -> str:
 class Printer:
     """Writes the nodes of a compiled graph."""
 
-    def __init__(self, compiled: Any) -> None:
+    def __init__(self, compiled: Derived) -> None:
         self.root = compiled._root
         self.wrt = ", ".join(symbol(name) for name in compiled.wrt)
         self.updates: dict[nd.Node, str] = {}

@@ -33,7 +33,7 @@ class Group:
         kind: "distribution", "pathwise" or "value".
         counted: how often the surrogate counts the paths.
         expectation: the mean of G_g, a pytree like the gradient.
-        size: its Euclidean norm.
+        size: its Euclidean norm; where it is sampled, less what its errors explain.
         share: `size` over the norm of the truth; `None` where the truth is 0. It may exceed 1.
         cosine: the cosine of the angle to the truth; `None` where one of them is 0.
         variance_share: tr Cov(G_g, G) / tr Var(G); these sum to 1. `None` where nothing varies.
@@ -79,7 +79,11 @@ class Group:
         """The share, or the size where the truth is 0, with its error."""
         if self.share is None:
             return f"{self.size:.3g}" + (f" ± {self.errors['size']:.2g}" if self.errors else "")
-        return percent(self.share) if not self.errors else f"{100 * self.share:.1f} ± {percent(self.errors['share'])}"
+        return _percent(self.share, self.errors.get("share"))
+
+    def missing_in_words(self) -> str:
+        """The share of what is missing, with its error; empty where nothing is, or the truth is 0."""
+        return "" if self.missing_share is None else _percent(self.missing_share, self.errors.get("missing_share"))
 
     @property
     def source(self) -> Source:
@@ -87,9 +91,8 @@ class Group:
         return Source(self.kind, self.sample, self.update)
 
 
-def percent(share: float) -> str:
-    """A share in words."""
-    return f"{100 * share:.1f} %"
+def _percent(share: float, error: float | None) -> str:
+    return f"{100 * share:.1f}" + ("" if error is None else f" ± {100 * error:.1f}") + " %"
 
 
 class Estimates(NamedTuple):
@@ -137,57 +140,116 @@ def _group(source: Source, word: Counted, estimates: Estimates, shape: Callable[
     own = zeros if word == "dropped" else counted
     reference = torch.stack(list(estimates.reference.values())).sum(0)
     truth = reference if estimates.truth is None else estimates.truth.expand_as(own)
-    columns = (own, total, truth, whole - counted, (own * total).sum(1), (total * total).sum(1))
-    means = [estimates.weights @ column for column in columns]
-    figures = {name: float(value) for name, value in _figures(*means).items()}
-    errors = {} if estimates.exact else {"expectation": shape(own.std(0) / math.sqrt(len(own))), **_errors(columns)}
-    defined = _defined(*means, size=float(estimates.weights @ total.norm(dim=1)))
+    draws = _Moments.of(own, total, truth, whole - counted)
+    means = draws.weighted(estimates.weights)
+    squares = _figures(means, 0.0 if estimates.exact else 1 / len(own))
+    figures = {name: _value(name, float(one)) for name, one in squares.items()}
+    errors = {}
+    if not estimates.exact:
+        errors = {"expectation": shape(own.std(0) / math.sqrt(len(own))), **_errors(draws, squares)}
+    defined = _defined(figures, float(estimates.weights @ total.norm(dim=1)), means)
     partly = word != "once"
     return Group(
         source.sample,
         source.update,
         source.kind,
         word,
-        shape(means[0]),
+        shape(means.own),
         figures["size"],
         figures["share"] if defined["share"] else None,
         figures["cosine"] if defined["cosine"] else None,
         figures["variance_share"] if defined["variance_share"] else None,
-        shape(means[3]) if partly else None,
+        shape(means.missing) if partly else None,
         figures["missing_share"] if partly and defined["share"] else None,
         errors,
     )
 
 
-def _figures(
-    own: Tensor, total: Tensor, truth: Tensor, missing: Tensor, product: Tensor, square: Tensor
-) -> dict[str, Tensor]:
-    """Functions of the means `(..., P)`, and of those of a group's, and the whole's, products with the whole."""
-    size, norm = own.norm(dim=-1), truth.norm(dim=-1)
+class _Moments(NamedTuple):
+    """Vectors `(..., P)` and their products `(...)`, draw by draw or as means: of a group, of the whole, and so on."""
+
+    own: Tensor
+    total: Tensor
+    truth: Tensor
+    missing: Tensor
+    own_own: Tensor
+    truth_truth: Tensor
+    missing_missing: Tensor
+    own_truth: Tensor
+    own_total: Tensor
+    total_total: Tensor
+
+    @classmethod
+    def of(cls, own: Tensor, total: Tensor, truth: Tensor, missing: Tensor) -> "_Moments":
+        """Those of every draw."""
+        pairs = ((own, own), (truth, truth), (missing, missing), (own, truth), (own, total), (total, total))
+        return cls(own, total, truth, missing, *(_dot(x, y) for x, y in pairs))
+
+    def weighted(self, weights: Tensor) -> "_Moments":
+        """Their means."""
+        return _Moments(*(weights @ column for column in self))
+
+    def left_out(self) -> "_Moments":
+        """Their means without each draw in turn."""
+        return _Moments(*((column.sum(0) - column) / (len(column) - 1) for column in self))
+
+
+def _dot(x: Tensor, y: Tensor) -> Tensor:
+    return (x * y).sum(-1)
+
+
+def _figures(means: _Moments, part: float) -> dict[str, Tensor]:
+    """The figures, norms and quotients of norms as squares, from means over draws of which one is this part of all.
+
+    The part is 0 for exact expectations.
+
+    NOTE [norms of noisy means]
+    The square of a mean of n draws is on average that of the expectation and the variance over n: noise would pass for
+    size. Products of means are estimated without it, by the products of different draws; squares may then be negative,
+    which stands for 0. Near 0 it is the square whose error is known: that of a norm is the step to its upper end.
+    """
+
+    def product(x: Tensor, y: Tensor, mean: Tensor) -> Tensor:
+        return (_dot(x, y) - part * mean) / (1 - part)
+
+    own = product(means.own, means.own, means.own_own)
+    truth = product(means.truth, means.truth, means.truth_truth)
     return {
-        "size": size,
-        "share": size / norm,
-        "cosine": (own * truth).sum(-1) / (size * norm),
-        "variance_share": (product - (own * total).sum(-1)) / (square - (total * total).sum(-1)),
-        "missing_share": missing.norm(dim=-1) / norm,
+        "size": own,
+        "norm": truth,
+        "share": own / truth,
+        "missing_share": product(means.missing, means.missing, means.missing_missing) / truth,
+        "cosine": product(means.own, means.truth, means.own_truth) / (own * truth).sqrt(),
+        "variance_share": (means.own_total - _dot(means.own, means.total))
+        / (means.total_total - _dot(means.total, means.total)),
     }
 
 
-def _defined(
-    own: Tensor, total: Tensor, truth: Tensor, _: Tensor, __: Tensor, square: Tensor, *, size: float
-) -> dict[str, bool]:
+_SQUARES = frozenset(["size", "norm", "share", "missing_share"])
+
+
+def _value(name: str, figure: float) -> float:
+    return math.sqrt(max(figure, 0.0)) if name in _SQUARES else figure
+
+
+def _defined(figures: Mapping[str, float], size: float, means: _Moments) -> dict[str, bool]:
     """Which figures are quotients of something that is not 0; `size` is the mean norm of an estimate."""
-    moves = bool(truth.norm() > _ZERO * size)
-    varies = bool(square - total @ total > _ZERO * square)
-    turned = moves and bool(own.norm() > _ZERO * size)
-    return {"share": moves, "cosine": turned, "variance_share": varies}
+    moves = figures["norm"] > _ZERO * size
+    varies = bool(means.total_total - _dot(means.total, means.total) > _ZERO * means.total_total)
+    return {"share": moves, "cosine": moves and figures["size"] > _ZERO * size, "variance_share": varies}
 
 
-def _errors(columns: Iterable[Tensor]) -> dict[str, float]:
-    """The standard errors of the figures by the jackknife: each draw left out in turn."""
-    left_out = [(column.sum(0) - column) / (len(column) - 1) for column in columns]
+def _errors(draws: _Moments, whole: Mapping[str, Tensor]) -> dict[str, float]:
+    """The standard errors of the figures by the jackknife; infinite where a figure is lost with a draw left out."""
+    n = len(draws.own)
     found = {}
-    for name, values in _figures(*left_out).items():
-        n = len(values)
-        found[name] = float(((n - 1) / n * ((values - values.mean()) ** 2).sum()).sqrt())
+    for name, one in _figures(draws.left_out(), 1 / (n - 1)).items():
+        error = float(((n - 1) / n * ((one - one.mean()) ** 2).sum()).sqrt())
+        found[name] = _error(name, float(whole[name]), error if math.isfinite(error) else math.inf)
+    del found["norm"]
     return found
+
+
+def _error(name: str, figure: float, error: float) -> float:
+    """The error of a figure, from that of its square where it is one."""
+    return _value(name, max(figure, 0.0) + error) - _value(name, figure) if name in _SQUARES else error

@@ -5,21 +5,11 @@ the direction of its update.
 """
 
 from collections.abc import Iterable
-from typing import Protocol
 
-from ..ir import nodes as nd
-from ..ir.declaration import Declaration
+from .derived import Derived
 from .formula import Printer
 from .grid import numbered
 from .ledger import Row
-
-
-class Derived(Protocol):
-    """What a formula is read off: a declared graph, and what was derived from it."""
-
-    graph: Declaration
-    wrt: tuple[str, ...]
-    _root: nd.Node
 
 
 def mathml(derived: Derived) -> str:

@@ -24,11 +24,11 @@ _CLASSES = {
 }
 
 
-def mermaid(graph: Declaration, fold: bool = False) -> str:
+def mermaid(graph: Declaration, fold: bool = False, direction: str = "TD") -> str:
     """The text of the flowchart."""
     shown = folded(graph) if fold else without_selects(graph)
     identifiers = {node: f"n{i}" for i, node in enumerate(shown)}
-    lines = ["flowchart TD", *_nodes(shown, identifiers)]
+    lines = [f"flowchart {direction}", *_nodes(shown, identifiers)]
     lines += [_edge(identifiers, *edge) for edge in shown.edges(data=True)]
     kinds = {_kind(shown, node): None for node in shown}
     return "\n".join([*lines, *(f"    classDef {kind} {_CLASSES[kind]}" for kind in kinds)]) + "\n"

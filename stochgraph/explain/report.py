@@ -11,12 +11,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from ..ir.declaration import Declaration
+from .derived import Derived
 from .drawing import draw, edge_id, node_id
-from .explanation import Explanation, words
+from .explanation import Explanation
 from .folding import folded
 from .grid import numbered
 from .ledger import Row
-from .marks import Derived, mathml, term_of
+from .marks import mathml, term_of
 from .page import PAGE, SCRIPT, STYLE
 from .sources import Source, sources
 
@@ -96,21 +97,22 @@ def _line_ids(place: tuple[str, int, int] | None, functions: list[Source]) -> It
 
 
 def _table(explanation: Explanation, lights: _Lights) -> str:
-    heads = "".join(f"<th>{word}</th>" for word in ("sample", "path", "counted", ""))
-    rows = [_row(i, row, explanation, lights) for i, row in enumerate(explanation.ledger)]
-    return (
-        f'<div class="wide"><table><thead><tr>{heads}</tr></thead><tbody>\n'
-        + "\n".join(rows)
-        + "\n</tbody></table></div>"
-    )
+    heads = "".join(f"<th>{html.escape(head)}</th>" for head in explanation._heads())
+    rows = [
+        _row(i, row, cells, lights)
+        for i, (row, cells) in enumerate(zip(explanation.ledger, explanation._cells(), strict=True))
+    ]
+    table = f"<table><thead><tr>{heads}</tr></thead><tbody>\n" + "\n".join(rows) + "\n</tbody></table>"
+    return f'<div class="wide">{table}</div>'
 
 
-def _row(number: int, row: Row, explanation: Explanation, lights: _Lights) -> str:
-    said = (row.sample or "(values)", explanation._route(row), row.counted, words(row))
-    name, route, counted, text = (html.escape(word) for word in said)
-    lit = html.escape(lights.of(row))
-    cells = [f"<td>{name}</td><td>{route}</td>", f'<td class="word {counted}">{counted}</td>', f"<td>{text}</td>"]
-    return f'<tr id="path-{number}" tabindex="0" data-lit="{lit}">{"".join(cells)}</tr>'
+def _row(number: int, row: Row, cells: list[str], lights: _Lights) -> str:
+    """A row of the table; the third cell says how the path is counted."""
+    classes = ["", "", f' class="word {row.counted}"']
+    data = [
+        f"<td{style}>{html.escape(cell)}</td>" for style, cell in itertools.zip_longest(classes, cells, fillvalue="")
+    ]
+    return f'<tr id="path-{number}" tabindex="0" data-lit="{html.escape(lights.of(row))}">{"".join(data)}</tr>'
 
 
 def _sources(functions: list[Source]) -> Iterator[str]:

@@ -290,6 +290,11 @@ class Node:
         return None
 
     @property
+    def spelling(self) -> str:
+        """The value as Python of torch, with `{}` for each input, of an estimator's node; empty: it has none."""
+        return ""
+
+    @property
     def linear(self) -> Linearity:
         """The inputs in which the value is affine."""
         raise CompileError(

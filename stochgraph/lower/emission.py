@@ -103,7 +103,7 @@ class _Writer:
             return None
         return f"{source}, {self._word(torch.tensor(number, dtype=dtype))}"
 
-    def _word(self, value: Any) -> str:
+    def _word(self, value: object) -> str:
         """A value as it stands in the source; what has no literal is held under a name."""
         if isinstance(value, fx.Node):
             return value.name
@@ -114,7 +114,7 @@ class _Writer:
             return repr(value)
         return self._held(f"held_{len(self.names)}", value)
 
-    def _held(self, name: str, value: Any) -> str:
+    def _held(self, name: str, value: object) -> str:
         self.names[name] = value
         return name
 

@@ -12,7 +12,7 @@ import dis
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from enum import Enum
 from functools import partial
-from itertools import chain
+from itertools import dropwhile, takewhile
 from types import BuiltinFunctionType, CellType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -42,13 +42,14 @@ _MODULES = frozenset(
     ["torch", "math", "cmath", "operator", "_operator", "functools", "itertools", "typing", "stochgraph"]
 )
 _BUILTINS = frozenset(
-    "abs all any bool complex dict divmod enumerate filter float frozenset int isinstance issubclass len list map max "
-    "min object pow property range repr reversed round set slice sorted str sum super tuple type zip".split()
+    "abs all any bool complex dict divmod enumerate filter float frozenset int isinstance issubclass iter len list map "
+    "max min next object pow property range repr reversed round set slice sorted str sum super tuple type zip".split()
 )
 # Of torch: what has a state of its own, or reads what may be another thing at the next call.
 _STATEFUL = frozenset(
     "manual_seed seed initial_seed get_rng_state set_rng_state fork_rng Generator load from_file hub set_default_dtype "
-    "set_default_device set_num_threads get_num_threads from_numpy frombuffer".split()
+    "set_default_device set_num_threads get_num_threads from_numpy frombuffer backends get_float32_matmul_precision "
+    "are_deterministic_algorithms_enabled is_inference_mode_enabled to_dlpack".split()
 )
 _OF_NO_ACCOUNT = frozenset(
     "__dict__ __weakref__ __doc__ __module__ __qualname__ __annotations__ __abstractmethods__ _abc_impl __slots__ "
@@ -56,7 +57,10 @@ _OF_NO_ACCOUNT = frozenset(
     "__static_attributes__ __hash__ __repr__ __eq__ __reduce__ __annotate__ __annotations_cache__ "
     "__annotate_func__".split()
 )
+_MAKERS = frozenset(["__init__", "__new__", "__post_init__", "__init_subclass__", "__set_name__", "__del__"])
 _MISSING: Any = object()
+_NO_STEPS = frozenset(["PRECALL", "PUSH_NULL", "EXTENDED_ARG", "CACHE", "NOP", "RESUME"])
+_OF_A_VALUE = frozenset(["LOAD_FAST", "LOAD_FAST_BORROW", "LOAD_DEREF", "LOAD_GLOBAL", "LOAD_ATTR"])
 _MANY = 1000
 _BUILTIN_NAMES = vars(builtins)
 
@@ -131,6 +135,7 @@ class Held:
             _refuse(words, f"a {type(tensor).__name__}")
         for name in ("shape", "dtype", "device"):
             self._place(partial(getattr, tensor), name, words)
+        self._place(lambda _: torch.Size(tensor.stride()), "stride", words)
 
     def _hold_dict(self, mapping: Any, words: str) -> None:
         _refuse_long(mapping, words)
@@ -160,12 +165,25 @@ class Held:
         self._place(partial(getattr, fn), "__defaults__", words)
         self._place(partial(getattr, fn), "__kwdefaults__", words)
         for name, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
-            self._place(partial(_inside, cell), name, f"{name!r}, which {fn.__name__} names")
+            self._hold_cell(cell, name, f"{name!r}, which {fn.__name__} names")
         if not _is_trusted(fn.__module__):
-            names, attributes = _named(fn.__code__, words)
+            names, attributes, asking = _named(fn.__code__, words)
             self._attributes |= attributes
+            for name in asking:
+                self._places.append((partial(_read, fn.__globals__), name, _MISSING))
+                if name in fn.__globals__:
+                    _refuse(f"{name!r}, which {fn.__name__} names", "no longer the function of Python")
+            if "type" in names or "__class__" in attributes:  # code that can make another object of the same class
+                self._attributes |= _MAKERS
             for name in names:
                 self._hold_global(fn, name)
+
+    def _hold_cell(self, cell: CellType, name: str, words: str) -> None:
+        if name == "__class__" and isinstance(_inside(cell, name), type):  # for super(), which makes no object
+            self._places.append((partial(_inside, cell), name, _inside(cell, name)))
+            self._hold_class(_inside(cell, name), words, is_made=False)
+        else:
+            self._place(partial(_inside, cell), name, words)
 
     def _hold_global(self, fn: FunctionType, name: str) -> None:
         words = f"{name!r}, which {fn.__name__} names"
@@ -178,16 +196,19 @@ class Held:
         if name not in _BUILTINS and not (isinstance(value, type) and issubclass(value, BaseException)):
             _refuse(words, "a function of Python with effects" if value is not _MISSING else "not there")
 
-    def _hold_class(self, kind: type, words: str) -> None:
+    def _hold_class(self, kind: type, words: str, is_made: bool = True) -> None:
+        """A class by its members; by those that make an object if one may be made, as where code names the class."""
         for base in kind.__mro__:
             if base is object or _is_trusted(base.__module__) or base.__module__ in ("builtins", "abc", "enum"):
                 continue
+            self._places.append((partial(_count, base), words, len(vars(base))))
             generated = issubclass(base, tuple) or "__dataclass_fields__" in vars(base)
             read = partial(_read, vars(base))
             for name in list(vars(base)):
                 if name in _OF_NO_ACCOUNT or (generated and name.startswith("_")) or _is_slot(read(name)):
                     continue
                 whole = name.startswith("__") or issubclass(base, (Distribution, Module))  # torch calls what it likes
+                whole = whole and (is_made or name not in _MAKERS)
                 self._hold_member(read, name, f"{base.__name__}.{name} of {words}", whole)
 
     def _hold_member(self, read: Callable[[str], Any], name: str, words: str, now: bool) -> None:
@@ -215,7 +236,7 @@ class Held:
         kind = type(thing)
         if not hasattr(thing, "__dict__") or kind.__module__.partition(".")[0] in ("numpy", "random", "builtins"):
             _refuse(words, f"a {kind.__module__}.{kind.__name__}")
-        self._hold_class(kind, f"{words} ({kind.__name__})")
+        self._hold_class(kind, f"{words} ({kind.__name__})", is_made=False)
         members = vars(thing)
         whole = isinstance(thing, Module) or _is_trusted(kind.__module__)
         self._places.append((lambda _: len(members), words, len(members)))
@@ -230,6 +251,10 @@ def _inside(cell: CellType, _: str) -> Any:
         return _MISSING
 
 
+def _count(kind: type, _: str) -> int:
+    return len(vars(kind))
+
+
 def _read(mapping: Mapping[Any, Any], key: Any) -> Any:
     return mapping.get(key, _MISSING)
 
@@ -237,36 +262,67 @@ def _read(mapping: Mapping[Any, Any], key: Any) -> Any:
 def _equal(now: Any, value: Any) -> bool:
     if type(now) is not type(value) or not isinstance(value, _BY_VALUE):
         return False
-    return (
-        now == value if isinstance(value, (torch.Size, torch.device)) else repr(now) == repr(value)
-    )  # 0.0 is not -0.0
+    by_value = isinstance(value, (torch.Size, torch.device))
+    return now == value if by_value else repr(now) == repr(value)  # 0.0 is not -0.0
+
+
+def is_own(module: str | None) -> bool:
+    """Whether a module is part of the library, but of its algorithms, which are made of what users may have as well."""
+    module = module or ""
+    return module.partition(".")[0] == "stochgraph" and not module.startswith("stochgraph.algorithms")
 
 
 def _is_trusted(module: str | None) -> bool:
     """Whether the code of a module has no state that its functions would be other functions by."""
-    module = module or ""
-    return module.partition(".")[0] in _MODULES and not module.startswith("stochgraph.algorithms")
+    name = (module or "").partition(".")[0]
+    return is_own(module) if name == "stochgraph" else name in _MODULES
 
 
 def _is_slot(member: Any) -> bool:
     return type(member).__name__ in ("_tuplegetter", "member_descriptor", "getset_descriptor")
 
 
-def _named(code: CodeType, words: str) -> tuple[list[str], set[str]]:
-    """The globals and the attributes that code names, and the functions in it."""
-    names, attributes = [], set()
-    for step in chain.from_iterable(map(dis.get_instructions, codes(code))):
-        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
-            names.append(step.argval)
-        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM"):
-            attributes.add(step.argval)
-        elif step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
-            _refuse(words, f"a function that changes the global {step.argval!r}")
-        elif step.opname == "IMPORT_NAME" and step.argval.partition(".")[0] not in _MODULES:
-            _refuse(words, f"a function that imports {step.argval}")
+def _named(code: CodeType, words: str) -> tuple[list[str], set[str], set[str]]:
+    """The globals and the attributes that code names, and the functions in it; what it asks for attributes with."""
+    names, attributes, asking = [], set(), set()
+    for each in codes(code):
+        steps = [step for step in dis.get_instructions(each) if step.opname not in _NO_STEPS]
+        for i, step in enumerate(steps):
+            asked = _attribute_in_words(steps[i:])
+            if asked is not None:  # getattr(policy, "batched", False) names an attribute, as policy.batched does
+                attributes.add(asked)
+                asking.add(step.argval)
+            elif step.opname == "LOAD_DEREF" and step.argval == "__class__" and steps[i - 1].argval != "super":
+                attributes.add("__class__")
+            elif step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_FROM_DICT_OR_GLOBALS"):
+                names.append(step.argval)
+            elif step.opname in ("LOAD_ATTR", "LOAD_METHOD", "LOAD_SUPER_ATTR", "IMPORT_FROM"):
+                if not (step.argval == each.co_name == "__init__" and _is_of_super(steps, i)):  # held with the class
+                    attributes.add(step.argval)
+            elif step.opname in ("STORE_GLOBAL", "DELETE_GLOBAL"):
+                _refuse(words, f"a function that changes the global {step.argval!r}")
+            elif step.opname == "IMPORT_NAME" and step.argval.partition(".")[0] not in _MODULES:
+                _refuse(words, f"a function that imports {step.argval}")
     if not _STATEFUL.isdisjoint(attributes):
         _refuse(words, f"a function that uses {min(_STATEFUL & attributes)!r}")
-    return names, attributes
+    return names, attributes, asking
+
+
+def _is_of_super(steps: list[dis.Instruction], i: int) -> bool:
+    """Whether an attribute is one of `super()`."""
+    return steps[i].opname == "LOAD_SUPER_ATTR" or (i > 1 and steps[i - 2].argval == "super" and steps[i - 1].arg == 0)
+
+
+def _attribute_in_words(steps: list[dis.Instruction]) -> str | None:
+    """The attribute that `getattr(value, "name")` or `hasattr(value, "name")` asks for, if these steps begin so."""
+    if steps[0].opname != "LOAD_GLOBAL" or steps[0].argval not in ("getattr", "hasattr"):
+        return None
+    rest = list(dropwhile(lambda step: step.opname in _OF_A_VALUE, steps[1:]))
+    constants = list(takewhile(lambda step: step.opname == "LOAD_CONST", rest))
+    called = rest[len(constants) : len(constants) + 1]
+    is_name = len(constants) in (1, 2) and isinstance(constants[0].argval, str)
+    is_call = len(called) == 1 and called[0].opname == "CALL" and called[0].arg == 1 + len(constants)
+    return constants[0].argval if is_name and is_call else None
 
 
 def _refuse(words: str, what: str) -> None:

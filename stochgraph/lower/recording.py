@@ -31,6 +31,10 @@ _LEAVES_TORCH = frozenset(
     getattr(Tensor, name) for name in "numpy tolist __array__ data_ptr untyped_storage storage __dlpack__".split()
 )
 _SIZED_BY_VALUES = (torch.Tag.dynamic_output_shape,)
+_OF_ENTRIES = {  # what Python is told of all entries, and the operation that tells of each
+    torch.ops.aten.equal.default: torch.ops.aten.eq.Tensor,
+    torch.ops.aten.allclose.default: torch.ops.aten.isclose.default,
+}
 _NUMBER = (bool, int, float, complex)
 _VIEWS_IN_PLACE = frozenset(["aten::squeeze_", "aten::unsqueeze_", "aten::t_", "aten::transpose_"])
 
@@ -43,9 +47,9 @@ class Flat:
         expected: what the conditions must be.
     """
 
-    def __init__(self, module: fx.GraphModule, expected: Sequence[Any]) -> None:
+    def __init__(self, module: fx.GraphModule, expected: Sequence[Any], call: Callable[..., Any] | None = None) -> None:
         self.module, self.expected = module, list(expected)
-        self._call = emitted(module)
+        self._call = emitted(module) if call is None else call
 
     @property
     def code(self) -> str:
@@ -56,8 +60,10 @@ class Flat:
         """The results; `None` where a condition does not hold."""
         with torch.no_grad():
             results, numbers, flags = self._call(*arguments)
-        seen = [*numbers, *(flags.tolist() if isinstance(flags, Tensor) else flags)]
-        return results if seen == self.expected else None
+        seen = [number.item() for number in numbers]
+        for together in flags:
+            seen += together.tolist()
+        return list(results) if seen == self.expected else None
 
 
 class Recorded(NamedTuple):
@@ -170,13 +176,26 @@ class _Recorder(TorchDispatchMode):
             self.refuse(f"{func} returns a {type(result).__name__}")
 
     def _see(self, node: fx.Node, value: Any, func: Any) -> None:
-        if func is torch.ops.aten._local_scalar_dense.default and isinstance(value, bool):
-            (source,) = node.args
-            self.graph.erase_node(node)
-            node = source  # type: ignore[assignment]
+        """A value that Python has looked at becomes a condition, and its node the tensor that it was read from."""
         if value != value:
             self.refuse("Python has looked at a NaN")
-        self.conditions.append((node, value))
+        args: Any = node.args
+        self.graph.erase_node(node)
+        if func is torch.ops.aten._local_scalar_dense.default:
+            self.conditions.append((self._as_it_is(args[0]), value))
+        elif func not in _OF_ENTRIES:
+            self.refuse(f"{func} returns a {type(value).__name__}")
+        elif func is not torch.ops.aten.equal.default or args[0].meta["shape"] == args[1].meta["shape"]:
+            entries = self.graph.call_function(_OF_ENTRIES[func], args)
+            self.conditions.append((self.graph.call_function(torch.ops.aten.all.default, (entries,)), value))
+
+    def _as_it_is(self, source: fx.Node) -> fx.Node:
+        """A number as it is at this place in the program, whatever is written there later."""
+        number = self.graph.call_function(torch.ops.aten.view.default, (source, [])) if source.meta["shape"] else source
+        number.meta.update(storage=source.meta["storage"], dtype=source.meta["dtype"])
+        copy = self.graph.call_function(torch.ops.aten.clone.default, (number,))
+        copy.meta.update(storage=object(), dtype=source.meta["dtype"])
+        return copy
 
     def _know(self, tensor: Tensor, node: fx.Node) -> None:
         self.alive.append(tensor)
@@ -186,13 +205,14 @@ class _Recorder(TorchDispatchMode):
     def finish(self, results: Sequence[Tensor]) -> Flat:
         """The program: results, numbers that Python has looked at, and flags, which are read all at once."""
         nodes = [self._result(result) for result in results]
-        flags = {node: value for node, value in self.conditions if isinstance(value, bool) and "storage" in node.meta}
-        numbers = {node: value for node, value in self.conditions if node not in flags}
-        simplify(self.graph, self.root, [*nodes, *numbers, *flags])
-        stacked: Any = self.graph.call_function(torch.ops.aten.stack.default, (list(flags),)) if flags else []
-        self.graph.output((nodes, list(numbers), stacked))
+        flags = [(node, value) for node, value in self.conditions if isinstance(value, bool)]
+        numbers = [(node, value) for node, value in self.conditions if not isinstance(value, bool)]
+        read = ([node for node, _ in flags],)
+        together = [self.graph.call_function(torch.ops.aten.stack.default, read)] if flags else []
+        self.graph.output((nodes, [node for node, _ in numbers], together))
+        simplify(self.graph, self.root, nodes)
         module = fx.GraphModule(self.root, self.graph, "Flat")
-        return Flat(module, [*numbers.values(), *flags.values()])
+        return Flat(module, [value for _, value in numbers + flags])
 
     def _result(self, tensor: Tensor) -> fx.Node:
         """What a caller may write into must not be what the next call reads."""

@@ -26,7 +26,7 @@ class Arguments:
         LoweringError: there is something else than tensors on the CPU and numbers.
     """
 
-    def __init__(self, trees: Any, facts: Iterable[Any]) -> None:
+    def __init__(self, trees: object, facts: Iterable[Any]) -> None:
         leaves, spec = pytree.tree_flatten(trees)
         self.tensors: list[Tensor] = []
         described = tuple(map(self._describe, leaves))

@@ -25,12 +25,12 @@ _LARGEST_CONSTANT = 1 << 16  # bytes that a program keeps, for a result that it 
 
 
 def simplify(graph: fx.Graph, root: torch.nn.Module, wanted: Iterable[fx.Node]) -> None:
-    """Take away what the wanted nodes do not need.
+    """Take away what a program does not need.
 
     Args:
         graph: of operations, each with what `describe` notes.
         root: where constants are kept.
-        wanted: nodes that stay.
+        wanted: its results, each of which stays a tensor of its own.
     """
     kept = set(wanted)
     written = {node.meta.get("storage") for call in graph.nodes for node in _written_nodes(call)}
@@ -38,7 +38,7 @@ def simplify(graph: fx.Graph, root: torch.nn.Module, wanted: Iterable[fx.Node]) 
     _fold(graph, root, kept, written)
     for node in reversed(graph.nodes):
         node.meta.pop("tensor", None)
-        if node.op != "placeholder" and not node.users and node not in kept and not _matters(node):
+        if node.op not in ("placeholder", "output") and not node.users and not _matters(node):
             graph.erase_node(node)
 
 
@@ -104,15 +104,16 @@ def _calls(node: fx.Node) -> list[Hashable]:
 
 def _copied(node: fx.Node, written: set[Any]) -> fx.Node | None:
     """The argument that the result is a copy of, if neither is written into."""
-    if node.target is not _aten.pow.Tensor_Scalar or node.args[1] != 1 or _touches(node, written):
+    first_power = node.target is _aten.pow.Tensor_Scalar and node.args[1] == 1
+    if not (first_power or node.target is _aten.clone.default) or _touches(node, written):
         return None
     (source,) = node.all_input_nodes
-    same = source.meta["dtype"] == node.meta["dtype"] and _dense(source) == _dense(node)
-    return source if same else None
+    return source if _layout(source) == _layout(node) else None
 
 
-def _dense(node: fx.Node) -> Any:
-    return node.meta.get("place in memory", (None,))[1:]
+def _layout(node: fx.Node) -> Any:
+    _, *layout = node.meta.get("place in memory", (0, torch.Size(), (), node.meta["dtype"]))
+    return layout
 
 
 def _touches(node: fx.Node, written: set[Any]) -> bool:

@@ -30,13 +30,13 @@ def expected_reward(log_probs: Tensor, reference_log_probs: Tensor, rewards: Ten
 def verify_loss(
     loss: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor], Tensor],
     model: Callable[[Any], Tensor],
-    theta: Any,
+    theta: object,
     *,
     rewards: Tensor,  # (prompts, completions)
     group: int,
     mask: Tensor | None = None,  # (prompts, completions, tokens)
-    old: Any = None,
-    reference: Any = None,
+    old: object = None,
+    reference: object = None,
     objective: Objective = expected_reward,
     max_outcomes: int = 100_000,
 ) -> Verification:
@@ -154,7 +154,7 @@ class _Model:
     def log_old(self) -> Tensor:
         return self.tokens(self.old).detach()
 
-    def tokens(self, parameters: Any) -> Tensor:
+    def tokens(self, parameters: object) -> Tensor:
         """Log-probabilities of tokens, 0 behind the end of a completion: `(prompts, completions, tokens)`."""
         found = self.model(parameters)
         return found if self.given_mask is None else torch.where(self.given_mask.bool(), found, 0.0)
@@ -196,7 +196,7 @@ class _Draws:
         return torch.zeros_like(now).index_put((rows, index), gradient, accumulate=True).flatten()
 
 
-def _flattened(theta: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+def _flattened(theta: object) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """The parameters as one vector, and the way back."""
     leaves, spec = pytree.tree_flatten(theta)
     sizes = [leaf.numel() for leaf in leaves]

@@ -100,7 +100,9 @@ class _Requests(TorchFunctionMode):
         super().__init__()
         self.noise: list[Noise] = []
 
-    def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, fn: Callable[..., Any], types: object, args: Sequence[Any] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         result = fn(*args, **(kwargs or {}))
         if fn in _STANDARD:
             self.noise.append(Noise(result.shape, _STANDARD[fn]()))

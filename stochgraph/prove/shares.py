@@ -54,11 +54,11 @@ def sampled(
 
     Raises:
         CompileError: the graph has expectations.
-        ValueError: fewer than two repeats.
+        ValueError: fewer than three repeats.
     """
     _refuse_expectations(compiled)
-    if repeats < 2:
-        raise ValueError(f"the shares of {compiled.graph.name}: repeats={repeats}, errors need at least two draws")
+    if repeats < 3:
+        raise ValueError(f"the shares of {compiled.graph.name}: repeats={repeats}, errors need at least three draws")
     explained = compiled.explain()
     flat, restore = _flatten(compiled, inputs)
     own = Contributions(compiled)

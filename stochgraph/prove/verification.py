@@ -307,7 +307,8 @@ class _Groups:
             trace = Trace(draws=outcome.draws, log_probs=recorded, noise=outcome.noise)
             return contributions.of(self.restore, self.flat, trace)
 
-        return pytree.tree_map(Tensor.detach, self.outcomes.map(one, self.log_probs, chunk=CHUNK))
+        chunk = CHUNK // 8  # one outcome takes a backward pass for every source, all at once
+        return pytree.tree_map(Tensor.detach, self.outcomes.map(one, self.log_probs, chunk=chunk))
 
 
 def _vector(tree: Any) -> Tensor:

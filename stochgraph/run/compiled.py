@@ -13,6 +13,7 @@ from ..derive.populations import expectations_of
 from ..derive.printed import printed
 from ..errors.exceptions import LoweringError, SamplingError
 from ..errors.failures import short_tracebacks
+from ..explain.citation import citation
 from ..explain.explanation import Explanation, explain
 from ..explain.magnitudes import Group
 from ..explain.report import report
@@ -240,7 +241,13 @@ class Compiled:
         return hand_over(self.graph.name, *self._estimates.fresh(point, generator, sizes), leaves)
 
     @short_tracebacks()
-    def lower(self, *inputs: object, trace: Trace | None = None, sizes: Mapping[str, int] | None = None) -> Lowered:
+    def lower(
+        self,
+        *inputs: object,
+        trace: Trace | None = None,
+        sizes: Mapping[str, int] | None = None,
+        backend: str = "flat",
+    ) -> Lowered:
         """The gradient as a flat program of tensor operations, for inputs like these: the same bits, without Python.
 
         What is recorded is one call: its operations, below autograd and `torch.vmap`. A call whose shapes, dtypes or
@@ -251,13 +258,14 @@ class Compiled:
             *inputs: the inputs of the graph, tensors on the CPU and numbers.
             trace: draws of which the program is a function; default: it draws.
             sizes: for fresh draws, sizes of plates by name, in place of the declared ones.
+            backend: "flat", or "inductor", through `torch.compile`: the same draws, and results that agree to rounding.
 
         Returns:
             A `Lowered`, for `value_and_grad(*inputs)`, or with a trace for `grad` and `surrogate(*inputs, trace)`.
 
         Raises:
             LoweringError: a function names what may change without a trace, looks at values where no record can tell,
-                or does not give the same bits twice.
+                or does not give the same bits twice; there is no C++ compiler for "inductor".
 
         Example:
             >>> import torch, stochgraph as sg
@@ -276,7 +284,28 @@ class Compiled:
         self._refuse_drawn_sizes()
         with recorded():
             point = self._inputs.point("lower", inputs)
-            return Lowered(self, point, checked_sizes(self.graph, sizes), trace and held_still(trace))
+            return Lowered(self, point, checked_sizes(self.graph, sizes), trace and held_still(trace), backend)
+
+    def citation(self) -> str:
+        """The papers of the estimators in use, as BibTeX: each once, with the samples that it is for.
+
+        Example:
+            >>> import stochgraph as sg
+            >>> from torch.distributions import Normal
+            >>> @sg.graph
+            ... def objective(theta):
+            ...     return sg.mean(sg.sample("x", Normal, theta, 1.0, n=2))
+            >>> print(objective.compile(sg.PW()).citation())  # doctest: +ELLIPSIS
+            % x
+            @inproceedings{kingma2014auto,
+              author = {Diederik P. Kingma and Max Welling},
+              title = {Auto-encoding variational {Bayes}},
+              booktitle = {International Conference on Learning Representations},
+              year = {2014},
+            }
+            ...
+        """
+        return citation(self.estimators)
 
     def _refuse_drawn_sizes(self) -> None:
         if self._expectations is not None and self._expectations.estimator.draws_sizes:
@@ -336,13 +365,13 @@ class Compiled:
         Args:
             *inputs: the inputs of the graph; none for the ledger alone. For exact figures use float64.
             sizes: sizes of plates by name, in place of the declared ones.
-            repeats: how many draws, at least 2; default: exact if possible, else 200.
+            repeats: how many draws, at least 3; default: exact if possible, else 200.
             generator: source of randomness of the draws; default: torch's default generators.
             max_outcomes: the most joint outcomes that are listed; default: 20,000.
 
         Raises:
             SamplingError: as in `sample`.
-            ValueError: one draw.
+            ValueError: fewer than three draws.
 
         Example:
             >>> import torch, stochgraph as sg
@@ -361,7 +390,15 @@ class Compiled:
             return explain(self)
         return explain(self, self._shares(self, inputs, sizes, repeats, generator, max_outcomes))
 
-    def report(self, path: str | Path) -> Path:
+    def report(
+        self,
+        path: str | Path,
+        *inputs: Any,
+        sizes: Mapping[str, int] | None = None,
+        repeats: int | None = None,
+        generator: torch.Generator | None = None,
+        max_outcomes: int | None = None,
+    ) -> Path:
         """Write a report, one page of HTML that fetches nothing: picture, ledger, formula, and the declaring lines.
 
         Pointing at a path of the ledger lights up its nodes, the terms of the formula that count it, and its lines; a
@@ -369,6 +406,11 @@ class Compiled:
 
         Args:
             path: the file to write, `report.html` for instance.
+            *inputs: the inputs of the graph, for a ledger with shares; this and what follows is as in `explain`.
+            sizes: sizes of plates by name.
+            repeats: how many draws.
+            generator: source of randomness.
+            max_outcomes: the most joint outcomes that are listed.
 
         Returns:
             The path of the file.
@@ -387,8 +429,11 @@ class Compiled:
             >>> page.count("<svg"), page.count("<math"), page.count("<tr id=")
             (1, 1, 1)
         """
+        explanation = self.explain(
+            *inputs, sizes=sizes, repeats=repeats, generator=generator, max_outcomes=max_outcomes
+        )
         written = Path(path)
-        written.write_text(report(self, self.explain(), self.estimators), encoding="utf-8")
+        written.write_text(report(self, explanation, self.estimators), encoding="utf-8")
         return written
 
     def show(self, stage: str) -> str:

@@ -102,7 +102,11 @@ class Contributions:
             start, pull = torch.func.vjp(given, point)[:2]
             zeros = [[torch.zeros_like(leaf) for leaf in leaves] for leaves in start]
             weights = torch.func.grad(objective)(zeros)
-            return {source: pull(_only(source, entries, weights))[0] for source in dict(entries)}
+            sources = list(dict(entries))
+            places = torch.tensor([sources.index(source) for source, _ in entries], device=point.device)
+            numbers = torch.arange(len(sources), device=point.device)
+            found = torch.vmap(lambda number: pull(_only(places == number, weights))[0])(numbers)
+            return dict(zip(sources, found, strict=True))
 
     def _named(self, inputs: Sequence[Any]) -> dict[str, Any]:
         return self.compiled._inputs.named(inputs)
@@ -129,7 +133,7 @@ class Contributions:
         if isinstance(node, Score):
             value = node.evaluate(run, values)
             return value.detach(), {Source("distribution", node.sample.name): value}
-        if isinstance(node, nd.Sample) and node.pathwise:
+        if node.pathwise:
             value = node.evaluate(run, values)
             return _constant(value), {Source("pathwise", node.name): value}
         if isinstance(node, Term) and node.weights:
@@ -193,7 +197,7 @@ def _carriers(update: CompiledUpdate) -> list[str]:
     """The samples whose boxes, or pathwise draws, are functions of an update's parameters inside its objective."""
     inner = [node for program in update.programs for node in program]
     boxed = [w.sample.name for node in inner if isinstance(node, Box) for w in node.weights if update.psi in w.free]
-    drawn = [node.name for node in _all(inner) if isinstance(node, nd.Sample) and node.pathwise]
+    drawn = [node.name for node in _all(inner) if node.pathwise]
     return list(dict.fromkeys([*boxed, *drawn])) if not update.detach else []
 
 
@@ -227,9 +231,7 @@ def _changed(tree: Any, changes: _Leaves) -> Any:
     return pytree.tree_map(lambda leaf: leaf + next(supply) if _is_float(leaf) else leaf, tree)
 
 
-def _only(source: Source, entries: Sequence[_Entry], weights: Sequence[_Leaves]) -> list[_Leaves]:
-    """The weights of one source, zeros for the others."""
-    return [
-        leaves if entry[0] == source else [torch.zeros_like(leaf) for leaf in leaves]
-        for entry, leaves in zip(entries, weights, strict=True)
-    ]
+def _only(chosen: Tensor, weights: Sequence[_Leaves]) -> list[_Leaves]:
+    """The weights of the chosen entries, zeros for the others."""
+    pairs = zip(chosen.unbind(), weights, strict=True)
+    return [[torch.where(one, leaf, torch.zeros_like(leaf)) for leaf in leaves] for one, leaves in pairs]

@@ -6,7 +6,7 @@ another result. Draws are made in the order of the declaration by the same opera
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn, Protocol, cast
 
@@ -15,11 +15,13 @@ from torch import Tensor
 
 from ..derive.estimator import GradientEstimator
 from ..distributions.laws import SamplerLaw
+from ..errors.checks import require_known
 from ..errors.exceptions import CompileError, LoweringError
 from ..ir import nodes as nd
 from ..ir.declaration import Declaration
 from ..ir.traces import Trace
-from ..lower.held import Held
+from ..lower.held import Held, is_own
+from ..lower.inductor import Compilation
 from ..lower.recording import Flat, record
 from ..lower.signatures import Arguments, in_mode
 from ..tensors.trees import map_tensors
@@ -30,10 +32,11 @@ from .values import Values
 
 _PROGRAMS = 8  # signatures that a graph keeps; the oldest goes
 _AFTER = 20  # calls of a signature before it is recorded of itself
+_BACKENDS = ("flat", "inductor")
 _TRIALS = 2  # calls that are made both ways before a program is trusted
+_ROUNDING = {torch.float32: 1e-4, torch.float64: 1e-10}  # by which compiled results may differ, of their largest entry
 _MISSES = 10  # calls in which a check failed, beyond those that succeeded, before a program is given up
 
-_WORDS = {"never": None, "auto": (_AFTER, False), "flat": (0, True)}
 Found = tuple[Tensor, list[Tensor]]
 
 
@@ -57,6 +60,7 @@ class Interpreter(Protocol):
     estimators: dict[str, GradientEstimator]
     _inputs: Inputs
     _values: Values
+    _program: list[nd.Node]
 
     @property
     def _estimates(self) -> Gradients:
@@ -69,10 +73,17 @@ class Program:
     Attributes:
         flat: the program.
         signature: what it was recorded for.
+        draws: whether it draws: nobody else may meanwhile.
+        seconds: how long torch.compile took; `None` without it.
+        same: whether results are those of the interpreter: the same bits, or to rounding if it is compiled.
     """
 
-    def __init__(self, compiled: Interpreter, point: Point, arguments: Arguments, run: Run) -> None:
-        self.signature = arguments.signature
+    def __init__(
+        self, compiled: Interpreter, point: Point, arguments: Arguments, run: Run, backend: str = "flat"
+    ) -> None:
+        self.signature, self.draws = arguments.signature, not run.draws
+        self.seconds: float | None = None
+        self.same: Callable[[Found, Found], bool] = same_bits
         self.held = Held(_named_by(compiled, run), ["log_prob", "log_prob_stacked", *([] if run.draws else ["draw"])])
         run.place = Place()
 
@@ -84,6 +95,12 @@ class Program:
         changed = self.held.changed()
         if changed is not None:
             raise LoweringError(f"{changed!r} changes while the graph is computed: a function has effects")
+        if backend == "inductor":
+            self._compile(arguments, compiled.graph.name)
+
+    def _compile(self, arguments: Arguments, name: str) -> None:
+        compilation = Compilation(self.flat, arguments.tensors, name)
+        self.flat, self.seconds, self.same = compilation.flat, compilation.seconds, same_to_rounding
 
     def __call__(self, arguments: Arguments) -> Found | None:
         """The value and gradient; `None` where a check failed, or an operation: the interpreter says what is wrong."""
@@ -105,20 +122,24 @@ class Lowered:
             first, and what Python has looked at.
         code: the program as text, with the name of the declared node that every operation belongs to; `d x` is the
             derivative of `x`.
-        notes: what is not in the program, and why.
+        notes: what is not in the program, and why; how long its compilation took.
     """
 
-    def __init__(self, compiled: Interpreter, point: Point, sizes: Mapping[str, int], trace: Trace | None) -> None:
+    def __init__(
+        self, compiled: Interpreter, point: Point, sizes: Mapping[str, int], trace: Trace | None, backend: str = "flat"
+    ) -> None:
+        require_known(_BACKENDS, backend=backend)
         self._compiled, self._sizes, self._at_trace = compiled, dict(sizes), trace is not None
         cut = [] if trace is not None else cut_samplers(compiled)
         self._apart = bool(cut)
-        self.notes = tuple(cut)
-        with torch.random.fork_rng(devices=[]):
+        with seeded(None, ()), torch.random.fork_rng(devices=[]):
             self._pass(point, self._drawn(point, trace))  # a first pass looks where derivatives lead
             seen = self._drawn(point, trace)
-            self._program = Program(compiled, point, self._arguments(point, seen), self._run(point, seen))
+            self._program = Program(compiled, point, self._arguments(point, seen), self._run(point, seen), backend)
             for _ in range(_TRIALS):
                 self._compare(point, self._drawn(point, trace))
+        took = self._program.seconds
+        self.notes = (*cut, *([] if took is None else [f"torch.compile took {took:.1f} s"]))
         self.module, self.code = self._program.flat.module, self._program.flat.code
 
     def value_and_grad(self, *inputs: object, generator: torch.Generator | None = None) -> tuple[Tensor, Any]:
@@ -177,21 +198,20 @@ class Lowered:
             self._refuse(f"{changed!r} is another thing now: lower it again")
         before = torch.default_generator.get_state()
         found = self._program(arguments)
-        if found is None:
+        if found is None and self._program.draws:
             torch.default_generator.set_state(before)
-            return self._pass(point, trace)
-        return found
+        return self._pass(point, trace) if found is None else found
 
     def _compare(self, point: Point, trace: Trace | None) -> None:
         before = torch.default_generator.get_state()
         found = self._program(self._arguments(point, trace))
-        if not against_interpreter(found, before, lambda: self._pass(point, trace)).same:
+        if not against_interpreter(found, before, lambda: self._pass(point, trace), self._program.same).same:
             self._refuse("its results are not those of the interpreter")
 
     def _arguments(self, point: Point, trace: Trace | None) -> Arguments:
         if trace is None:
             return fresh_arguments(point, self._sizes)
-        return trace_arguments(self._compiled.graph.samples, point, trace)
+        return trace_arguments(list(self._compiled._values.draws), point, trace)
 
     def _run(self, point: Point, trace: Trace | None) -> Run:
         return Run(point.named, self._sizes if trace is None else {}, trace)
@@ -216,24 +236,35 @@ class _Entry:
     refusal: str | None = None
 
 
+class Mode(NamedTuple):
+    """A way to lower: after how many calls of a signature, whether to raise where it cannot be, and by what."""
+
+    after: int
+    strict: bool
+    backend: str = "flat"
+
+
+_MODES = {"auto": Mode(_AFTER, False), "flat": Mode(0, True), "inductor": Mode(0, True, "inductor")}
+LOWERINGS = ("never", *_MODES)
+
+
 class Lowering:
-    """Which calls of a compiled graph run as flat programs: those of a signature that has been called often.
+    """Which calls of a compiled graph run as flat programs: those of a signature that has been called often enough.
 
     Args:
         compiled: the compiled graph.
-        after: how many calls of a signature are interpreted before.
-        strict: whether to raise where there is no program.
+        mode: how it is lowered.
     """
 
-    def __init__(self, compiled: Interpreter, after: int = _AFTER, strict: bool = False) -> None:
-        self.compiled, self.after, self.strict = compiled, after, strict
+    def __init__(self, compiled: Interpreter, mode: Mode) -> None:
+        self.compiled, self.mode = compiled, mode
         self._entries: OrderedDict[Any, _Entry] = OrderedDict()
         self._cut = bool(cut_samplers(compiled))
 
     @property
     def draws_apart(self) -> bool:
         """Whether draws come first, being cut out, and then a program at the trace: as long as none is refused."""
-        return self._cut and all(entry.refusal is None for entry in self._entries.values())
+        return self._cut and all(entry.refusal is None for entry in list(self._entries.values()))
 
     def fresh(self, point: Point, sizes: Mapping[str, int]) -> Found | None:
         """The value and gradient for fresh draws, if there is a program; the lock of draws is held."""
@@ -244,7 +275,7 @@ class Lowering:
     def at(self, point: Point, trace: Trace) -> Found | None:
         """The value and gradient at a trace, if there is a program."""
         trace = held_still(trace)
-        names = self.compiled.graph.samples
+        names = list(self.compiled._values.draws)
         return self._choose(point, lambda: Run(point.named, {}, trace), lambda: trace_arguments(names, point, trace))
 
     def _choose(self, point: Point, run: Callable[[], Run], arguments: Callable[[], Arguments]) -> Found | None:
@@ -256,7 +287,7 @@ class Lowering:
             entry = self._entry(given.signature)
             self._prepare(entry, point, given, run)
         except LoweringError:
-            if self.strict:
+            if self.mode.strict:
                 raise
             return None
         return (
@@ -276,13 +307,13 @@ class Lowering:
         """Record a program where it is time for one; let go of one whose functions name other things now."""
         entry.calls += 1
         if entry.refusal is not None:
-            if self.strict:
+            if self.mode.strict:
                 raise LoweringError(entry.refusal)
             return
         if entry.program is not None and entry.program.held.changed() is not None:
             entry.program, entry.agreed = None, 0
-        if entry.program is None and entry.calls > self.after and not self.compiled._estimates.is_first(run()):
-            with torch.random.fork_rng(devices=[]):
+        if entry.program is None and entry.calls > self.mode.after:
+            with seeded(None, ()), torch.random.fork_rng(devices=[]):
                 self._record(entry, point, given, run)
 
     def _record(self, entry: _Entry, point: Point, given: Arguments, run: Callable[[], Run]) -> None:
@@ -291,29 +322,47 @@ class Lowering:
             entry.is_cut = self.compiled._estimates.is_large(run(), point)
         if entry.is_cut:
             return
+        if self.compiled._estimates.is_first(run()):  # which looks where derivatives lead
+            self.compiled._estimates.one_pass(point, run())
         try:
-            entry.program = Program(self.compiled, point, given, run())
+            entry.program = Program(self.compiled, point, given, run(), self.mode.backend)
         except LoweringError as error:
             entry.refusal = f"{self.compiled.graph.name} has no flat program: {error}"
             raise LoweringError(entry.refusal) from error
 
     def _run(self, entry: _Entry, given: Arguments, interpreted: Callable[[], Found]) -> Found:
         assert entry.program is not None
+        if entry.agreed < _TRIALS:
+            with seeded(None, ()):  # nobody else may draw while the same draws are made twice
+                return self._try(entry, entry.program, given, interpreted)
         before = torch.default_generator.get_state()
         found = entry.program(given)
-        if found is not None and entry.agreed >= _TRIALS:
-            entry.hit += 1
-            return found
-        compared = against_interpreter(found, before, interpreted)
         if found is None:
-            entry.missed += 1
-            if entry.missed > entry.hit + _MISSES:
-                self._give_up(entry, "what Python looks at is another value in most calls")
+            if entry.program.draws:
+                torch.default_generator.set_state(before)
+            self._miss(entry)
+            return interpreted()
+        entry.hit += 1
+        return found
+
+    def _try(self, entry: _Entry, program: Program, given: Arguments, interpreted: Callable[[], Found]) -> Found:
+        """The call made both ways."""
+        before = torch.default_generator.get_state()
+        found = program(given)
+        compared = against_interpreter(found, before, interpreted, program.same)
+        if found is None:
+            self._miss(entry)
         elif compared.same:
             entry.agreed += 1
+            return found
         else:
             self._give_up(entry, "its results were not those of the interpreter")
         return compared.expected
+
+    def _miss(self, entry: _Entry) -> None:
+        entry.missed += 1
+        if entry.missed > entry.hit + _MISSES:
+            self._give_up(entry, "what Python looks at is another value in most calls")
 
     def _give_up(self, entry: _Entry, why: str) -> None:
         entry.program = None
@@ -326,10 +375,9 @@ def lowering_of(compiled: Interpreter, word: str) -> Lowering | None:
     Raises:
         CompileError: another word.
     """
-    if word not in _WORDS:
-        raise CompileError(f"lowering={word!r} of {compiled.graph.name}: one of {', '.join(map(repr, _WORDS))}")
-    chosen = _WORDS[word]
-    return None if chosen is None else Lowering(compiled, *chosen)
+    if word not in LOWERINGS:
+        raise CompileError(f"lowering={word!r} of {compiled.graph.name}: one of {', '.join(map(repr, LOWERINGS))}")
+    return None if word == "never" else Lowering(compiled, _MODES[word])
 
 
 class Compared(NamedTuple):
@@ -339,13 +387,15 @@ class Compared(NamedTuple):
     same: bool
 
 
-def against_interpreter(found: Found | None, before: Tensor, interpreted: Callable[[], Found]) -> Compared:
+def against_interpreter(
+    found: Found | None, before: Tensor, interpreted: Callable[[], Found], same: Callable[[Found, Found], bool]
+) -> Compared:
     """Make a program's call again with the interpreter, from the generator's state before it."""
     after = torch.default_generator.get_state()
     torch.default_generator.set_state(before)
     expected = interpreted()
     drawn_alike = torch.equal(after, torch.default_generator.get_state())
-    return Compared(expected, found is None or (drawn_alike and same_bits(found, expected)))
+    return Compared(expected, found is None or (drawn_alike and same(found, expected)))
 
 
 def same_bits(found: Found, expected: Found) -> bool:
@@ -358,6 +408,24 @@ def _same(left: Tensor, right: Tensor) -> bool:
     if (left.dtype, left.shape, left.stride()) != (right.dtype, right.shape, right.stride()):
         return False
     return left.detach().numpy().tobytes() == right.detach().numpy().tobytes()
+
+
+def same_to_rounding(found: Found, expected: Found) -> bool:
+    """Whether two values and gradients differ by rounding alone, relative to the largest number among them."""
+    lefts, rights = ([leaf.detach() for leaf in (value, *gradient)] for value, gradient in (found, expected))
+    pairs = list(zip(lefts, rights, strict=True))
+    if any((left.dtype, left.shape) != (right.dtype, right.shape) for left, right in pairs):
+        return False
+    finite = [right.isfinite() for right in rights]
+    largest = max(
+        (float(right[known].abs().max()) for right, known in zip(rights, finite, strict=True) if known.any()),
+        default=0.0,
+    )
+    return all(
+        torch.equal(left.isfinite(), known)
+        and bool(((left - right)[known].abs() <= _ROUNDING.get(left.dtype, 0.0) * largest).all())
+        for (left, right), known in zip(pairs, finite, strict=True)
+    )
 
 
 def cut_samplers(compiled: Interpreter) -> list[str]:
@@ -400,9 +468,13 @@ def trace_arguments(names: Sequence[str], point: Point, trace: Trace) -> Argumen
 
 
 def _named_by(compiled: Interpreter, run: Run) -> Iterator[tuple[str, Any]]:
-    """Whatever a user has given to the graph, in words."""
-    for node in compiled.graph.order:
-        law = getattr(node, "law", None)
+    """Whatever a user has given to the graph, in words: of what draws, if it is asked."""
+    asked = {node.sample.name for node in compiled.graph.order if hasattr(node, "sample")} | set(compiled.estimators)
+    for node in dict.fromkeys([*compiled.graph.order, *_nested(compiled._program)]):
+        if not is_own(type(node).__module__):
+            raise LoweringError(f"{node.name!r} is a {type(node).__name__}, a node of one's own, whose code may change")
+        is_silent = node.name in run.draws and node.name not in asked  # it was drawn, and nothing scores it
+        law = None if is_silent else getattr(node, "law", None)
         arguments = getattr(node, "arguments", None) or getattr(node, "lr", None)
         given = [getattr(node, "fn", None), getattr(law, "factory", None), getattr(law, "sampler", None)]
         given += [getattr(node, name, None) for name in ("solver", "linear_solver", "discount")]
@@ -410,4 +482,12 @@ def _named_by(compiled: Interpreter, run: Run) -> Iterator[tuple[str, Any]]:
         for thing in given:
             yield f"what {node.name!r} is given", thing
     for name, estimator in compiled.estimators.items():
-        yield f"the baseline of {name!r}", getattr(estimator, "baseline", None)
+        yield f"the estimator of {name!r}", estimator
+
+
+def _nested(program: Iterable[nd.Node]) -> Iterator[nd.Node]:
+    """The nodes of a program, and those that nodes compute inside of themselves."""
+    for node in program:
+        yield node
+        for inner in (*getattr(node, "programs", ()), getattr(node, "program", ())):
+            yield from _nested(inner)

@@ -2,6 +2,7 @@
 
 from ..derive.controls import ControlVariate
 from ..ir import nodes as nd
+from ..surrogate.expansions import ExpandedBox, OtherScores
 from ..surrogate.terms import Box, Controlled, Score, ScoreTerm, Total, Weight
 from ..tensors.axes import Axes, Axis, without
 from .calls import operands
@@ -10,7 +11,7 @@ from .names import identifier
 from .scope import Scope, Written
 from .scores import log_prob
 from .stems import place_of, stem_of
-from .text import PRODUCT, SUM, Text, aligned, call, infix, method, reduced
+from .text import ATOM, PRODUCT, SIGN, SUM, Text, aligned, call, infix, method, reduced
 from .writer import Writer
 
 
@@ -131,25 +132,48 @@ def controlled(writer: Writer, scope: Scope, node: Controlled) -> Written:
 
 
 def control_variate(writer: Writer, scope: Scope, node: ControlVariate) -> Written:
-    """`- sum over i of baseline_i * box(ancestors) * (what draw i adds to the box)`."""
-    baseline, weight = node.inputs[:2]
-    if node.left_out is None or node not in writer.shapes.ranks:
-        raise writer.refuse(node.name, "is a control variate of another kind than LOO's")
-    plate, axis = node.left_out
+    """`- baseline * box(ancestors) * (what the draws add to the box)`; LOO has one for each draw, summed."""
+    if writer.shapes.ranks.get(node) != 0 or node.stepwise is not None:
+        raise writer.refuse(node.name, "is a control variate of single time steps, or of what may be no number")
     scope.settle_all(node.inputs)
-    axes = (axis, *node.axes)
-    if writer.shapes.ranks[node]:
-        raise writer.refuse(node.name, "is a control variate of a value that is no number")
-    product = scope.text(baseline)
-    for above in node.inputs[2:]:
-        product = infix("*", PRODUCT, product, call("torch.exp", aligned(scope.text(above), above.axes, axes).code))
-    product = infix("*", PRODUCT, product, _increase(writer, scope, weight, plate, axis, axes, node.sample.name))
-    text = Text(f"-{method(product, 'sum', *([] if not node.axes else ['0'])).code}", SUM)
-    return Written(text, f"control_of_{identifier(node.sample.name)}", _why(node), keep=True)
+    baseline, weight, *ancestors = node.inputs
+    axes = node.axes if node.left_out is None else (node.left_out[1], *node.axes)
+    product = aligned(scope.text(baseline), baseline.axes, axes)
+    for above in ancestors:
+        boxed = call("torch.exp", scope.text(above).code)
+        product = infix("*", PRODUCT, product, aligned(boxed, above.axes, axes))
+    product = infix("*", PRODUCT, product, _excess(writer, scope, node, weight, axes))
+    if node.left_out is not None:
+        product = method(product, "sum", *(["0"] if node.axes else []))
+    name = identifier(node.sample.name)
+    return Written(Text(f"-{product.within(ATOM)}", SIGN), f"control_of_{name}", _why(node), keep=True)
+
+
+def _excess(writer: Writer, scope: Scope, node: ControlVariate, weight: nd.Node, target: Axes) -> Text:
+    """The box less 1, or what each draw adds to the box of those before it."""
+    if node.left_out is not None:
+        return _increase(writer, scope, weight, *node.left_out, target, node.sample.name)
+    return aligned(call("torch.expm1", scope.text(weight).code), weight.axes, target)
+
+
+def other_scores(writer: Writer, scope: Scope, node: OtherScores) -> Written:
+    """`- mean over the other draws of (box - 1)`."""
+    (weight,) = node.inputs
+    excess = call("torch.expm1", scope.text(weight).code)
+    others = call(writer.helper("mean_of_others"), excess.code, f"({node.axes.index(node.plate)},)")
+    return Written(Text(f"-{others.code}", SIGN), f"others_of_{identifier(node.weight.sample.name)}")
+
+
+def expanded_box(writer: Writer, scope: Scope, node: ExpandedBox) -> Written:
+    """A term times 1 and an expansion."""
+    base, expansion = node.inputs
+    factor = Text(f"(1 + {scope.text(expansion).code})")
+    return Written(_times(writer, scope, node, base, expansion, factor), f"compared_{stem_of(base)}")
 
 
 def _why(node: ControlVariate) -> str:
-    return f"control variate of {node.sample.name}, of mean zero: each draw's score times the cost without that draw"
+    than = "the cost without that draw" if node.left_out else "a baseline that does not know it"
+    return f"control variate of {node.sample.name}, of mean zero: each draw's score times {than}"
 
 
 def _increase(writer: Writer, scope: Scope, weight: nd.Node, plate: Axis, axis: Axis, target: Axes, name: str) -> Text:

@@ -27,6 +27,13 @@ def mean_without(values, i, dim):
     """The mean over a dimension, entry i left out."""
     return sum_without(values, i, dim) / (values.shape[dim] - 1)
 ''',
+    "mean_of_others": '''
+def mean_of_others(values, dims):
+    """For each entry the mean of all other entries along some dimensions."""
+    values = values if values.is_floating_point() else values.double()
+    total = values.sum(dims, keepdim=True)
+    return (total - values) / max(values.numel() // total.numel() - 1, 1)
+''',
     "zero_at": '''
 def zero_at(values, i, dim):
     """The values with zeros at entry i of a dimension."""

@@ -6,6 +6,7 @@ from ..derive.controls import ControlVariate
 from ..derive.replays import Replay
 from ..ir import nodes as nd
 from ..ir.exponentials import Exponential, Logarithm, Scale
+from ..surrogate.expansions import ExpandedBox, OtherScores
 from ..surrogate.solutions import CompiledArgmax
 from ..surrogate.steps import CompiledStep
 from ..surrogate.terms import Box, Controlled, Score, ScoreTerm, Total, Weight
@@ -29,6 +30,8 @@ KINDS: Mapping[type[nd.Node], Callable[..., Written]] = {
     Score: added.score,
     Weight: added.weight,
     Box: added.box,
+    ExpandedBox: added.expanded_box,
+    OtherScores: added.other_scores,
     ScoreTerm: added.score_term,
     Total: added.total,
     Controlled: added.controlled,

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from ..distributions.laws import DistributionLaw
 from ..ir import nodes as nd
 from ..ir.exponentials import Exponential, Logarithm, Scale
+from ..surrogate.expansions import ExpandedBox, OtherScores
 from ..surrogate.steps import CompiledStep, Placeholder
 from ..surrogate.terms import Box, Controlled, Score, ScoreTerm, Total, Weight
 
@@ -78,8 +79,8 @@ def _always(numbers: Numbers, node: nd.Node) -> bool:
     return True
 
 
-_SURE = (Score, nd.LogProb, Weight, ScoreTerm, Exponential, Logarithm, Scale, CompiledStep, Placeholder)
-_AS_ITS_INPUTS = (nd.Stop, nd.Zero, Box, Total, Controlled, nd.Select)
+_SURE = (Score, nd.LogProb, Weight, ScoreTerm, Exponential, Logarithm, Scale, OtherScores, CompiledStep, Placeholder)
+_AS_ITS_INPUTS = (nd.Stop, nd.Zero, Box, ExpandedBox, Total, Controlled, nd.Select)
 _REAL: Mapping[type[nd.Node], Callable[..., bool]] = {
     **dict.fromkeys(_SURE, _always),
     **dict.fromkeys(_AS_ITS_INPUTS, Numbers.any_is_real),

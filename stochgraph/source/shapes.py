@@ -14,6 +14,7 @@ from ..derive.replays import Replay
 from ..distributions.laws import DistributionLaw
 from ..ir import nodes as nd
 from ..ir.exponentials import Exponential, Logarithm, Scale
+from ..surrogate.expansions import ExpandedBox, OtherScores
 from ..surrogate.steps import CompiledStep
 from ..surrogate.terms import Box, Controlled, Score, ScoreTerm, Total, Weight
 
@@ -123,7 +124,8 @@ def _event_dim(law: DistributionLaw) -> int | None:
     return found if isinstance(found, int) else None
 
 
-_KEEPING = (nd.Stop, nd.Reduction, nd.Zero, Box, ScoreTerm, Total, Controlled, Exponential, Logarithm, Scale)
+_DECLARED = (nd.Stop, nd.Reduction, nd.Zero, Exponential, Logarithm, Scale)
+_KEEPING = (*_DECLARED, Box, ExpandedBox, ScoreTerm, Total, Controlled)
 _RULES: Mapping[type[nd.Node], Callable[..., None]] = {
     **dict.fromkeys(_KEEPING, Shapes.kept),
     nd.Apply: Shapes.combined,
@@ -132,6 +134,7 @@ _RULES: Mapping[type[nd.Node], Callable[..., None]] = {
     nd.Data: lambda shapes, node: shapes.are_alike(node, *node.inputs),
     nd.LogProb: Shapes.scored,
     Score: Shapes.scored,
+    OtherScores: lambda shapes, node: shapes.has_rank(node, 0),
     Weight: lambda shapes, node: shapes.has_rank(node, 0),
     CompiledStep: Shapes.updated,
     Replay: lambda shapes, node: shapes.are_alike(node, node.root),

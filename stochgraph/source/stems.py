@@ -2,11 +2,12 @@
 
 from ..ir import nodes as nd
 from ..language.symbols import Method
+from ..surrogate.expansions import ExpandedBox
 from ..surrogate.terms import Box, Controlled, ScoreTerm
 from .names import identifier
 from .writer import Writer
 
-_AROUND = (Box, ScoreTerm, Controlled)
+_AROUND = (Box, ExpandedBox, ScoreTerm, Controlled)
 _WORDS = {
     "add": "total",
     "sub": "difference",

@@ -10,11 +10,13 @@ from ..ir import nodes as nd
 from ..ir.declaration import Declaration
 from ..tensors.axes import Axis
 from .counting import Counting
-from .names import Handed, Names
+from .helpers import HELPERS
+from .names import Handed, Names, identifier
 from .numbers import Numbers
 from .preamble import Preamble
 from .scope import Scope, Written
 from .shapes import Shapes
+from .text import ATOM, COMPARISON, Text
 from .uses import Uses, inside
 
 Kinds = Mapping[type[nd.Node], Callable[..., Written]]
@@ -57,9 +59,17 @@ class Writer:
     def write(self, scope: Scope, node: nd.Node) -> Written:
         """A node as text. Kinds that are not among the known ones are refused, whatever they derive from."""
         one = self.kinds.get(type(node))
-        if one is None:
+        if one is not None:
+            return one(self, scope, node)
+        if not node.spelling:
             raise self.refuse(node.name, f"is of the kind {node.kind!r} ({type(node).__name__}), which is not written")
-        return one(self, scope, node)
+        return self._spelled(scope, node)
+
+    def _spelled(self, scope: Scope, node: nd.Node) -> Written:
+        """A node of an estimator that says itself how it is written."""
+        self.helpers |= {name for name in HELPERS if f"{name}(" in node.spelling}
+        code = node.spelling.format(*(scope.text(parent).within(ATOM) for parent in node.inputs))
+        return Written(Text(code, COMPARISON), identifier(node.name), keep=True)
 
     def helper(self, name: str) -> str:
         """A helper of the module, by name."""
