@@ -25,6 +25,9 @@ from .population import Plugin as Plugin
 from .published import EMAML as EMAML
 from .published import MAML as MAML
 from .published import SGMRLPublished as SGMRLPublished
+from .relaxed import Relaxed as Relaxed
+from .relaxed_controls import REBAR as REBAR
+from .relaxed_controls import RELAX as RELAX
 from .replaced import AtParents as AtParents
 from .replaced import Replaced as Replaced
 from .score_function import SF as SF

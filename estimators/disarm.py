@@ -12,21 +12,20 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Independent
 
 from ..derive.controls import ZeroMean
 from ..derive.estimator import Control, GradientEstimator, Site
 from ..derive.papers import NEURIPS, Paper
 from ..derive.routes import Routes
 from ..derive.substitutions import alternatives
-from ..distributions.interfaces import Call, Node, SampleNode, Surroundings
-from ..distributions.laws import DistributionLaw, Law
-from ..errors.exceptions import CompileError, SamplingError
+from ..distributions.interfaces import SampleNode, Surroundings
 from ..ir import nodes as nd
 from ..ir.operations import Linearity
 from ..tensors import vectorize as vz
-from ..tensors.axes import Axes, describe, union, without
+from ..tensors.axes import Axes, union, without
 from ..tensors.trees import map_tensors, tensors
+from .beside import LawBeside, drawn_beside
+from .coins import coins, entries, refuse_others, summed_entries
 
 
 class Partner(NamedTuple):
@@ -36,21 +35,13 @@ class Partner(NamedTuple):
     probability: Tensor
 
 
-class PartnerLaw(Law):
+class PartnerLaw(LawBeside):
     """The distribution of the partners, given the draws and the parents of their distribution."""
-
-    name = "the antithetic partner"
-
-    def __init__(self, sample: nd.Sample) -> None:
-        self.sample = sample
-
-    def event_dims(self, arguments: Call) -> None:
-        return None
 
     def _one_too(self, values: Sequence[Any], run: Surroundings) -> tuple[Tensor, Tensor]:
         """The probability that the draw is one, and that its partner is, of every entry: `(*plates, ...)`."""
         drawn, *parents = values
-        probability = entries(self.sample, coins(self.sample, parents, run).probs, drawn).detach()
+        probability = entries(self.sample, coins(self.sample, parents, run, "DisARM").probs, drawn).detach()
         one = ((2 * probability - 1) / probability).clamp(min=0)
         return probability, torch.where(drawn == 1, one, (probability / (1 - probability)).clamp(max=1))
 
@@ -60,53 +51,14 @@ class PartnerLaw(Law):
             other = torch.bernoulli(one)
         return Partner(other.to(values[0].dtype), probability), None
 
-    def score(
-        self,
-        node: SampleNode,
-        value: Partner,
-        inputs: Sequence[Node],
-        values: Sequence[Any],
-        run: Surroundings,
-        kept: object = None,
-    ) -> Tensor:
+    def log_prob(self, value: Partner, values: Sequence[Any], run: Surroundings) -> Tensor:
         _, one = self._one_too(values, run)
-        return summed_entries(torch.where(value.other == 1, one, 1 - one).log(), len(node.plates))
-
-    def margins(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> list[Tensor]:
-        return []
-
-    def trials(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> Tensor:
-        return torch.zeros(())
+        return summed_entries(torch.where(value.other == 1, one, 1 - one).log(), len(self.sample.plates))
 
     def outcomes(self, node: SampleNode, values: Sequence[Any], run: Surroundings, trials: int) -> tuple[Partner, int]:
         probability, _ = self._one_too(values, run)
         both = torch.stack([torch.zeros_like(values[0]), torch.ones_like(values[0])])
         return Partner(both, probability.expand(2, *probability.shape)), probability.dim() - len(node.plates)
-
-
-def coins(sample: nd.Sample, parents: Sequence[Any], run: Surroundings) -> Bernoulli:
-    """The distribution of the single coins.
-
-    Raises:
-        SamplingError: it is another one.
-    """
-    assert isinstance(sample.law, DistributionLaw)
-    built = sample.law.build(sample, sample.inputs, parents, sample.parent_axes, run, validate=False)
-    while isinstance(built, Independent):
-        built = built.base_dist
-    if not isinstance(built, Bernoulli):
-        raise SamplingError(_not_a_coin(sample, type(built).__name__))
-    return built
-
-
-def entries(sample: nd.Sample, parameter: Tensor, drawn: Tensor) -> Tensor:
-    """A parameter of every single coin, shaped as the draws are."""
-    return vz.align(parameter, sample.parent_axes, sample.plates).expand(drawn.shape)
-
-
-def summed_entries(value: Tensor, plates: int) -> Tensor:
-    """The sum over the entries of a draw, which are behind its plates."""
-    return value.flatten(plates).sum(-1) if value.dim() > plates else value
 
 
 DONG_2020 = Paper(
@@ -127,13 +79,10 @@ class Coupled(GradientEstimator):
 
     def check(self, sample: nd.Sample, routes: Routes) -> None:
         super().check(sample, routes)
-        law = sample.law
-        if not isinstance(law, DistributionLaw) or (law.is_class and law.factory not in (Bernoulli, Independent)):
-            raise CompileError(_not_a_coin(sample, law.name))
+        refuse_others(sample, "DisARM")
 
     def noise(self, sample: nd.Sample) -> nd.Sample:
-        given = nd.Arguments((sample, *sample.inputs), {})
-        return nd.Sample(f"{sample.name} partner", sample.index, PartnerLaw(sample), given, None, None, None)
+        return drawn_beside(sample, "partner", PartnerLaw(sample, "antithetic partners"), [sample, *sample.inputs])
 
     @property
     def control(self) -> Control:
@@ -167,7 +116,7 @@ class Others(nd.Node):
     def infer_axes(self) -> Axes:
         return union([alternatives(self.sample)], self.sample.plates)
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         other: Tensor = values[0].other
         return other.unsqueeze(0)
 
@@ -196,9 +145,9 @@ class PairLessScore(ZeroMean):
     def mixes(self) -> Axes:
         return self.gone
 
-    def evaluate(self, run: Any, values: list[Any]) -> Any:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         term, ratio, replay, drawn, partner, *parents = values
-        odds = entries(self.sample, coins(self.sample, parents, run).logits, drawn)
+        odds = entries(self.sample, coins(self.sample, parents, run, "DisARM").logits, drawn)
         change, probability = odds - odds.detach(), partner.probability
         sign = torch.where(partner.other == 1, -0.5, 0.5) * (drawn != partner.other)
         paired = self._summed(change * sign * torch.maximum(probability, 1 - probability))
@@ -226,13 +175,6 @@ class PairLessScore(ZeroMean):
         return rf" + \sum (\phi - \mathrm{{stop}}(\phi)) \, \big(a \, ({difference}) - ({sample} - p) \, ({term})\big)"
 
 
-def _not_a_coin(sample: nd.Sample, name: str) -> str:
-    return (
-        f"DisARM on sample {sample.name!r} (axes: {describe(sample.axes)}): {name} is not Bernoulli, and pairs "
-        "are made of coins; use LOO or Enumerate for this node"
-    )
-
-
 def DisARM() -> Coupled:
     r"""Antithetic pairs of Bernoulli draws: unbiased, with one more evaluation of what follows, forward only.
 
@@ -252,8 +194,8 @@ def DisARM() -> Coupled:
         SamplingError: another distribution that a function builds.
 
     References:
-        Dong, Mnih and Tucker (2020), DisARM: an antithetic gradient estimator for binary latent variables; Yin, Ho and
-        Zhou (2020), who found the same estimator.
+        Dong, Mnih and Tucker (2020), DisARM: an antithetic gradient estimator for binary latent variables; Yin et al.
+        (2020), Probabilistic best subset selection via gradient-based optimization, who have the same estimator.
 
     Example:
         >>> import torch, stochgraph as sg

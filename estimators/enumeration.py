@@ -1,27 +1,16 @@
 """Enumeration: every outcome of one draw at a time, the others as they were drawn."""
 
-from collections.abc import Sequence
-from math import prod
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.utils import _pytree as pytree
+from dataclasses import dataclass
 
 from ..derive.estimator import GradientEstimator, Site
 from ..derive.papers import ICML, NEURIPS, Paper
 from ..derive.routes import Routes
-from ..derive.substitutions import alternatives
-from ..errors.exceptions import CompileError, SamplingError
+from ..errors.exceptions import CompileError
 from ..ir import nodes as nd
-from ..ir.operations import Linearity
 from ..surrogate.terms import Term
-from ..tensors import vectorize as vz
-from ..tensors.axes import describe
-from ..tensors.trees import map_tensors, tensors
+from .outcomes import Changes, not_finite, outcomes_of
 from .replaced import AtParents, Replaced
-
-_MOST_OUTCOMES = 4096
+from .shortlists import Chosen, ComparedChanges, shortlists_of
 
 TITSIAS_2015 = Paper(
     "titsias2015local",
@@ -37,29 +26,50 @@ TOKUI_2017 = Paper(
     ICML,
     2017,
 )
+LIU_2019 = Paper(
+    "liu2019rao",
+    "Runjing Liu and Jeffrey Regier and Nilesh Tripuraneni and Michael I. Jordan and Jon McAuliffe",
+    "{Rao-Blackwellized} stochastic gradients for discrete distributions",
+    ICML,
+    2019,
+)
 
 
+@dataclass(frozen=True)
 class Enumeration(GradientEstimator):
     """Sums over the outcomes of each draw. Made by `Enumerate`."""
 
+    top: int | None = None
+
     @property
     def papers(self) -> tuple[Paper, ...]:
-        return (TITSIAS_2015, TOKUI_2017, *super().papers)
+        found = (TITSIAS_2015, TOKUI_2017, *super().papers)
+        return found if self.top is None else (LIU_2019, *found)
 
     def check(self, sample: nd.Sample, routes: Routes) -> None:
         super().check(sample, routes)
         law, family = sample.law, sample.law.family
         listed = family is None or family.has_enumerate_support or law.name == "Multinomial"
         if law.is_torchs_own and not listed:
-            raise CompileError(_not_finite(sample, f"{law.name} has no finite support"))
+            raise CompileError(not_finite(sample, f"{law.name} has no finite support"))
+
+    def noise(self, sample: nd.Sample) -> nd.Sample | None:
+        return None if self.top is None else shortlists_of(sample, self.top)
 
     def term(self, site: Site) -> Term:
+        if self.top is not None:
+            return self._shortened(site)
         outcomes = site.once(("outcomes", site.sample), lambda: AtParents(site, "outcomes", outcomes_of))
         changes = site.once(("changes", outcomes), lambda: Changes(site, outcomes))
         return Enumerated(site, changes, site.put(outcomes), own=False)
 
+    def _shortened(self, site: Site) -> Term:
+        chosen = site.once(("chosen", site.sample), lambda: Chosen(site))
+        changes = site.once(("changes", chosen), lambda: ComparedChanges(site, chosen))
+        return EnumeratedInPart(site, changes, site.put(chosen), own=False)
+
     def __repr__(self) -> str:
-        return "Enumerate()"
+        return "Enumerate()" if self.top is None else f"Enumerate(top={self.top})"
 
 
 class Enumerated(Replaced):
@@ -71,75 +81,15 @@ class Enumerated(Replaced):
         return rf"\sum_{{k}} p({sample} = k) \, \big({term}\big)_{{{sample} = k}}"
 
 
-class Changes(nd.Node):
-    """The probability of every outcome less its value: `(outcomes, *plates)`."""
+class EnumeratedInPart(Enumerated):
+    """The same over the outcomes of a shortlist, the draw for the rest compared with the mean of the likeliest."""
 
-    kind = "alternatives"
-    linear = Linearity.NOWHERE
-
-    def __init__(self, site: Site, outcomes: nd.Node) -> None:
-        self.sample, self.parents = site.sample, tuple(site.parents())
-        super().__init__(f"changes({site.name})", site.sample.index, [outcomes, *self.parents])
-
-    def infer_axes(self) -> Any:
-        return self.inputs[0].axes
-
-    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
-        outcomes, *parents = values
-        score = torch.vmap(lambda one: self.sample.law.score(self.sample, one, self.parents, parents, run))
-        log_prob = score(outcomes)
-        if self.sample.time:  # whole trajectories are replaced: their steps are added up
-            log_prob = log_prob.sum(-1)
-        probability = log_prob.exp()
-        return probability - probability.detach()
+    def formula(self, term: str, sample: str) -> str:
+        likeliest = rf"\sum_{{k \in T}} p({sample} = k) \, \big({term}\big)_{{{sample} = k}}"
+        return rf"\big({likeliest} + p({sample} \notin T) \, \big({term}\big)_{{{sample} = r \notin T}}\big)"
 
 
-def outcomes_of(sample: nd.Sample, drawn: object, parents: Sequence[Any], run: nd.Pass) -> Any:
-    """All outcomes of every draw, `(outcomes, *plates, ...)`.
-
-    Raises:
-        SamplingError: there are too many, or infinitely many.
-    """
-    law = sample.law
-    try:
-        support, own = law.outcomes(sample, parents, run, int(law.trials(sample, parents, run).max()))
-    except NotImplementedError as error:
-        raise SamplingError(_not_finite(sample, str(error))) from None
-    lead = 1 + len(sample.parent_axes)
-    support = map_tensors(lambda leaf: _combined(leaf.detach(), lead, own, sample), support)
-    axes = (alternatives(sample), *sample.parent_axes)
-    target = (alternatives(sample), *sample.plates)
-    leaves, spec = pytree.tree_flatten(support)
-    like = iter(tensors(drawn))
-    expanded = [
-        vz.align(leaf, axes, target).expand(leaf.shape[0], *next(like).shape) if isinstance(leaf, Tensor) else leaf
-        for leaf in leaves
-    ]
-    return pytree.tree_unflatten(expanded, spec)
-
-
-def _combined(leaf: Tensor, lead: int, own: int, sample: nd.Sample) -> Tensor:
-    """The outcomes of draws that have several entries, `own` dimensions of them: all their combinations."""
-    if not own:
-        return leaf
-    choices, entries = leaf.shape[0], prod(leaf.shape[lead : lead + own])
-    count = choices**entries
-    if count > _MOST_OUTCOMES:
-        raise SamplingError(_not_finite(sample, f"one draw has {choices}**{entries} = {count} outcomes"))
-    index = torch.arange(count, device=leaf.device)[:, None] // choices ** torch.arange(entries, device=leaf.device)
-    flat = leaf.flatten(lead, lead + own - 1).movedim(lead, 1)  # (choices, entries, *parents, *event)
-    chosen = flat[index % choices, torch.arange(entries, device=leaf.device)]
-    return chosen.movedim(1, lead).reshape(count, *leaf.shape[1:])
-
-
-def _not_finite(sample: nd.Sample, why: str) -> str:
-    return (
-        f"Enumerate on sample {sample.name!r} (axes: {describe(sample.axes)}): {why}; use SF for this node, or a "
-        f"distribution with at most {_MOST_OUTCOMES} outcomes"
-    )
-
-
-def Enumerate() -> Enumeration:
+def Enumerate(top: int | None = None) -> Enumeration:
     r"""The expectation over one draw at a time, all others as they were drawn: unbiased, of any order.
 
     .. math:: \nabla F(x) + \sum_i \sum_k \nabla_\theta p_i(k; \theta) \, F(x_{-i}, k)
@@ -152,13 +102,20 @@ def Enumerate() -> Enumeration:
     likelihood ratio; what a draw feeds directly, without an update between, must be discrete, with the same outcomes
     whatever the draw.
 
+    Args:
+        top: how many of the outcomes are summed, the likeliest ones of every draw; one more, drawn among the rest,
+            stands for these with their mass, compared with the mean of the likeliest. It is recorded in the trace as
+            another sample, "x shortlist" of x. The bias stays 0. Default: all.
+
     Raises:
+        ValueError: a `top` that is no positive number.
         CompileError: a distribution without a finite support, or a direct child that cannot be reused.
         SamplingError: the same, where a function builds the distribution; more than 4096 outcomes of a draw.
 
     References:
         Titsias and Lázaro-Gredilla (2015), Local expectation gradients; Tokui and Sato (2017), Evaluating the variance
-        of likelihood-ratio gradient estimators.
+        of likelihood-ratio gradient estimators. For `top`: Liu et al. (2019), Rao-Blackwellized stochastic gradients
+        for discrete distributions.
 
     Example:
         >>> import torch, stochgraph as sg
@@ -173,4 +130,6 @@ def Enumerate() -> Enumeration:
         >>> [row.counted for row in compiled.explain().ledger]
         ['once']
     """
-    return Enumeration()
+    if top is not None and top < 1:
+        raise ValueError(f"top={top!r}: the number of outcomes that are summed, at least 1; None: all")
+    return Enumeration(top)

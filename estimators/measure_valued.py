@@ -34,7 +34,7 @@ from ..ir import nodes as nd
 from ..surrogate.terms import Term
 from ..tensors import vectorize as vz
 from ..tensors.axes import describe
-from .enumeration import Changes, outcomes_of
+from .outcomes import Changes, outcomes_of
 from .replaced import AtParents, Replaced
 
 _HALVINGS = 64

@@ -23,6 +23,8 @@ from .estimators import LVC as LVC
 from .estimators import MAML as MAML
 from .estimators import MVD as MVD
 from .estimators import PW as PW
+from .estimators import REBAR as REBAR
+from .estimators import RELAX as RELAX
 from .estimators import SF as SF
 from .estimators import DisARM as DisARM
 from .estimators import Enumerate as Enumerate
@@ -32,6 +34,7 @@ from .estimators import Jackknife as Jackknife
 from .estimators import LoadedDiCE as LoadedDiCE
 from .estimators import Multilevel as Multilevel
 from .estimators import Plugin as Plugin
+from .estimators import Relaxed as Relaxed
 from .estimators import SGMRLPublished as SGMRLPublished
 from .estimators import Taylor as Taylor
 from .explain.explanation import Explanation as Explanation
@@ -80,6 +83,8 @@ __all__ = [
     "MAML",
     "MVD",
     "PW",
+    "REBAR",
+    "RELAX",
     "SF",
     "CompileError",
     "Compiled",
@@ -101,6 +106,7 @@ __all__ = [
     "Multilevel",
     "Plugin",
     "Profile",
+    "Relaxed",
     "Row",
     "SGMRLPublished",
     "Sampler",

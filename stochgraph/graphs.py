@@ -41,7 +41,7 @@ class Graph(Declaration):
     """A stochastic computation graph with one objective. Made by `stochgraph.graph`."""
 
     def compile(
-        self, estimators: Given | None = None, wrt: str | tuple[str, ...] | None = None, lowering: str = "never"
+        self, estimators: Given | None = None, wrt: str | tuple[str, ...] | None = None, lowering: str = "auto"
     ) -> Compiled:
         """Derive the surrogate. See `stochgraph.Compiled`.
 

@@ -39,6 +39,15 @@ def pathwise_update(theta):
 
 
 @sg.graph
+def pathwise_vectors(theta):
+    """Noise of vectors, in plates that torch draws in another order, and a constant with a dimension of one draw."""
+    task = sg.sample("task", Normal, theta, 1.0, n=3)
+    y = sg.sample("y", Normal, task, 0.5, n=4)
+    z = sg.sample("z", Normal, sg.apply(torch.sum, task), torch.tensor([1.0, 2.0, 3.0], dtype=F64), n=3)
+    return sg.mean(sg.apply(lambda y, z: (y * torch.sin(z)).sum(), y, z))
+
+
+@sg.graph
 def pathwise_functions(theta):
     """Draws of functions and of other families, of vectors, and in plates that torch draws in another order."""
     x = sg.sample("x", lambda t, scale: Normal(t[0], scale * t[1].exp()), theta, 0.5, n=4)
@@ -98,6 +107,14 @@ def across(theta):
 
 
 @sg.graph
+def prior(theta):
+    """The density of a draw whose distribution has numbers for parameters, of which none is a binary fraction."""
+    z = sg.sample("z", Normal, 0.1, 0.7, n=3)
+    y = sg.sample("y", Normal, theta[0] * z, 0.3)
+    return sg.mean(torch.exp(sg.log_prob(z)) * y)
+
+
+@sg.graph
 def counts(theta):
     """Truth values and integers that are added, multiplied and averaged."""
     x = sg.sample("x", Categorical, logits=theta, n=4)
@@ -120,7 +137,8 @@ def operations(theta):
     x = sg.sample("x", Normal, theta, 1.0, n=4)
     weights = sg.apply(torch.clone, theta, name="torch")
     clamped = sg.stop(x).clamp(min=-1.0)
-    leaky = torch.where(x > 0, x, 0.1 * x)
+    inside, outside = (x > 0) & (x < 1), ~(x < 2) | ((x < -1) ^ (x < -2))
+    leaky = torch.where((inside == outside) < (x > 0), x, 0.1 * x) + (-x) ** 2 - -(x**2) / (x - (2 - x)) ** 2
     scaled = x * torch.tensor([1.0, 2.0, 3.0], dtype=F64)
     inner = torch.dot(x, weights) + x @ weights + x[0] - x[-1] ** 2 / 3
     return sg.mean(clamped.sum() + leaky.sum() + scaled.sum() + inner) + torch.logsumexp(weights, 0)
@@ -141,6 +159,7 @@ def stepped(theta):
 TREE = {"a": THETA[0], "b": THETA[1:]}
 CASES = {
     "pathwise": Case(pathwise, (THETA,), sg.PW()),
+    "pathwise, vectors": Case(pathwise_vectors, (THETA,), sg.PW()),
     "pathwise, functions": Case(pathwise_functions, (THETA,), sg.PW()),
     "pathwise, in an update": Case(pathwise_update, (THETA,), sg.PW()),
     "vectors, SF": Case(vectors, (THETA,), sg.SF()),
@@ -150,6 +169,7 @@ CASES = {
     "tree": Case(tree, (TREE,), sg.LSF()),
     "learned rate": Case(learned_rate, (THETA, torch.tensor(0.3, dtype=F64)), sg.SF()),
     "data": Case(data, (THETA, ROWS), sg.SF()),
+    "prior": Case(prior, (THETA,), sg.SF()),
     "across": Case(across, (THETA,), sg.SF()),
     "counts": Case(counts, (THETA,), sg.SF()),
     "log-mean-exp": Case(log_mean_exp, (THETA,), sg.LSF()),

@@ -71,7 +71,7 @@ def test_all_four_are_cited():
 
 MAKERS: list[Callable[[], GradientEstimator]] = [
     *(sg.SF, sg.LSF, sg.LOO, sg.PW, sg.Enumerate, sg.MVD, sg.DisARM, sg.LVC, sg.LoadedDiCE, sg.Taylor),
-    *(sg.MAML, sg.EMAML, sg.SGMRLPublished, sg.FirstOrder),
+    *(sg.MAML, sg.EMAML, sg.SGMRLPublished, sg.FirstOrder, sg.Relaxed, sg.REBAR),
 ]
 
 

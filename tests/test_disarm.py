@@ -86,7 +86,7 @@ def test_it_is_unbiased_beside_others(chosen):
 
 @pytest.mark.parametrize("logit", [0.4, -0.9])
 def test_the_formula_of_the_paper_on_the_same_pairs(logit):
-    """Dong et al. (2020), eq. 5, for the square of a mean."""
+    """That of Dong et al. (2020) for several coins, the square of their mean."""
 
     @sg.graph
     def objective(theta):

@@ -1,5 +1,6 @@
 """Flat programs: what is taken away from a record, and the function of Python that it becomes, move no bit."""
 
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -75,8 +76,9 @@ def test_a_kept_result_is_nobody_elses():
 
     def fn(x: Tensor) -> list[Tensor]:
         total = torch.zeros(3, dtype=torch.float64)
+        seen = total[:2]
         total += x.sum(0)
-        return [torch.ones(3), total, captured + 1]
+        return [torch.ones(3), total, captured + 1, (seen.exp() + 1).log() * x[0, 0]]
 
     flat = agree(fn, matrix())
     for _ in range(3):
@@ -125,6 +127,20 @@ def test_what_is_not_needed_is_let_go_of():
             held += event.nbytes()
             most = max(most, held)
     assert 4000 <= most <= 13000
+
+
+def test_recording_holds_no_results():
+    """What the function itself lets go of is let go of while it is recorded."""
+    alive: list[weakref.ref[Tensor]] = []
+
+    def fn(x: Tensor) -> list[Tensor]:
+        for _ in range(10):
+            x = x.exp().log()
+            alive.append(weakref.ref(x))
+        assert sum(each() is not None for each in alive) == 1
+        return [x.sum()]
+
+    agree(fn, matrix())
 
 
 X, Y, V = matrix(), matrix(1), matrix(2)[0]

@@ -82,7 +82,7 @@ def test_estimates_have_the_same_bits(graph):
             assert same(found, expected)
             assert torch.equal(left.get_state(), right.get_state())
         assert other._lowering is not None
-        (entry,) = other._lowering._entries.values()
+        (entry,) = (entry for entry in other._lowering._entries.values() if entry.program is not None)
         assert (entry.agreed, entry.hit, entry.missed, entry.refusal) == (2, 5, 0, None)
         counted += 1
     assert counted == LOWERED[graph]

@@ -170,7 +170,7 @@ def test_what_its_sizes_forbid():
     with pytest.raises(sg.LoweringError, match="draws how many draws there are"):
         compiled.lower(BANDIT_THETA)
     with pytest.raises(sg.LoweringError, match="draws how many draws there are"):
-        bandit().compile(sg.Multilevel(), lowering="auto")
+        bandit().compile(sg.Multilevel(), lowering="flat")
     with pytest.raises(sg.SamplingError, match="the trace does not say which levels it has"):
         compiled.surrogate(BANDIT_THETA, sg.Trace(draws={"D1": torch.zeros(8, dtype=torch.long)}))
     draws = {"D1": torch.zeros(5, dtype=torch.long)}

@@ -98,6 +98,18 @@ def test_a_field_of_a_mean_is_linear_in_it():
     assert sg.verify(compiled, torch.tensor(0.3, dtype=torch.float64)).relative_bias < 1e-12
 
 
+def kinds(base=Node):
+    for kind in base.__subclasses__():
+        yield kind
+        yield from kinds(kind)
+
+
+def test_every_kind_of_node_in_the_library_states_where_it_is_linear():
+    own = [kind for kind in kinds() if kind.__module__.startswith("stochgraph.")]
+    assert len(own) > 20
+    assert [kind.__name__ for kind in own if kind.linear is Node.linear] == []
+
+
 class Foreign(Node):
     """A kind of node that says nothing of itself."""
 

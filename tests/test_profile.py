@@ -183,7 +183,7 @@ def test_without_any_truth_there_is_no_bias():
 
 def test_the_table(of_the_square):
     lines = of_the_square.to_markdown().splitlines()
-    assert lines[0].startswith("| estimator | bias | ± | variance | MSE |")
+    assert lines[0].startswith("| estimator | bias | ± | refuted | variance | MSE |")
     columns = lines[0].count("|")
     assert [line.count("|") for line in lines[1:5]] == [columns] * 4
     assert set(lines[1]) == {"|", "-"}
@@ -191,7 +191,8 @@ def test_the_table(of_the_square):
         cells = [cell.strip() for cell in line.strip("|").split("|")]
         assert cells[0] == name
         expected = [figures.bias, figures.bias_error, figures.variance, figures.mse, 1e3 * figures.seconds]
-        assert [float(cell) for cell in cells[1:6]] == pytest.approx(expected, rel=0.05)
+        assert [float(cell) for cell in (*cells[1:3], *cells[4:7])] == pytest.approx(expected, rel=0.05)
+        assert cells[3] == "no" or cells[3] == f"after {figures.evidence.after}"
     assert lines[-1].startswith("600 estimates each; bias and MSE against the given truth. MSE at one second: ")
     assert str(of_the_square) == of_the_square._repr_markdown_() == of_the_square.to_markdown()
 
@@ -264,9 +265,14 @@ def test_without_a_truth_nothing_is_drawn_of_bias():
     curves, biases, variances = panels(LSF=figures_of(bias=nan, bias_error=0.1))
     assert [text.get_text() for text in curves.texts] == ["not known"]
     assert [text.get_text() for text in biases.texts] == ["not\nknown"]
-    assert not curves.lines
+    assert [len(line.get_ydata()) for line in curves.lines] == [0]
     assert not biases.lines
     assert variances.lines
+
+
+def test_a_curve_that_is_nowhere_known_is_named() -> None:
+    curves, _, _ = panels(SF=figures_of(unbiased=True), LSF=figures_of(bias=0.2, bias_error=0.09, variance=0.001))
+    assert [text.get_text() for text in curves.get_legend().get_texts()] == ["SF", "LSF: not known"]
 
 
 def test_small_variances_do_not_vanish():

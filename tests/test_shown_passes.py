@@ -35,6 +35,8 @@ def product():
 CASES = {
     "leave-one-out behind an update": (meta, sg.LOO(), "placement"),
     "linearised, with a control variate": (meta, sg.LSF(control_variate=True), "placement"),
+    "leave-one-out behind two updates": (lambda: bandit(2), sg.LOO(), "placement"),
+    "enumeration, which replays": (lambda: bandit(1), sg.Enumerate(), "placement"),
     "two samples": (product, {"x": sg.SF(baseline="loo"), "y": sg.SF()}, "placement"),
     "no boxes": (meta, sg.PW(), "placement"),
     "what reaches what": (meta, sg.MAML(), "reach"),
@@ -61,6 +63,35 @@ EXPECTED = {
           control   of tau             at pow_2, on the part that its box covers
         objective mean(pow) of theta'
           score(D)  at mean(pow)  moves through → pow, stays there: `pow` is not linear; kept along (D)
+    """,
+    "leave-one-out behind two updates": """
+        objective mean(lambda_3)
+          box(D1)   at mean(lambda_3)  moves through → lambda_3, stays there: `lambda_3` is not linear; kept along ()
+          box(D2)   at mean(lambda_3)  moves through → lambda_3, stays there: `lambda_3` is not linear; kept along ()
+          box(tau)  at mean(lambda_3)  moves through → lambda_3, stays there: `lambda_3` is not linear; kept along (tau)
+          control   of D1              at mean(lambda_3), on the part that its box covers
+          control   of D2              at mean(lambda_3), on the part that its box covers
+          control   of tau             at lambda_3, on the part that its box covers
+        objective mean(lambda_3), again: mean(lambda_3)
+          box(D1)   at mean(lambda_3)  moves through → lambda_3, stays there: `lambda_3` is not linear; kept along ()
+          box(D2)   at mean(lambda_3)  moves through → lambda_3, stays there: `lambda_3` is not linear; kept along ()
+          box(tau)  at mean(lambda_3)  moves through → lambda_3, stays there: `lambda_3` is not linear; kept along (tau)
+          control   of D2              at mean(lambda_3), on the part that its box covers
+        objective mean(lambda) of theta'
+          score(D1)  at mean(lambda)  moves through → lambda, stays there: `lambda` is not linear; kept along (D1)
+        objective mean(lambda_2) of theta''
+          score(D2)  at mean(lambda_2)  moves through → lambda_2, stays there: `lambda_2` is not linear; kept along (D2)
+    """,
+    "enumeration, which replays": """
+        objective mean(lambda_2)
+          box(D1)   at mean(lambda_2)  moves through → lambda_2, stays there: `lambda_2` is not linear; kept along ()
+          box(tau)  at mean(lambda_2)  moves through → lambda_2, stays there: `lambda_2` is not linear; kept along (tau)
+        objective mean(lambda) of theta'
+          score(D1)  at mean(lambda)  moves through → lambda, stays there: `lambda` is not linear; kept along (D1)
+        replays: objective mean(lambda_2), again: lambda_2
+          box(tau)  at lambda_2  stays: `lambda_2` is not linear; kept along (tau)
+        replays: objective mean(lambda) of theta'
+          score(D1)  at mean(lambda)  moves through → lambda, stays there: `lambda` is not linear; kept along (D1)
     """,
     "two samples": """
         objective sub

@@ -35,7 +35,7 @@ class Template(NamedTuple):
     replayed: sg.Graph | None = None
     epochs: int = 1
 
-    def compile(self, lowering: str = "never") -> sg.Compiled:
+    def compile(self, lowering: str = "auto") -> sg.Compiled:
         """The surrogate of the graph with these estimators; `lowering` as in `Graph.compile`."""
         return self.graph.compile(dict(self.estimators), lowering=lowering)
 

@@ -100,7 +100,7 @@ class Configuration:
         least=1,
         most=1024,
     )
-    lowering: str = _option("never", "how meta-gradients are computed: never, auto, flat, inductor")
+    lowering: str = _option("auto", "how meta-gradients are computed: never, auto, flat, inductor")
     evaluate_every: int = _option(25, "iterations between evaluations on held-out tasks", least=1)
     evaluation_tasks: int = _option(100, "held-out tasks", least=1)
     evaluation_steps: int | None = _option(None, "adaptation steps evaluated; none: as trained", least=0)

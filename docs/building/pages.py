@@ -23,6 +23,9 @@ EXAMPLES = {
     "DisARM": "Exact, over all outcomes: the exponential of the mean of N coins.",
     "Plugin": "Exact, over all outcomes: the return of a random walk after one step on the expectation of walks.",
     "Jackknife": "Exact, over all outcomes: the return of a random walk after one step on the expectation of walks.",
+    "REBAR": "By quadrature of their noise: the exponential of the mean of N coins, at a temperature of 1.",
+    "RELAX": "By quadrature of their noise: the exponential of the mean of N coins, at a temperature of 1.",
+    "Relaxed": "By quadrature of their noise: the exponential of the mean of N coins, at a temperature of 1.",
 }
 REFERENCE = {
     "declare": "graph sample data mean expect sum reduce logmeanexp apply log_prob stop ascend descend momentum "

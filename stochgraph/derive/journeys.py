@@ -20,16 +20,19 @@ class Box(NamedTuple):
     where: str
 
 
-def journeys(placement: Placement) -> Iterator[Row]:
-    """What there is, the node where it begins, and what becomes of it: a row for every box and control variate."""
+def journeys(placement: Placement) -> Iterator[tuple[str, list[Row]]]:
+    """The name of every start, and a row for every box and control variate.
+
+    A row says what there is, the node where it begins, and what becomes of it.
+    """
     covered: set[Key] = set()
     for start in placement.starts:
         keys = list(_leads_to(placement, start, covered))
         covered.update(keys)
         begins = _boxes(placement, start, f"at {start[0].name}") if keys else []
         joining = [box for key in keys for box in _joining(placement, key)]
-        yield from _followed(placement, [*begins, *joining])
-        yield from (row for key in keys for row in _controls(placement, key))
+        controls = [row for key in keys for row in _controls(placement, key)]
+        yield start[0].name, [*_followed(placement, [*begins, *joining]), *controls]
 
 
 def _leads_to(placement: Placement, start: Key, covered: set[Key]) -> Iterator[Key]:

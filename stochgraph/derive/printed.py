@@ -13,6 +13,7 @@ from .derivation import Derivation
 from .journeys import journeys
 
 Rows = Iterable[tuple[str, ...]]
+Told = Iterable[tuple[str, Sequence[tuple[str, ...]]]]
 
 
 def printed(derivation: Derivation, objective: nd.Node, program: Sequence[nd.Node], stage: str) -> str:
@@ -29,13 +30,12 @@ def printed(derivation: Derivation, objective: nd.Node, program: Sequence[nd.Nod
     """
     if stage == "program":
         return "\n".join(_columns(_evaluated(program, {}, "")))
-    if stage not in _ROWS:
-        raise ValueError(f"show({stage!r}): one of {', '.join(map(repr, (*_ROWS, 'program')))} is expected")
+    if stage not in _TOLD:
+        raise ValueError(f"show({stage!r}): one of {', '.join(map(repr, (*_TOLD, 'program')))} is expected")
     title = f"objective {objective.name}"
     lines = []
-    for name, inner in _sections(derivation, title):
-        body = _columns(_ROWS[stage](inner))
-        lines += [name, *(f"  {line}" for line in body)] if body else []
+    for name, rows in _TOLD[stage](derivation, title):
+        lines += [name, *(f"  {line}" for line in _columns(rows))] if rows else []
     return "\n".join(lines) or f"{title}: no boxes"
 
 
@@ -46,13 +46,28 @@ def _columns(rows: Rows) -> list[str]:
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
-def _sections(derivation: Derivation, title: str) -> Iterator[tuple[str, Derivation]]:
+def _sections(derivation: Derivation, title: str, where: str = "") -> Iterator[tuple[str, Derivation]]:
     """A derivation, those of its updates, and that of its replays where it is another one."""
-    yield title, derivation
+    yield where + title, derivation
     for update, inner in derivation.updates.items():
-        yield from _sections(inner, f"objective {update.objective.name} of {update.name}")
+        yield from _sections(inner, f"objective {update.objective.name} of {update.name}", where)
     if derivation.around is None and derivation.exact is not derivation and derivation.exact.placement.starts:
-        yield from _sections(derivation.exact, "replays")
+        yield from _sections(derivation.exact, title, "replays: ")
+
+
+def _told_of_reach(derivation: Derivation, title: str) -> Told:
+    return ((name, list(_reach(inner))) for name, inner in _sections(derivation, title))
+
+
+def _told_of_placement(derivation: Derivation, title: str) -> Told:
+    """Of every derivation the rows of its objective, and of what is derived again, for replays or of parts."""
+    for name, inner in _sections(derivation, title):
+        for place, (start, rows) in enumerate(journeys(inner.placement)):
+            yield f"{name}, again: {start}" if place else name, rows
+
+
+def _told_of_build(derivation: Derivation, title: str) -> Told:
+    return ((name, list(_built(inner))) for name, inner in _sections(derivation, title))
 
 
 def _reach(derivation: Derivation) -> Rows:
@@ -98,8 +113,8 @@ def _evaluated(program: Sequence[nd.Node], outside: Mapping[nd.Node, str], prefi
         yield numbers[node], node.kind, node.name, _axes(node.axes), f"reads {read}" if read else ""
 
 
-_ROWS: dict[str, Callable[[Derivation], Rows]] = {
-    "reach": _reach,
-    "placement": lambda derivation: journeys(derivation.placement),
-    "build": _built,
+_TOLD: dict[str, Callable[[Derivation, str], Told]] = {
+    "reach": _told_of_reach,
+    "placement": _told_of_placement,
+    "build": _told_of_build,
 }

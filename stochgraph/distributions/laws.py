@@ -85,6 +85,13 @@ class Law(Protocol):
     def draw(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> tuple[Any, Any]:
         """A draw `(*node.axes, ...)`, and whatever `score` can reuse."""
 
+    def draw_pathwise(
+        self, node: SampleNode, values: Sequence[Any], run: Surroundings, noise: list[Tensor] | None
+    ) -> tuple[Tensor, list[Tensor], Kept]:
+        """A draw that is differentiated, of fresh or of recorded noise; the noise, and what `score` can reuse."""
+        why = no_path(node, self.name)
+        raise SamplingError(why)
+
     def score(
         self,
         node: SampleNode,
@@ -104,6 +111,11 @@ class Law(Protocol):
 
     def outcomes(self, node: SampleNode, values: Sequence[Any], run: Surroundings, trials: int) -> tuple[Any, int]:
         """All outcomes of every draw, `(outcomes, *parent_axes, *batch, ...)`, and the number of batch dimensions."""
+
+    def nodes(self, node: SampleNode, values: Sequence[Any], run: Surroundings, count: int) -> tuple[Any, Tensor, int]:
+        """Nodes that stand for a continuous draw, the logarithm of their weights, both in front, and as in outcomes."""
+        why = f"{self.name} has no nodes"
+        raise NotImplementedError(why)
 
 
 class DistributionLaw(Law):
@@ -176,7 +188,7 @@ class DistributionLaw(Law):
             value = remembering.sample(torch.Size([run.sizes[axis] for axis in node.repeats]))
         value = value.detach() if value.requires_grad else value  # torch's own distributions hand out constants
         kept = Kept(node, built) if remembering is built else Kept(node, built, value, remembering)
-        return _arrange(value, node.drawn_axes, node.axes), kept
+        return arrange(value, node.drawn_axes, node.axes), kept
 
     def draw_pathwise(
         self, node: SampleNode, values: Sequence[Any], run: Surroundings, noise: list[Tensor] | None
@@ -190,10 +202,10 @@ class DistributionLaw(Law):
         _refuse_temperatures(node, built)
         # The placeholder of an update may have plates that the draw does not have, and the draw's own plate as well.
         if noise is not None:
-            noise = [_arrange(x, node.declared.drawn_axes, node.drawn_axes) for x in noise]
+            noise = [arrange(x, node.declared.drawn_axes, node.drawn_axes) for x in noise]
         with NoiseTape(node, noise) as tape:
             value = built.rsample(torch.Size([run.sizes[axis] for axis in node.repeats]))
-        return _arrange(value, node.drawn_axes, node.axes), tape.recorded, Kept(node, built, value)
+        return arrange(value, node.drawn_axes, node.axes), tape.recorded, Kept(node, built, value)
 
     def score(
         self,
@@ -219,8 +231,8 @@ class DistributionLaw(Law):
             value = vz.align(value, node.axes, axes)
             # Parents that vary with the draw, copies of an update's parameters, have its plates in their batch.
             drawn_axes = (*without(axes, parent_axes), *parent_axes)
-        log_prob = _summed(built, built.log_prob(_arrange(value, axes, drawn_axes)), parent_axes)
-        return _arrange(log_prob, drawn_axes, axes)
+        log_prob = _summed(built, built.log_prob(arrange(value, axes, drawn_axes)), parent_axes)
+        return arrange(log_prob, drawn_axes, axes)
 
     def _score_moved(self, node: SampleNode, kept: Kept) -> Tensor:
         """The log-probability of a pathwise draw, by the distribution that drew it.
@@ -229,7 +241,7 @@ class DistributionLaw(Law):
         """
         assert kept.draw is not None
         log_prob = _summed(kept.built, kept.built.log_prob(kept.draw), node.parent_axes)
-        return _arrange(log_prob, node.drawn_axes, node.axes)
+        return arrange(log_prob, node.drawn_axes, node.axes)
 
     def trials(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> Tensor:
         return most_trials(self.build(node, node.inputs, values, node.parent_axes, run, validate=False))
@@ -490,7 +502,7 @@ def _summed(built: Distribution, log_prob: Tensor, parent_axes: Axes) -> Tensor:
     return log_prob.sum(tuple(range(-own, 0))) if own else log_prob
 
 
-def _arrange(value: Tensor, axes: Axes, target: Axes) -> Tensor:
+def arrange(value: Tensor, axes: Axes, target: Axes) -> Tensor:
     """View a tensor `(*axes, ...)` as `(*target, ...)`, with dimensions of size 1 for the axes that it lacks."""
     if axes == target:
         return value

@@ -16,6 +16,7 @@ from .tables import paragraph, table
 _WORDS = {
     "once": "counted exactly once",
     "linearized": "counted once, linearised {}",
+    "relaxed": "counted through a draw of another law: biased",
     "dropped": "not counted: the estimate ignores this path",
     "scaled": "counted {} times",
     "twice": "counted twice",

@@ -18,7 +18,8 @@ from ..ir.programs import up_to
 from ..surrogate.steps import CompiledUpdate
 from ..tensors.axes import Axis
 
-Counted = Literal["once", "linearized", "dropped", "scaled", "twice"]
+Counted = Literal["once", "linearized", "relaxed", "dropped", "scaled", "twice"]
+WORDS: tuple[Counted, ...] = ("once", "linearized", "relaxed", "scaled", "twice", "dropped")  # the later prevails
 Kind = Literal["distribution", "pathwise", "value"]
 
 _MOST_ROUTES = 4
@@ -160,8 +161,7 @@ def weight_of(boxes: Iterable[_Count]) -> str:
 
 def _times(above: Counted, below: Counted) -> Counted:
     """A path counted `below`, of what is itself counted `above`."""
-    order: list[Counted] = ["once", "linearized", "scaled", "twice", "dropped"]
-    return max(above, below, key=order.index)
+    return max(above, below, key=WORDS.index)
 
 
 class _Walk:
@@ -212,6 +212,8 @@ class _Walk:
         elif isinstance(node, nd.Sample):
             passed = f"draws in the updates of {state.chain}" if state.chain else node.name
             crossed = None if node.pathwise else self._crossed(node, state)
+            if node.relaxed:
+                state = state._replace(share=_times(state.share, "relaxed"))
             for i, parent in enumerate(node.inputs):
                 yield parent, (crossed or self._through(node, i, state))._replace(chain="", drawn=True), passed
         else:
@@ -399,7 +401,8 @@ def _row(node: nd.Node, state: _State, count: int, path: tuple[str, ...], scored
         return None
     small = "O(1/N)" if averaging_plate(node) is not None else "O(1)"
     if node.pathwise:
-        through: Counted = "dropped" if state.cut else state.share
+        share = _times(state.share, "relaxed") if node.relaxed else state.share
+        through: Counted = "dropped" if state.cut else share
         weight = {"dropped": "0", "twice": "2"}.get(through, "1")
         order = "O(N)" if averaging_plate(node) in state.totalled else small  # a reduction may be a sum
         return Row(node.name, "", path, through, "pathwise", weight, (), count, order)

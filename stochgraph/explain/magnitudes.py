@@ -13,10 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .ledger import Counted, Kind, Row, Source
+from .ledger import WORDS, Counted, Kind, Row, Source
 
 _ZERO = 1e-12  # of the mean size of an estimate: a truth below it is zero, but for rounding
-_ORDER: list[Counted] = ["once", "linearized", "scaled", "twice", "dropped"]
 
 
 @dataclass(frozen=True)
@@ -129,7 +128,7 @@ def groups(ledger: Iterable[Row], estimates: Estimates, shape: Callable[[Tensor]
 
 def _words(found: set[Counted]) -> list[Counted]:
     """The words of a source's groups: of what is counted the largest, and "dropped" if anything is."""
-    counted = sorted(found - {"dropped"}, key=_ORDER.index)
+    counted = sorted(found - {"dropped"}, key=WORDS.index)
     return [*counted[-1:], *(["dropped"] if "dropped" in found else [])]  # type: ignore[list-item]
 
 

@@ -211,6 +211,7 @@ class Node:
     averages: Axes = ()  # those of them that a linear mean is taken over
     is_draw = False  # whether it is drawn: its value stays where its parents move, unless it is pathwise
     pathwise = False  # whether it is drawn, and the draw itself moves with its parents
+    relaxed = False  # whether it is pathwise, and drawn from another law than the declared one
     stops = False  # whether it is a constant by declaration
     solves: frozenset["Node"] = frozenset()  # the unknowns that it solves for
     opens: frozenset["Node"] = frozenset()  # the unknown that it is

@@ -9,7 +9,7 @@ generators, files, other modules. It is refused by name.
 
 import builtins
 import dis
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Set, Sized
 from enum import Enum
 from functools import partial
 from itertools import dropwhile, takewhile
@@ -100,7 +100,7 @@ class Held:
                 return key
         return None
 
-    def _hold(self, thing: Any, words: str) -> None:
+    def _hold(self, thing: object, words: str) -> None:
         if (isinstance(thing, (*_BY_VALUE, *_CONSTANTS)) and not isinstance(thing, tuple)) or id(thing) in self._seen:
             return
         self._seen[id(thing)] = thing
@@ -125,7 +125,7 @@ class Held:
         for thing in things:
             self._hold(thing, words)
 
-    def _place(self, read: Callable[[Any], Any], key: Any, words: str) -> None:
+    def _place(self, read: Callable[[Any], Any], key: Hashable, words: str) -> None:
         value = read(key)
         self._places.append((read, key, value))
         self._hold(value, words)
@@ -137,13 +137,13 @@ class Held:
             self._place(partial(getattr, tensor), name, words)
         self._place(lambda _: torch.Size(tensor.stride()), "stride", words)
 
-    def _hold_dict(self, mapping: Any, words: str) -> None:
+    def _hold_dict(self, mapping: dict[Any, Any], words: str) -> None:
         _refuse_long(mapping, words)
         self._places.append((lambda _: len(mapping), words, len(mapping)))
         for key in list(mapping):
             self._place(partial(_read, mapping), key, words)
 
-    def _hold_list(self, items: Any, words: str) -> None:
+    def _hold_list(self, items: Sequence[Any], words: str) -> None:
         _refuse_long(items, words)
         if isinstance(items, list):
             self._places.append((lambda _: len(items), words, len(items)))
@@ -155,7 +155,7 @@ class Held:
         if type(items) not in (list, tuple):
             self._hold(type(items), words)
 
-    def _hold_set(self, items: Any, words: str) -> None:
+    def _hold_set(self, items: Set[Any], words: str) -> None:
         copy = set(items)
         self._places.append((lambda _: items == copy, words, True))
         self._hold_all(copy, words)
@@ -221,7 +221,7 @@ class Held:
         if module.__name__.partition(".")[0] not in _MODULES:
             _refuse(words, f"the module {module.__name__}, whose members may be others at the next call")
 
-    def _hold_builtin(self, fn: Any, words: str) -> None:
+    def _hold_builtin(self, fn: Callable[..., Any], words: str) -> None:
         owner = getattr(fn, "__self__", None) or getattr(fn, "__objclass__", None)
         if isinstance(owner, (ModuleType, type)) or owner is None:
             module = owner.__name__ if isinstance(owner, ModuleType) else getattr(owner, "__module__", None)
@@ -231,7 +231,7 @@ class Held:
                 return
         _refuse(words, f"{fn!r}")
 
-    def _hold_object(self, thing: Any, words: str) -> None:
+    def _hold_object(self, thing: object, words: str) -> None:
         """An object by its members and the code of its class: those that code names, all of one of torch's."""
         kind = type(thing)
         if not hasattr(thing, "__dict__") or kind.__module__.partition(".")[0] in ("numpy", "random", "builtins"):
@@ -255,11 +255,11 @@ def _count(kind: type, _: str) -> int:
     return len(vars(kind))
 
 
-def _read(mapping: Mapping[Any, Any], key: Any) -> Any:
+def _read(mapping: Mapping[Any, Any], key: Hashable) -> Any:
     return mapping.get(key, _MISSING)
 
 
-def _equal(now: Any, value: Any) -> bool:
+def _equal(now: object, value: object) -> bool:
     if type(now) is not type(value) or not isinstance(value, _BY_VALUE):
         return False
     by_value = isinstance(value, (torch.Size, torch.device))
@@ -278,7 +278,7 @@ def _is_trusted(module: str | None) -> bool:
     return is_own(module) if name == "stochgraph" else name in _MODULES
 
 
-def _is_slot(member: Any) -> bool:
+def _is_slot(member: object) -> bool:
     return type(member).__name__ in ("_tuplegetter", "member_descriptor", "getset_descriptor")
 
 
@@ -329,6 +329,6 @@ def _refuse(words: str, what: str) -> None:
     raise LoweringError(f"{words}, is {what}: it may be another one at the next call, and no record would tell")
 
 
-def _refuse_long(items: Any, words: str) -> None:
+def _refuse_long(items: Sized, words: str) -> None:
     if len(items) > _MANY:
         _refuse(words, f"a {type(items).__name__} of {len(items)}, too long to be compared at every call")

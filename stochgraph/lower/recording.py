@@ -18,9 +18,11 @@ from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..errors.exceptions import LoweringError
 from ..tensors.indexing import getitem, in_transform
@@ -102,7 +104,9 @@ class _Unseen(TorchFunctionMode):
         super().__init__()
         self.refuse = refuse
 
-    def __torch_function__(self, fn: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, fn: Callable[..., Any], types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         if fn in _LEAVES_TORCH:
             self.refuse(f"values leave torch by .{fn.__name__}(), and what is computed of them is not recorded")
         one_entry = fn is Tensor.__getitem__ and not in_transform()  # in one torch itself looks at no value
@@ -113,17 +117,16 @@ class _Recorder(TorchDispatchMode):
     def __init__(self, arguments: Sequence[Tensor], place: Callable[[], str]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.graph, self.root, self.place = fx.Graph(), torch.nn.Module(), place
-        self.known: dict[int, fx.Node] = {}
-        self.alive: list[Any] = []  # an id is a tensor's as long as it lives
-        self.outside: set[int] = set()
+        self.known = WeakTensorKeyDictionary()  # the node of every tensor that still lives
+        self.outside: set[object] = set()  # the memory of inputs and of what is captured
         self.conditions: list[tuple[fx.Node, Any]] = []
         self.refusal: str | None = None
         for i, argument in enumerate(arguments):
-            node = self.graph.placeholder(f"input_{i}")
-            self._know(argument, node)
-            self.outside.add(_storage(argument))
+            self._know_outside(argument, self.graph.placeholder(f"input_{i}"))
 
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, func: OpOverload, types: object, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
         with torch._C.DisableTorchFunction():  # what is done here is no doing of the function that is recorded
             return self._record(func, args, kwargs or {})
 
@@ -132,16 +135,18 @@ class _Recorder(TorchDispatchMode):
         self.refusal = self.refusal or why
         raise LoweringError(why)
 
-    def _record(self, func: Any, args: Any, kwargs: Any) -> Any:
+    def _record(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         self._check(func, args, kwargs)
         node_args, node_kwargs = pytree.tree_map(self._node_of, (tuple(args), dict(kwargs)))
         result = func(*args, **kwargs)
         node = self.graph.call_function(_out_of_place(func), node_args, node_kwargs)
         node.meta["place"] = self.place()
-        self._note(result, node, func)
+        self._note(
+            result, node, func, [leaf for leaf in pytree.tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+        )
         return result
 
-    def _check(self, func: Any, args: Any, kwargs: Any) -> None:
+    def _check(self, func: OpOverload, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if any(tag in func.tags for tag in _SIZED_BY_VALUES) and not _by_places(func, args):
             self.refuse(f"the size of what {func} returns depends on values")
         if kwargs.get("generator") is not None:
@@ -151,25 +156,24 @@ class _Recorder(TorchDispatchMode):
                 self.refuse(f"{func} writes into an input, or into a tensor that the graph captures")
 
     def _is_outside(self, tensor: Tensor) -> bool:
-        return id(tensor) not in self.known or _storage(tensor) in self.outside
+        return tensor not in self.known or self.known[tensor].meta["storage"] in self.outside
 
     def _node_of(self, leaf: Any) -> Any:
         if not isinstance(leaf, Tensor):
             return leaf
-        if id(leaf) not in self.known:  # captured, or made of numbers
-            name = f"constant_{len(self.alive)}"
+        if leaf not in self.known:  # captured, or made of numbers
+            name = f"constant_{len(self.outside)}"
             self.root.register_buffer(name, leaf)
-            self._know(leaf, self.graph.get_attr(name))
-            self.outside.add(_storage(leaf))
-        return self.known[id(leaf)]
+            self._know_outside(leaf, self.graph.get_attr(name))
+        return self.known[leaf]
 
-    def _note(self, result: Any, node: fx.Node, func: Any) -> None:
+    def _note(self, result: Any, node: fx.Node, func: Any, read: Sequence[Tensor]) -> None:
         if isinstance(result, Tensor):
-            self._know(result, node)
+            self._know(result, node, read)
         elif isinstance(result, (tuple, list)):
             for i, part in enumerate(result):
                 if isinstance(part, Tensor):
-                    self._know(part, self.graph.call_function(_item, (node, i)))
+                    self._know(part, self.graph.call_function(_item, (node, i)), read)
         elif isinstance(result, _NUMBER):
             self._see(node, result, func)
         elif result is not None:
@@ -197,10 +201,15 @@ class _Recorder(TorchDispatchMode):
         copy.meta.update(storage=object(), dtype=source.meta["dtype"])
         return copy
 
-    def _know(self, tensor: Tensor, node: fx.Node) -> None:
-        self.alive.append(tensor)
-        self.known[id(tensor)] = node
-        describe(node, tensor)
+    def _know(self, tensor: Tensor, node: fx.Node, read: Sequence[Tensor] = ()) -> None:
+        """A tensor, and what it was made of: it shows the memory of one of these, or memory of its own."""
+        shown = (self.known[other].meta["storage"] for other in read if _storage(other) == _storage(tensor))
+        describe(node, tensor, next(shown, object()))
+        self.known[tensor] = node
+
+    def _know_outside(self, tensor: Tensor, node: fx.Node) -> None:
+        self._know(tensor, node)
+        self.outside.add(node.meta["storage"])
 
     def finish(self, results: Sequence[Tensor]) -> Flat:
         """The program: results, numbers that Python has looked at, and flags, which are read all at once."""
@@ -240,7 +249,7 @@ def _storage(tensor: Tensor) -> int:
     return tensor.untyped_storage()._cdata
 
 
-def _out_of_place(func: Any) -> Any:
+def _out_of_place(func: OpOverload) -> Any:
     """What gives a tensor another shape is recorded as a view of it, which nobody has written into."""
     name = func._schema.name
     if name not in _VIEWS_IN_PLACE:
@@ -248,7 +257,7 @@ def _out_of_place(func: Any) -> Any:
     return getattr(getattr(torch.ops.aten, name.removeprefix("aten::").removesuffix("_")), func._overloadname)
 
 
-def _by_places(func: Any, args: Any) -> bool:
+def _by_places(func: OpOverload, args: Sequence[Any]) -> bool:
     """Whether an index picks entries by their places, and not those where a mask is true."""
     if func is not torch.ops.aten.index.Tensor:
         return False

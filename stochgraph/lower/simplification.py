@@ -9,7 +9,7 @@ there: the later one is read as the earlier one. Memory is told apart by the ope
 in another call two inputs may share theirs, or not.
 """
 
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -42,17 +42,32 @@ def simplify(graph: fx.Graph, root: torch.nn.Module, wanted: Iterable[fx.Node]) 
             graph.erase_node(node)
 
 
-def describe(node: fx.Node, tensor: Tensor) -> None:
-    """Note what is known of a node's value: its memory, shape and dtype, and the value itself, of one that is small."""
-    node.meta["storage"] = tensor.untyped_storage()._cdata
+def describe(node: fx.Node, tensor: Tensor, storage: object) -> None:
+    """Note what is known of a node's value: its memory, shape and dtype; the value itself, of a small constant.
+
+    Args:
+        node: a node of a program.
+        tensor: its value.
+        storage: stands for the memory that it shows.
+    """
+    node.meta["storage"] = storage
     node.meta["dtype"], node.meta["shape"] = tensor.dtype, tensor.shape
     if not (tensor.is_conj() or tensor.is_neg()):
         node.meta["place in memory"] = (tensor.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype)
-    if tensor.untyped_storage().nbytes() <= _LARGEST_CONSTANT:
+    if _is_constant(node) and tensor.untyped_storage().nbytes() <= _LARGEST_CONSTANT:
         node.meta["tensor"] = tensor
 
 
-def written_by(func: Any, args: Any, kwargs: Any) -> Iterator[Any]:
+def _is_constant(node: fx.Node) -> bool:
+    """Whether a value is the same at every call: it is made of sizes and numbers alone, small ones on the way."""
+    if node.op != "call_function" or _matters(node):
+        return False
+    return _of_sizes_alone(node) or (
+        bool(node.all_input_nodes) and all("tensor" in n.meta for n in node.all_input_nodes)
+    )
+
+
+def written_by(func: object, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Iterator[Any]:
     """The arguments that an operation writes into, tensors or what stands for them."""
     if not isinstance(func, torch._ops.OpOverload) or not func._schema.is_mutable:
         return
@@ -122,15 +137,14 @@ def _touches(node: fx.Node, written: set[Any]) -> bool:
 
 
 def _fold(graph: fx.Graph, root: torch.nn.Module, kept: set[fx.Node], written: set[Any]) -> None:
-    """Keep small results that are the same at every call: what is made of sizes and numbers alone."""
+    """Keep small results that are the same at every call."""
     constant: set[fx.Node] = set()
     for node in graph.nodes:
-        pure = node.op == "call_function" and not _matters(node) and not _touches(node, written)
-        made_of = node.all_input_nodes
-        if pure and (_of_sizes_alone(node) or (made_of and constant.issuperset(made_of))):
+        made_alike = _of_sizes_alone(node) or constant.issuperset(node.all_input_nodes)
+        if "tensor" in node.meta and made_alike and not _touches(node, written):
             constant.add(node)
     for node in constant - kept:
-        if "tensor" in node.meta and not constant.issuperset(node.users):
+        if not constant.issuperset(node.users):
             _hold(graph, root, node)
 
 

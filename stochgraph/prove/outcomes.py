@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 
 from ..derive.derivation import Derivation
 from ..derive.estimator import SCORED, GradientEstimator
-from ..distributions.laws import DistributionLaw
+from ..distributions.laws import arrange
 from ..distributions.mends import at_edge, edge_message
 from ..errors.exceptions import VerificationError
 from ..ir import nodes as nd
@@ -71,6 +71,13 @@ class Values:
         self.program = schedule([self.objective, *self.scores.values()])
 
 
+def relaxed_in(compiled: Compiled) -> dict[str, nd.Sample]:
+    """The samples that an estimator draws from another law than the declared one, as it draws them."""
+    declared = {node.name: node for node in _samples(compiled.graph.order)}
+    moved = {s: compiled._derivation.derive(declared[s]) for s in compiled._derivation.pathwise}
+    return {s: node for s, node in moved.items() if isinstance(node, nd.Sample) and node.relaxed}
+
+
 def _samples(order: list[nd.Node]) -> list[nd.Sample]:
     return [node for node in order if isinstance(node, nd.Sample)]
 
@@ -84,6 +91,7 @@ class Outcomes:
         sizes: sizes of plates by name.
         limit: the most outcomes.
         quadrature: the number of nodes for every number of noise; `None`: continuous draws are refused.
+        declared: whether draws are as declared, and not as an estimator relaxes them.
         expected: plates of which one draw is enumerated, its outcomes along the plate with their probabilities.
     """
 
@@ -94,6 +102,7 @@ class Outcomes:
         sizes: Mapping[str, int],
         limit: int,
         quadrature: int | None = None,
+        declared: bool = False,
         expected: Iterable[Axis] = (),
     ) -> None:
         self.names, self.inputs, self.limit, self.quadrature = compiled.graph.inputs, inputs, limit, quadrature
@@ -103,12 +112,15 @@ class Outcomes:
         self.order, self.goal = compiled.graph.order, compiled.graph.objective
         self.samples = _samples(self.order)
         self.expected = expected_samples(self.samples, expected)
-        self.pathwise = {s: compiled.estimators[s] for s in compiled._derivation.pathwise}
+        self.relaxed = {} if declared else relaxed_in(compiled)
+        kept = compiled._derivation.pathwise - (relaxed_in(compiled).keys() if declared else set())
+        self.pathwise = {s: compiled.estimators[s] for s in kept}
         self.beside = [node.declared for node in compiled._noise.values()]
         self.values = self._values(self.pathwise)
         self.held_values = self._values(self._differentiated_by_updates())
         self.all = Outcome({}, {}, torch.zeros(1, dtype=torch.float64))
         self.count = 1  # a graph without draws has one outcome
+        self.uses_nodes = False
         self._enumerate()
 
     def _values(self, pathwise: Mapping[str, GradientEstimator]) -> Values:
@@ -125,7 +137,10 @@ class Outcomes:
             if node in self.expected:
                 self._lay_out(node, self.expected[node])
                 continue
-            if self.quadrature is not None and self._is_continuous(node):
+            if self.quadrature is not None and node.name in self.relaxed:
+                self._extend_relaxed(self.relaxed[node.name], self.quadrature)
+                continue
+            if self.quadrature is not None and has_nodes(node) and not self._lists_outcomes(node):
                 self._extend_by_nodes(node, self.quadrature)
                 continue
             if node.name in self.differentiated:
@@ -137,22 +152,20 @@ class Outcomes:
 
     def _extend_beside(self, node: nd.Sample) -> None:
         """Every outcome so far, times every outcome of what an estimator draws: its probability is a weight."""
-        if self.quadrature is not None and self._is_continuous(node):
-            self._extend_by_nodes(node, self.quadrature)
+        if self.quadrature is not None and not self._lists_outcomes(node):
+            self._extend(node, self.quadrature)
             return
         self._extend(node)
         score = self.values.scores_beside[node.name]
         self._drop_impossible(score)
         self.all = self.all._replace(log_weight=self.all.log_weight + self._scored(score))
 
-    def _is_continuous(self, node: nd.Sample) -> bool:
-        if not has_nodes(node):
-            return False
+    def _lists_outcomes(self, node: nd.Sample) -> bool:
         try:
             self._at_parents(node, lambda node, parents, run: node.law.outcomes(node, parents, run, 1)[0])
         except NotImplementedError:
-            return True
-        return False
+            return False
+        return True
 
     def _extend_by_nodes(self, node: nd.Sample, count: int) -> None:
         """Every outcome so far, times every combination of the nodes of a sample's noise."""
@@ -161,11 +174,19 @@ class Outcomes:
         noise = noise_of(node, values, run)
         self._refuse_too_many(node, f"{count} nodes", count, entries(noise))
         found, log_weight = grid(noise, count)
+        self.uses_nodes = True
         before = self.count
         self._repeat(len(log_weight))
         tiled = [x.repeat(before, *[1] * (x.dim() - 1)) for x in found]
         self.all.noise[node.name] = tiled
         self.all = self.all._replace(log_weight=self.all.log_weight + log_weight.repeat(before))
+        self.all.draws[node.name] = self.map(lambda outcome: self._at_nodes(node, *self._prepared(node, outcome)))
+
+    def _extend_relaxed(self, node: nd.Sample, count: int) -> None:
+        """The same for a draw that an estimator relaxes, whose law has the nodes of its noise."""
+        self._extend(node, count)
+        found = self.all.draws.pop(node.name)
+        self.all.noise[node.name] = [torch.vmap(lambda one: arrange(one, node.axes, node.drawn_axes))(found)]
         self.all.draws[node.name] = self.map(lambda outcome: self._at_nodes(node, *self._prepared(node, outcome)))
 
     def _prepared(self, node: nd.Sample, outcome: Outcome) -> tuple[list[Any], Run, list[Tensor]]:
@@ -176,12 +197,11 @@ class Outcomes:
 
     def _at_nodes(self, node: nd.Sample, values: list[Any], run: Run, noise: list[Tensor]) -> Tensor:
         """The draw that the noise makes of the values of its parents."""
-        assert isinstance(node.law, DistributionLaw)
         return node.law.draw_pathwise(node, values, run, noise)[0]
 
-    def _extend(self, node: nd.Sample) -> None:
-        """Every outcome so far, times every joint outcome of the node's draws."""
-        support, own = self._support(node)
+    def _extend(self, node: nd.Sample, nodes: int | None = None) -> None:
+        """Every outcome so far, times every joint outcome of the node's draws, or of its nodes and their weights."""
+        support, own = self._support(node) if nodes is None else self._weighted_support(node, nodes)
         leaves, spec = pytree.tree_flatten(support)
         lead = len(node.parent_axes)
         shape = leaves[0].shape
@@ -195,7 +215,25 @@ class Outcomes:
         places = [1 + node.plates.index(axis) for axis in (*node.parent_axes, *node.repeats)]
         grown = [leaf.movedim(list(range(1, 1 + len(places))), places) for leaf in combined]
         self._repeat(len(index))
-        self.all.draws[node.name] = pytree.tree_unflatten(grown, spec)
+        found = pytree.tree_unflatten(grown, spec)
+        if nodes is not None:
+            found, log_weight = found
+            self.uses_nodes = True
+            self.all = self.all._replace(
+                log_weight=self.all.log_weight + log_weight.reshape(len(log_weight), -1).sum(1)
+            )
+        self.all.draws[node.name] = found
+
+    def _weighted_support(self, node: nd.Sample, count: int) -> tuple[Any, int]:
+        """The nodes of every draw, and the logarithm of their weights, at every outcome."""
+        own: list[int] = []
+
+        def nodes(node: nd.Sample, values: list[Any], run: Run) -> Any:
+            found, log_weight, dims = node.law.nodes(node, values, run, count)
+            own[:] = [dims]
+            return found, log_weight
+
+        return self._at_parents(node, nodes), own[0]
 
     def _lay_out(self, node: nd.Sample, plate: Axis) -> None:
         """Every outcome so far, with all outcomes of one draw along the plate."""

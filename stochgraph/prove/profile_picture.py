@@ -73,17 +73,18 @@ def mse_at(measured: Measured, seconds: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 
 def _draw_curves(axes: "Axes", figures: Mapping[str, Measured], colors: Mapping[str, str]) -> None:
-    seconds = times(figures)
+    seconds, lowest = times(figures), list[float]()
     axes.set_title("mean squared error of the mean of all estimates", size=11)
     for name, measured in figures.items():
         value, error = mse_at(measured, seconds)
         if np.isnan(value).all():
+            axes.plot([], [], color=colors[name], label=f"{name}: not known")
             continue
+        lowest.append(float(np.nanmin(value)))
         axes.plot(seconds, value, color=colors[name], label=name)
         axes.fill_between(seconds, value - ERRORS * error, value + ERRORS * error, color=colors[name], alpha=0.2, lw=0)
-    if axes.lines:
-        lowest = min(np.nanmin(line.get_ydata()) for line in axes.lines)
-        axes.set(xscale="log", yscale="log", xlabel="seconds", ylim=(lowest / 3, None))
+    if lowest:
+        axes.set(xscale="log", yscale="log", xlabel="seconds", ylim=(min(lowest) / 3, None))
         axes.legend(frameon=False)
     else:
         axes.set(xticks=[], yticks=[])
@@ -100,7 +101,7 @@ def _draw_biases(axes: "Axes", figures: Mapping[str, Measured], colors: Mapping[
         elif measured.bias > ERRORS * measured.bias_error:
             error = ERRORS * measured.bias_error
             axes.errorbar(i, measured.bias, yerr=error, color=colors[name], marker="o", capsize=4)
-            shown.append(measured.bias - error)
+            shown.append(measured.bias)
         else:
             most = measured.bias + ERRORS * measured.bias_error
             axes.plot(i, most, color=colors[name], marker="v", linestyle="none", fillstyle="none")
@@ -115,7 +116,7 @@ def _draw_variances(axes: "Axes", figures: Mapping[str, Measured], colors: Mappi
     for i, (name, measured) in enumerate(figures.items()):
         error = ERRORS * measured.variance_error
         axes.errorbar(i, measured.variance, yerr=error, color=colors[name], marker="o", capsize=4)
-    _finish(axes, "variance", figures, [each.variance - ERRORS * each.variance_error for each in figures.values()])
+    _finish(axes, "variance", figures, [each.variance for each in figures.values()])
 
 
 def _say(axes: "Axes", place: int, words: str) -> None:
@@ -123,7 +124,7 @@ def _say(axes: "Axes", place: int, words: str) -> None:
     axes.text(place, 0.04, words, ha="center", va="bottom", size=8, color=_PALE, transform=at)
 
 
-def _finish(axes: "Axes", title: str, figures: Mapping[str, Measured], lowest: list[float]) -> None:
+def _finish(axes: "Axes", title: str, figures: Mapping[str, Measured], shown: list[float]) -> None:
     """Names below, and a logarithmic axis where the smaller ones would vanish."""
     names = list(figures)
     tilt: dict[str, Any] = {"rotation": 30, "ha": "right"} if len(names) * max(map(len, names)) > 20 else {}
@@ -131,7 +132,7 @@ def _finish(axes: "Axes", title: str, figures: Mapping[str, Measured], lowest: l
     axes.set_title(title, size=11)
     axes.set(xlim=(-0.6, len(names) - 0.4))
     highest = axes.get_ylim()[1]
-    if lowest and 0 < min(lowest) < highest / _LEAST_SPREAD:
+    if shown and 0 < min(shown) < highest / _LEAST_SPREAD:
         axes.set_yscale("log")
-    elif lowest:
+    elif shown:
         axes.set_ylim(0, 1.1 * highest)

@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from ..explain.magnitudes import Group
 from ..run.compiled import Compiled
 from .profile_picture import picture_of
+from .sequential import FEWEST, Evidence, against_zero
 from .shares import sampled
 
 
@@ -33,6 +34,8 @@ class Figures:
         unbiased: whether the ledger says so.
         variance_error: the standard error of the variance.
         rows: the groups of the ledger's rows, each with what it gives to the mean; see `Group`.
+        evidence: what speaks against a mean at the reference, of the sequential test: `largest`, at any time, and
+            `after`, the number of estimates after which the mean was refuted; `None` where nothing is compared.
     """
 
     mean: Tensor
@@ -44,6 +47,7 @@ class Figures:
     seconds: float
     unbiased: bool
     variance_error: float
+    evidence: Evidence | None = None
     _groups: Callable[[], tuple[Group, ...]] = field(default=tuple, repr=False, compare=False)
 
     @cached_property
@@ -87,12 +91,14 @@ class Profile(Mapping[str, Figures]):
         truth: what bias and MSE refer to, shape `(P,)`, or `None`.
         reference: where the truth comes from.
         repeats: how many estimates were made with each.
+        false_alarm: the probability that the sequential test refutes a mean of this table that is right.
     """
 
     figures: dict[str, Figures]
     truth: Tensor | None
     reference: str
     repeats: int
+    false_alarm: float = 0.001
 
     def __getitem__(self, name: str) -> Figures:
         return self.figures[name]
@@ -105,16 +111,21 @@ class Profile(Mapping[str, Figures]):
 
     def to_markdown(self) -> str:
         """The table in markdown."""
-        head = "| estimator | bias | ± | variance | MSE | ms per estimate | MSE at one second | ± |"
+        head = "| estimator | bias | ± | refuted | variance | MSE | ms per estimate | MSE at one second | ± |"
         rows = [
-            f"| {name} | {f.bias:.3g} | {f.bias_error:.2g} | {f.variance:.4g} | {f.mse:.4g} | {1e3 * f.seconds:.3g} | "
-            f"{f.mse_per_second:.3g} | {f.mse_per_second_error:.2g} |"
+            f"| {name} | {f.bias:.3g} | {f.bias_error:.2g} | {_refuted(f.evidence)} | {f.variance:.4g} | {f.mse:.4g} | "
+            f"{1e3 * f.seconds:.3g} | {f.mse_per_second:.3g} | {f.mse_per_second_error:.2g} |"
             for name, f in self.figures.items()
         ]
         note = f"\n{self.repeats} estimates each; bias and MSE against {self.reference}. "
         note += "MSE at one second: of the mean of all estimates that fit into one. "
-        note += "±: the standard error of the bias, and that of the squared bias."
-        return "\n".join([head, "|---|" + "---|" * 7, *rows, note])
+        note += "±: the standard error of the bias, and that of the squared bias. "
+        note += "Refuted: the number of estimates after which the mean was refuted, by a sequential test; at most "
+        note += (
+            f"{self.false_alarm:.2g} of such tables refute a right one, at any time, if the variances are near those "
+        )
+        note += "measured."
+        return "\n".join([head, "|---|" + "---|" * 8, *rows, note])
 
     def plot(self) -> Any:
         """A `matplotlib` figure: the mean squared error against time, the bias, the variance, two errors each way.
@@ -132,6 +143,12 @@ class Profile(Mapping[str, Figures]):
         return self.to_markdown()
 
 
+def _refuted(evidence: Evidence | None) -> str:
+    if evidence is None:
+        return "–"
+    return "no" if evidence.after is None else f"after {evidence.after}"
+
+
 def profile(
     compiled: Mapping[str, Compiled],
     *inputs: Any,
@@ -139,8 +156,14 @@ def profile(
     truth: Any = None,
     generator: torch.Generator | None = None,
     sizes: Mapping[str, int] | None = None,
+    false_alarm: float = 0.001,
 ) -> Profile:
     """Measure estimators by Monte Carlo: bias, variance, mean squared error and time.
+
+    Means are tested as well. The test is sequential: it may be looked at after every estimate, and whoever goes on
+    until it refutes something is wrong with a probability of `false_alarm` at most. It takes nothing for granted but
+    the variances, those measured: where they are not finite, as those of heavy importance ratios, it may be wrong more
+    often. Fewer than 50 estimates are not tested.
 
     Args:
         compiled: the estimators by name. Estimates are made in turn, so that a drift of the machine meets all.
@@ -150,9 +173,14 @@ def profile(
             they are unbiased, the one of least variance.
         generator: source of randomness.
         sizes: sizes of plates by name.
+        false_alarm: the probability that the test refutes a mean that is right, for the whole table.
 
     Raises:
-        ValueError: no estimator, or fewer than two repeats.
+        ValueError: no estimator, or fewer than two repeats; a probability that is not between 0 and 1.
+
+    References:
+        Delyon (2009), Exponential inequalities for sums of weakly dependent variables, and Howard et al. (2020),
+        Time-uniform Chernoff bounds via nonnegative supermartingales, for the test; Robbins (1970), for mixtures.
 
     Example:
         >>> import torch, stochgraph as sg
@@ -168,6 +196,8 @@ def profile(
         raise TypeError('profile takes compiled graphs by name: sg.profile({"SF": graph.compile(sg.SF())}, theta)')
     if not compiled or repeats < 2:
         raise ValueError(f"profile needs at least one estimator and two repeats, got {len(compiled)} and {repeats}")
+    if not 0 < false_alarm < 1:
+        raise ValueError(f"false_alarm={false_alarm!r}: a probability, between 0 and 1")
     begun = None if generator is None else generator.clone_state()
     estimates: dict[str, list[Tensor]] = {name: [] for name in compiled}
     seconds: dict[str, list[float]] = {name: [] for name in compiled}
@@ -181,13 +211,23 @@ def profile(
             estimates[name].append(_vector(grads))
     stacked = {name: torch.stack(found).double().cpu() for name, found in estimates.items()}
     reference = _reference(compiled, stacked, truth)
+    evidence = _tested(stacked, reference, false_alarm)
     given = None if truth is None else reference.value
     figures = {}
     for name, found in stacked.items():
         time_of_one = torch.tensor(seconds[name]).median().item()
         rows = partial(_rows, compiled[name], inputs, sizes, repeats, begun, given)
-        figures[name] = _figures(found, reference, time_of_one, name, compiled[name], rows)
-    return Profile(figures, reference.value, reference.words, repeats)
+        figures[name] = _figures(found, reference, time_of_one, name, compiled[name], evidence.get(name), rows)
+    return Profile(figures, reference.value, reference.words, repeats, false_alarm)
+
+
+def _tested(estimates: Mapping[str, Tensor], reference: "_Reference", false_alarm: float) -> dict[str, Evidence]:
+    """The evidence against every mean that is compared with another; all share the probability of a false alarm."""
+    if reference.value is None or len(next(iter(estimates.values()))) < FEWEST:
+        return {}
+    right = estimates.get(reference.name, reference.value)
+    compared = {name: found - right for name, found in estimates.items() if name != reference.name}
+    return {name: against_zero(found, false_alarm / len(compared)) for name, found in compared.items()}
 
 
 def _vector(tree: Any) -> Tensor:
@@ -240,6 +280,7 @@ def _figures(
     seconds: float,
     name: str,
     compiled: Compiled,
+    evidence: Evidence | None,
     rows: Callable[[], tuple[Group, ...]],
 ) -> Figures:
     mean, variance = estimates.mean(0), estimates.var(0)
@@ -253,4 +294,4 @@ def _figures(
     distances = ((estimates - mean) ** 2).sum(1)
     spread = float(distances.std()) / math.sqrt(len(estimates))
     total, bias_error = float(variance.sum()), float(error.sum().sqrt())
-    return Figures(mean, own.sqrt(), total, bias, bias_error, mse, seconds, unbiased, spread, rows)
+    return Figures(mean, own.sqrt(), total, bias, bias_error, mse, seconds, unbiased, spread, evidence, rows)

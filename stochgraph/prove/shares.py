@@ -11,6 +11,7 @@ from ..explain.ledger import Source
 from ..explain.magnitudes import Estimates, Group, groups
 from ..run.compiled import Compiled
 from ..run.contributions import Contributions, scored
+from .outcomes import relaxed_in
 from .verification import _flatten, _shaper, verify
 
 _MOST_OUTCOMES = 20_000
@@ -59,6 +60,8 @@ def sampled(
     _refuse_expectations(compiled)
     if repeats < 3:
         raise ValueError(f"the shares of {compiled.graph.name}: repeats={repeats}, errors need at least three draws")
+    if relaxed_in(compiled):
+        return ()  # the score function's figures would be those of other draws
     explained = compiled.explain()
     flat, restore = _flatten(compiled, inputs)
     own = Contributions(compiled)

@@ -370,7 +370,7 @@ class _Race:
         reference = self._reference(runners)
         trials = {
             key: runner.trial(
-                _figures(stacked[key], reference, runner.seconds, key, runner.compiled, tuple), stacked[key]
+                _figures(stacked[key], reference, runner.seconds, key, runner.compiled, None, tuple), stacked[key]
             )
             for key, runner in runners.items()
         }

@@ -180,14 +180,16 @@ def verify(
         expectations.estimator.refuse_enumeration(expectations)
 
     def proof(nodes: int | None) -> _Proof:
-        outcomes = Outcomes(compiled, inputs, sizes or {}, max_outcomes, nodes)
-        meant = Outcomes(compiled, inputs, sizes or {}, max_outcomes, nodes, plates) if plates else outcomes
-        return _Proof(compiled, inputs, outcomes, meant, surrogate, order)
+        given = (compiled, inputs, sizes or {}, max_outcomes, nodes)
+        outcomes = Outcomes(*given)
+        others = bool(outcomes.relaxed or plates)
+        declared = Outcomes(*given, declared=True, expected=plates) if others else outcomes
+        return _Proof(compiled, inputs, outcomes, declared, surrogate, order)
 
     if quadrature is None:
         return proof(None).result(None)
     found = proof(at_least_two(quadrature))
-    if not found.outcomes.all.noise:
+    if not found.outcomes.uses_nodes:
         return found.result(None)  # all draws are discrete: there is nothing to approximate
     return found.result(found.accuracy(proof(quadrature // 2), quadrature))
 
@@ -195,7 +197,7 @@ def verify(
 class _Proof:
     """The figures of an estimator over some outcomes; derivatives are of the vector of differentiated inputs.
 
-    `meant` are the outcomes of which the truth is a sum: the same, but for plates that are expected.
+    The truth is that of declared outcomes, which are others where an estimator relaxes draws, or a plate is expected.
     """
 
     def __init__(
@@ -203,21 +205,21 @@ class _Proof:
         compiled: Compiled,
         inputs: Any,
         outcomes: Outcomes,
-        meant: Outcomes,
+        declared: Outcomes,
         surrogate: Callable[..., Tensor] | None,
         order: int,
     ) -> None:
-        self.outcomes, self.meant, self.order = outcomes, meant, order
+        self.outcomes, self.declared, self.order = outcomes, declared, order
         self.shape = _shaper(compiled, inputs, order)
         self.flat, self.restore = _flatten(compiled, inputs)
-        self.truth = self._derivative_of(meant.weighted)
+        self.truth = self._derivative_of(declared.weighted)
         self.probability, log_probs = self._probabilities(compiled.graph.name)
         estimate = surrogate or compiled.surrogate
         self.estimates = _estimates(estimate, outcomes, self.restore, self.flat, log_probs, order)
         self.weights = self.probability.reshape(-1, *[1] * order)
         self.mean = (self.weights * self.estimates).sum(0)
         self.groups: Callable[[], tuple[Group, ...]] = tuple
-        if order == 1 and surrogate is None and meant is outcomes:
+        if order == 1 and surrogate is None and declared is outcomes:
             at = (self.restore, self.flat, log_probs)
             self.groups = _Groups(compiled, outcomes, *at, self.probability, self.truth, self.shape)
 
@@ -235,7 +237,7 @@ class _Proof:
 
     def _derivative_of(self, weighted: Callable[[Any, Outcome], Tensor]) -> Tensor:
         """The derivative of a sum over outcomes."""
-        parts = [self.meant.some(start) for start in range(0, self.meant.count, CHUNK)]
+        parts = [self.declared.some(start) for start in range(0, self.declared.count, CHUNK)]
         return torch.stack([self._of_part(part, weighted) for part in parts]).sum(0)
 
     def _of_part(self, part: Outcomes, weighted: Callable[[Any, Outcome], Tensor]) -> Tensor:
@@ -254,10 +256,10 @@ class _Proof:
         return relative(bias, self.truth, (self.probability * self.estimates.flatten(1).norm(dim=1)).sum())
 
     def _disagreement(self) -> float | None:
-        if not self.outcomes.holds_nodes:
+        if not self.declared.holds_nodes:
             return None
         try:
-            held = self._derivative_of(self.meant.weighted_and_held)
+            held = self._derivative_of(self.declared.weighted_and_held)
         except SamplingError:  # a support moves with the parameters: a density has no derivative at its bounds
             return None
         return self.relative(held - self.truth)[0]

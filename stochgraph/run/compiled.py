@@ -85,6 +85,8 @@ class Compiled:
         self.estimators = assigned(graph, given, self.wrt)
         check(graph, self.estimators, self.wrt)
         self._expectations = expectations_of(graph.order, given, self.estimators)
+        if lowering == "auto" and self._draws_sizes:  # it lowers where it can
+            lowering = "never"
         if lowering != "never":
             self._refuse_drawn_sizes()
         self._inputs = Inputs(graph, self.wrt, self._expectations)
@@ -307,8 +309,13 @@ class Compiled:
         """
         return citation(self.estimators)
 
+    @property
+    def _draws_sizes(self) -> bool:
+        """Whether an estimator draws how many draws there are."""
+        return self._expectations is not None and self._expectations.estimator.draws_sizes
+
     def _refuse_drawn_sizes(self) -> None:
-        if self._expectations is not None and self._expectations.estimator.draws_sizes:
+        if self._expectations is not None and self._draws_sizes:
             raise LoweringError(
                 f"{self.graph.name} cannot be lowered: {self._expectations.estimator} draws how many draws there are, "
                 'and a flat program is for one size. Leave lowering="never"'
@@ -351,7 +358,7 @@ class Compiled:
     @short_tracebacks()
     def explain(
         self,
-        *inputs: Any,
+        *inputs: object,
         sizes: Mapping[str, int] | None = None,
         repeats: int | None = None,
         generator: torch.Generator | None = None,
@@ -393,7 +400,7 @@ class Compiled:
     def report(
         self,
         path: str | Path,
-        *inputs: Any,
+        *inputs: object,
         sizes: Mapping[str, int] | None = None,
         repeats: int | None = None,
         generator: torch.Generator | None = None,

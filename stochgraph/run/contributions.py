@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..derive.controls import ZeroMean
 from ..derive.estimator import SCORED
 from ..explain.ledger import Source
 from ..ir import nodes as nd
@@ -133,6 +134,9 @@ class Contributions:
         if isinstance(node, Score):
             value = node.evaluate(run, values)
             return value.detach(), {Source("distribution", node.sample.name): value}
+        if isinstance(node, ZeroMean):
+            value = node.evaluate(run, values)
+            return _constant(value), {Source("distribution", node.sample.name): value}
         if node.pathwise:
             value = node.evaluate(run, values)
             return _constant(value), {Source("pathwise", node.name): value}
@@ -217,15 +221,15 @@ def _floats(tree: object) -> _Leaves:
     return [leaf for leaf in pytree.tree_leaves(tree) if _is_float(leaf)]
 
 
-def _constant(tree: Any) -> Any:
+def _constant(tree: object) -> Any:
     return pytree.tree_map(lambda leaf: leaf.detach() if isinstance(leaf, Tensor) else leaf, tree)
 
 
-def _less(one: Any, other: Any) -> Any:
+def _less(one: object, other: object) -> Any:
     return pytree.tree_map(lambda x, y: x - y if _is_float(x) else x, one, other)
 
 
-def _changed(tree: Any, changes: _Leaves) -> Any:
+def _changed(tree: object, changes: _Leaves) -> Any:
     """The tree with changes added to its floating-point leaves."""
     supply = iter(changes)
     return pytree.tree_map(lambda leaf: leaf + next(supply) if _is_float(leaf) else leaf, tree)

@@ -116,6 +116,7 @@ def check_captured(order: Iterable[nd.Node], program: Sequence[nd.Node], run: nd
     Raises:
         DeclarationError: with the node that captures one, its name and the remedy.
     """
+    assert run.watch is not None
     given = pytree.tree_leaves((dict(run.inputs), run.draws, dict(run.log_probs), run.noise))
     inputs = [p for leaf in given for p in (leaf.parameters() if isinstance(leaf, Module) else tensors(leaf))]
     apart = run.watch.objectives if run.watch is not None else []

@@ -260,17 +260,29 @@ class Lowering:
         self.compiled, self.mode = compiled, mode
         self._entries: OrderedDict[Any, _Entry] = OrderedDict()
         self._cut = bool(cut_samplers(compiled))
+        self._is_due = False  # whether the present call is one of a signature that has been called often enough
 
     @property
     def draws_apart(self) -> bool:
         """Whether draws come first, being cut out, and then a program at the trace: as long as none is refused."""
-        return self._cut and all(entry.refusal is None for entry in list(self._entries.values()))
+        return self._cut and self._is_due and all(entry.refusal is None for entry in list(self._entries.values()))
 
     def fresh(self, point: Point, sizes: Mapping[str, int]) -> Found | None:
         """The value and gradient for fresh draws, if there is a program; the lock of draws is held."""
         if self._cut:
+            self._count(point, sizes)
             return None
         return self._choose(point, lambda: Run(point.named, sizes), lambda: fresh_arguments(point, sizes))
+
+    def _count(self, point: Point, sizes: Mapping[str, int]) -> None:
+        """Count a call whose draws are cut out."""
+        try:
+            entry = self._entry(fresh_arguments(point, sizes).signature)
+        except LoweringError:
+            self._is_due = False
+            return
+        entry.calls += 1
+        self._is_due = entry.calls > self.mode.after
 
     def at(self, point: Point, trace: Trace) -> Found | None:
         """The value and gradient at a trace, if there is a program."""

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..distributions.interfaces import SampleNode
 from ..distributions.kept import refuse_lost
-from ..distributions.laws import DistributionLaw
 from ..distributions.mends import at_edge, edge_message
 from ..errors.exceptions import FunctionError, SamplingError
 from ..ir import nodes as nd
@@ -163,7 +162,6 @@ class Run:
         value = self.draws[node.name]
         self._note_sizes(node.declared, value)
         if node.pathwise:
-            assert isinstance(node.law, DistributionLaw)
             value, _, self.kept[node] = node.law.draw_pathwise(node, values, self, self.noise[node.name])
         return value
 
@@ -175,7 +173,6 @@ class Run:
                 self.sizes[axis] = size
         try:
             if node.pathwise:
-                assert isinstance(node.law, DistributionLaw)
                 value, self.noise[node.name], self.kept[node] = node.law.draw_pathwise(node, values, self, None)
             else:
                 value, self.kept[node] = node.law.draw(node, values, self)

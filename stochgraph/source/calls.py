@@ -13,6 +13,7 @@ from .scope import Scope
 from .text import ATOM, COMPARISON, POWER, PRODUCT, SIGN, SUM, Text, aligned, call, infix, mapped, method
 from .writer import Writer
 
+_LOGIC = {"lt": "<", "le": "<=", "gt": ">", "ge": ">=", "eq": "==", "ne": "!=", "and_": "&", "or_": "|", "xor": "^"}
 _INFIX = {
     operator.add: ("+", SUM),
     operator.sub: ("-", SUM),
@@ -22,11 +23,7 @@ _INFIX = {
     operator.mod: ("%", PRODUCT),
     operator.matmul: ("@", PRODUCT),
     operator.pow: ("**", POWER),
-    **{
-        getattr(operator, n): (s, COMPARISON)
-        for n, s in zip("lt le gt ge eq ne".split(), "< <= > >= == !=".split(), strict=True)
-    },
-    **{getattr(operator, n): (s, -1) for n, s in zip("and_ or_ xor".split(), "& | ^".split(), strict=True)},
+    **{getattr(operator, name): (sign, COMPARISON) for name, sign in _LOGIC.items()},
 }
 _PREFIX = {operator.neg: "-", operator.pos: "+", operator.invert: "~"}
 _LETTERS = "abcdefgh"

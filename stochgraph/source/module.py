@@ -42,7 +42,7 @@ def source(compiled: CompiledGraph) -> Source:
     program = schedule([root], _read)
     writer = Writer(compiled, program, KINDS)
     scope = Scope(writer.names)
-    scope.write(program, [], writer.write)
+    scope.write(program, writer.write)
     scope.line(f"return {scope.text(root).code}")
     parts = ["\n\n".join([_heading(writer), _imports(writer, scope), _functions(writer)])]
     parts += [HELPERS[name].strip("\n") for name in with_needed(writer.helpers)]

@@ -27,7 +27,7 @@ def moved_draw(writer: Writer, scope: Scope, node: nd.Sample) -> Text:
         raise writer.refuse(node.name, f"is a pathwise draw from {law.name}, whose noise depends on its parameters")
     writer.preamble.measures(node.declared.drawn_axes, f"noise[{dumps(node.name)}][0]")
     texts = broadcast(writer, node, [scope.text(parent) for parent in node.inputs])
-    if law.is_torchs_own and law.name in _PARAMETERS and node.arguments.flat and texts is not None:
+    if law.is_torchs_own and law.name in _PARAMETERS and node.event_dims is not None and texts is not None:
         leaves = node.arguments.mapped(texts, lambda leaf: Text(constant(leaf, writer.handed)))
         given = dict(zip(law.parameters(node.arguments), leaves, strict=True))
         return _located(writer, node, *(given[name] for name in _PARAMETERS[law.name]))
@@ -38,10 +38,9 @@ def _located(writer: Writer, node: nd.Sample, start: Text, width: Text) -> Text:
     """`start + width * noise`."""
     if node.law.name == "Uniform":
         width = infix("-", SUM, width, start)
-    noise = Text(f"noise[{dumps(node.name)}][0]")
-    order = _order(node)
+    noise, order = Text(f"noise[{dumps(node.name)}][0]"), _order(node)
     if order:
-        noise = method(noise, "permute", *map(str, order))
+        noise = method(noise, "movedim", *_moves(order))
     noise = aligned(noise, node.declared.axes, node.axes)
     return infix("+", SUM, start, noise if width == _UNIT else infix("*", PRODUCT, width, noise))
 
@@ -50,13 +49,17 @@ def _replayed(writer: Writer, scope: Scope, node: nd.Sample, law: DistributionLa
     """The `rsample` of one draw, its noise played back, mapped."""
     noise, order = Text(f"noise[{dumps(node.name)}]"), _order(node)
     if order:
-        moved = f"x.movedim({tuple(order)}, {tuple(range(len(order)))})"
-        noise = Text(f"[{moved} for x in {noise.code}]")
+        noise = Text(f"[{method(Text('x'), 'movedim', *_moves(order)).code} for x in {noise.code}]")
     pairs = [(noise, node.declared.axes), *((scope.text(parent), parent.axes) for parent in node.inputs)]
     function = f"{writer.helper('replayed')}({builder(writer, node, law)})"
     if not node.axes:
         return call(function, *(text.code for text, _ in pairs))
     return mapped(function, pairs, node.axes)
+
+
+def _moves(order: list[int]) -> list[str]:
+    """What `movedim` is called with: the dimensions of one draw stay behind."""
+    return [str(tuple(order)), str(tuple(range(len(order))))]
 
 
 def _order(node: nd.Sample) -> list[int]:

@@ -82,19 +82,16 @@ class Scope:
         self.line(f"{name} = {text.code}", comment)
         return Text(name)
 
-    def write(
-        self, program: Sequence[nd.Node], kept: Iterable[nd.Node], one: Callable[["Scope", nd.Node], Written]
-    ) -> None:
-        """The nodes of a program, in order. Those in `kept` get a line whatever they are."""
+    def write(self, program: Sequence[nd.Node], one: Callable[["Scope", nd.Node], Written]) -> None:
+        """The nodes of a program, in order."""
         uses = Counter(parent for node in program for parent in node.inputs)
-        named = set(kept)
         for node in program:
             if node in self.texts:
                 continue
             written = self._short(node, one)
             self.texts[node] = written.text
             cheap = written.text.is_name or (written.cheap and not node.named)
-            if not cheap and (written.keep or node.named or node in named or uses[node] > 1):
+            if not cheap and (written.keep or node.named or uses[node] > 1):
                 self.texts[node] = self.let(written.stem, written.text, written.comment)
             elif not cheap:
                 self.waiting[node] = written

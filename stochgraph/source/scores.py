@@ -52,9 +52,16 @@ def arguments_of(writer: Writer, sample: nd.Sample, texts: Sequence[str]) -> lis
     arguments = sample.arguments
     if not arguments.flat:
         raise writer.refuse(sample.name, "has arguments in containers: hand them over one by one")
-    leaves = arguments.mapped(texts, lambda leaf: constant(leaf, writer.handed))
+    bare = not (arguments.nodes or arguments.constants)  # numbers alone say nothing of the dtype
+    leaves = arguments.mapped(texts, lambda leaf: _number(writer, leaf) if bare else constant(leaf, writer.handed))
     named = zip(arguments.keywords, leaves[arguments.positional :], strict=True)
     return [*leaves[: arguments.positional], *(f"{name}={text}" for name, text in named)]
+
+
+def _number(writer: Writer, leaf: object) -> str:
+    """A number as a tensor of the inputs' dtype."""
+    code = constant(leaf, writer.handed)
+    return f"torch.tensor({code}, dtype={writer.preamble.dtype()})" if isinstance(leaf, float) else code
 
 
 def builder(writer: Writer, sample: nd.Sample, law: DistributionLaw) -> str:

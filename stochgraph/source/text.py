@@ -29,8 +29,10 @@ class Text(NamedTuple):
 
 
 def infix(sign: str, level: int, left: Text, right: Text) -> Text:
-    """`left sign right`. Operators of one level are taken from the left, powers from the right."""
+    """`left sign right`. Python takes operators of one level from the left, powers from the right."""
     left_level, right_level = (level + 1, level) if level == POWER else (level, level + 1)
+    if level == COMPARISON:  # which Python takes in chains; the operators of bits bind more tightly
+        left_level = right_level = ATOM
     return Text(f"{left.within(left_level)} {sign} {right.within(right_level)}", level)
 
 
@@ -71,7 +73,7 @@ def aligned(base: Text, axes: Axes, target: Axes, padding: int = 0) -> Text:
 
 
 def split(code: str, width: int) -> list[str]:
-    """A statement on one line, or on three where it is long: the last of its brackets opened that holds something."""
+    """A statement on one line, or on several where it is long: the last of its brackets opened that holds something."""
     if len(code) <= width:
         return [code]
     spans: list[tuple[int, int]] = []
@@ -87,7 +89,8 @@ def split(code: str, width: int) -> list[str]:
         return [code]
     fitting = [span for span in spans if span[0] < width]
     start, end = fitting[-1] if fitting else spans[-1]
-    return [code[: start + 1], f"    {code[start + 1 : end]}", code[end:]]
+    inner = split(code[start + 1 : end], width - 4)
+    return [code[: start + 1], *(f"    {line}" for line in inner), code[end:]]
 
 
 def mapped(function: str, arguments: Sequence[tuple[Text, Axes]], axes: Axes) -> Text:

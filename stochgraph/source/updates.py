@@ -39,7 +39,7 @@ def _objective(writer: Writer, scope: Scope, node: CompiledStep) -> str:
     inner = Scope(scope.names.inner(), scope)
     psi = inner.names.unique("psi")
     inner.texts[node.psi] = Text(psi)
-    inner.write(node.program, [], writer.write)
+    inner.write(node.program, writer.write)
     result = inner.text(node.surrogate)
     scope.line("")
     scope.line(f"def {name}({psi}):")
@@ -102,7 +102,7 @@ def replay(writer: Writer, scope: Scope, node: Replay) -> Written:
     index = names.unique("i")
     inner = Scope(names, scope, LeftOut(node.plate, index))
     inner.recorded |= {s: scope.text(score) for s, score in zip(node.names, node.inputs, strict=False)}
-    inner.write(node.program, [], writer.write)
+    inner.write(node.program, writer.write)
     result = inner.text(node.root)
     if node.plate in node.term_axes:
         own = node.term_axes.index(node.plate)
