@@ -49,9 +49,9 @@ class Graph(Declaration):
             estimators: one estimator for all sample nodes, or a dict from names of sample nodes to estimators. Nodes
                 whose distribution does not depend on an input need none.
             wrt: the inputs to differentiate, by name; default: the first.
-            lowering: how gradients are computed. "never": interpreted; "auto": by a flat program as soon as a
-                signature has been called 20 times, the same bits; "flat": from the first call on, and it raises where
-                it cannot; "inductor": the same through `torch.compile`, to rounding. See `Compiled.lower`.
+            lowering: how gradients are computed. "never": interpreted; "auto", the default: by a flat program as soon
+                as a signature has been called 20 times, the same bits; "flat": from the first call on, and it raises
+                where it cannot; "inductor": the same through `torch.compile`, to rounding. See `Compiled.lower`.
 
         Raises:
             CompileError: no estimators, an estimator for a node that does not exist, a node without one, or an
