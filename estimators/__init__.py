@@ -19,6 +19,9 @@ from .leave_one_out import LOO as LOO
 from .linearized import LSF as LSF
 from .measure_valued import MVD as MVD
 from .pathwise import PW as PW
+from .population import Jackknife as Jackknife
+from .population import Multilevel as Multilevel
+from .population import Plugin as Plugin
 from .published import EMAML as EMAML
 from .published import MAML as MAML
 from .published import SGMRLPublished as SGMRLPublished

@@ -210,6 +210,7 @@ class GradientEstimator(ABC):  # noqa: B024 - every answer has a default, the sc
 
     Attributes:
         scored: whether the draw is a constant whose distribution is differentiated; if not, the draw itself is.
+        population: whether it is for plates that are expected, `sg.expect`, and not for means of N draws.
         control: the control variate of its boxes, if it has one. The compiler asks for it long before it is made.
         inside: what happens in updates that the draws feed.
 
@@ -233,6 +234,7 @@ class GradientEstimator(ABC):  # noqa: B024 - every answer has a default, the sc
     """
 
     scored: ClassVar[bool] = True
+    population: ClassVar[bool] = False
 
     @property
     def papers(self) -> tuple[Paper, ...]:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..derive.populations import expected_plates
 from ..errors.exceptions import SamplingError, VerificationError
 from ..errors.failures import short_tracebacks
 from ..explain.ledger import Source
@@ -174,10 +175,15 @@ def verify(
             "verify(quadrature=8), or see sg.profile"
         )
 
+    expectations, plates = compiled._expectations, expected_plates(compiled.graph.order)
+    if expectations is not None:
+        expectations.estimator.refuse_enumeration(expectations)
+
     def proof(nodes: int | None) -> _Proof:
         given = (compiled, inputs, sizes or {}, max_outcomes, nodes)
         outcomes = Outcomes(*given)
-        declared = Outcomes(*given, declared=True) if outcomes.relaxed else outcomes
+        others = bool(outcomes.relaxed or plates)
+        declared = Outcomes(*given, declared=True, expected=plates) if others else outcomes
         return _Proof(compiled, inputs, outcomes, declared, surrogate, order)
 
     if quadrature is None:
@@ -191,7 +197,7 @@ def verify(
 class _Proof:
     """The figures of an estimator over some outcomes; derivatives are of the vector of differentiated inputs.
 
-    The truth is that of declared outcomes, which are others where an estimator relaxes draws.
+    The truth is that of declared outcomes, which are others where an estimator relaxes draws, or a plate is expected.
     """
 
     def __init__(
@@ -213,7 +219,7 @@ class _Proof:
         self.weights = self.probability.reshape(-1, *[1] * order)
         self.mean = (self.weights * self.estimates).sum(0)
         self.groups: Callable[[], tuple[Group, ...]] = tuple
-        if order == 1 and surrogate is None and not outcomes.relaxed:
+        if order == 1 and surrogate is None and declared is outcomes:
             at = (self.restore, self.flat, log_probs)
             self.groups = _Groups(compiled, outcomes, *at, self.probability, self.truth, self.shape)
 
