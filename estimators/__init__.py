@@ -1,4 +1,4 @@
-"""How a sample node's distribution is differentiated: one estimator family a file, behind one interface."""
+"""The ways to differentiate a sample node's distribution: one estimator family a file, behind one interface."""
 
 from ..derive.controls import control_variate as control_variate
 from ..derive.estimator import Control as Control

@@ -50,7 +50,7 @@ _MANY = 10**6
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """How a compiled surrogate counts every gradient path. Made by `Compiled.explain`; prints as a table.
+    """The account of every gradient path in a compiled surrogate. Made by `Compiled.explain`; prints as a table.
 
     Attributes:
         ledger: the rows, one per sample node and kind of path; see `Row`.
@@ -136,7 +136,7 @@ class Explanation:
 
 
 def _key(row: Row | Group) -> tuple[Source, bool]:
-    """What tells the group of a row: of what is counted of a sample there is one."""
+    """The key of a row's group: of what is counted of a sample there is one."""
     return row.source, row.counted == "dropped"
 
 
@@ -197,14 +197,14 @@ def _uncompared(compiled: Derived) -> tuple[str, ...]:
 
 
 def _pathwise_notes(node: nd.Sample) -> list[str]:
-    """What is to be known of a pathwise draw besides its path."""
+    """Notes on a pathwise draw, besides its path."""
     if not node.law.is_torchs_own:
         return [_SEEN_LATE]
     return [_ORDER_ONE.format(node.law.name)] if node.law.noise_parents(node.arguments) else []
 
 
 def words(row: Row) -> str:
-    """What the row says, in plain words."""
+    """The row in plain words."""
     if row.kind == "value":
         text = _VALUE[row.counted].format(row.update) if row.update else "differentiated through values"
     elif row.kind == "pathwise" and row.counted == "once":

@@ -29,7 +29,7 @@ _ACROSS = "across time steps"
 
 
 class Source(NamedTuple):
-    """What a path of a gradient passes first: a sample's distribution, a pathwise draw, an update's direction, or none.
+    """The first thing that a path passes: a sample's distribution, a pathwise draw, an update's direction, or none.
 
     Paths through values alone have neither sample nor update.
     """
@@ -78,7 +78,7 @@ class Row:
 
     @property
     def source(self) -> Source:
-        """What its paths pass first."""
+        """The first thing that its paths pass."""
         return Source(self.kind, self.sample, self.update)
 
 

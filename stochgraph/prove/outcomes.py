@@ -352,7 +352,7 @@ class Outcomes:
 
     @property
     def holds_nodes(self) -> bool:
-        """Whether there are nodes that can be held."""
+        """True if there are nodes that can be held."""
         return not self.all.noise.keys() <= self._differentiated_by_updates().keys()
 
     def _move(self, node: nd.Sample, run: Run, outcome: Outcome) -> None:

@@ -1,4 +1,4 @@
-"""What every group of the ledger's rows gives: exactly where all outcomes can be listed, else from draws."""
+"""The share of every group of the ledger's rows: exactly where all outcomes can be listed, else from draws."""
 
 from collections.abc import Mapping, Sequence
 

@@ -247,7 +247,7 @@ class _Proof:
         return _derivative(total, self.order)(self.flat)
 
     def accuracy(self, half: "_Proof", nodes: int) -> Quadrature:
-        """How far the figures can be trusted, given those of half the nodes."""
+        """The accuracy of the figures, given those of half the nodes."""
         changes = [self.relative(self.truth - half.truth)[0], self.relative(self.mean - half.mean)[0]]
         return Quadrature(nodes, max(changes), self._disagreement())
 
@@ -284,7 +284,7 @@ class _Proof:
 
 @dataclass(frozen=True)
 class _Groups:
-    """What every group of the ledger's rows gives, from the contributions in every outcome, for whoever asks."""
+    """The share of every group of the ledger's rows, from the contributions in every outcome, for whoever asks."""
 
     compiled: Compiled
     outcomes: Outcomes
@@ -318,7 +318,7 @@ def _vector(tree: Any) -> Tensor:
 
 
 def relative(bias: Tensor, truth: Tensor, size: Tensor) -> tuple[float, Literal["truth", "estimates"]]:
-    """How large the bias is, and relative to what; `size` is the mean norm of an estimate."""
+    """The size of the bias, and what it is relative to; `size` is the mean norm of an estimate."""
     if float(truth.norm()) < _ZERO * float(size):
         return float(bias.norm() / size), "estimates"
     return float(bias.norm() / truth.norm()) if bool(bias.any()) else 0.0, "truth"

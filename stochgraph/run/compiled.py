@@ -364,7 +364,7 @@ class Compiled:
         generator: torch.Generator | None = None,
         max_outcomes: int | None = None,
     ) -> Explanation:
-        """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula.
+        """The account of every gradient path: the ledger, bias and variance class, the estimator as a formula.
 
         With inputs also how much of the gradient each group of rows gives there, `rows`: exactly, where the joint
         outcomes can be listed and are few, else from draws, with standard errors.
@@ -444,7 +444,7 @@ class Compiled:
         return written
 
     def show(self, stage: str) -> str:
-        """What a pass of the compiler decided, in lines.
+        """The decisions of a pass of the compiler, in lines.
 
         Args:
             stage: "reach": the samples that reach each node, with the axes along which they do so draw by draw;

@@ -53,7 +53,7 @@ class Estimates:
         return self.at(point, trace)
 
     def is_large(self, run: Run, point: Point) -> bool:
-        """Whether to cut a pass. Sizes of plates are known before it, lengths of trajectories once they are drawn."""
+        """True if a pass is to be cut. Plate sizes are known before it, lengths of trajectories once they are drawn."""
         plates = self._cuts.declared_sizes({**run.wanted, **self._inputs.rows(run.inputs)})
         if self._cuts.find(plates, point.entries) is not None:
             return True
@@ -106,5 +106,5 @@ class Estimates:
         return loss.detach(), point.gradient(loss)
 
     def is_first(self, run: Run) -> bool:
-        """Whether the interpreter has not looked yet where the derivatives of such a pass lead."""
+        """True if the interpreter has not looked yet where the derivatives of such a pass lead."""
         return self._surrogate.is_first(run)

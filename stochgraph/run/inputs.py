@@ -60,7 +60,7 @@ class Inputs:
         return given
 
     def rows(self, named: Mapping[str, Any]) -> dict[str, int]:
-        """How many rows every plate of data has in some inputs."""
+        """The number of rows of every plate of data in some inputs."""
         return data_sizes(self.graph.data, named) if self.graph.data else {}
 
     def run(self, inputs: Sequence[object], sizes: Mapping[str, int] | None, trace: Trace | None = None) -> Run:
@@ -74,7 +74,7 @@ class Inputs:
         return run
 
     def point(self, word: str, inputs: Sequence[object]) -> Point:
-        """Where a gradient is taken, with respect to all floating-point tensors; `word` says who asks."""
+        """The point where a gradient is taken, with respect to all floating-point tensors; `word` says who asks."""
         self.refuse_transforms(word)
         given = self.named(inputs)
         self.require_floats(given)

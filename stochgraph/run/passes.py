@@ -37,7 +37,7 @@ class Piece(NamedTuple):
 
 
 class Place:
-    """What a pass is computing: the names of the declared nodes, also behind the operations of a backward pass."""
+    """The nodes that a pass is computing: their declared names, also behind the operations of a backward pass."""
 
     def __init__(self) -> None:
         self.node = ""
@@ -99,7 +99,7 @@ class Run:
 
     @cached_property
     def device(self) -> torch.device | None:
-        """Where the inputs are."""
+        """The device of the inputs."""
         return None if self.like is None else self.like.device
 
     def placed(self) -> AbstractContextManager[Any]:

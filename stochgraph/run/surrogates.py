@@ -62,7 +62,7 @@ class Surrogate:
         return run.watch is not None
 
     def is_first(self, run: Run) -> bool:
-        """Whether nobody has looked yet where the derivatives of such a pass lead."""
+        """True if nobody has looked yet where the derivatives of such a pass lead."""
         if in_transform() not in self._unseen or not torch.is_grad_enabled():
             return False
         wanted = tensors([run.inputs[name] for name in self._wrt])

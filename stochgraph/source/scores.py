@@ -42,13 +42,13 @@ def _name(writer: Writer, sample: nd.Sample) -> str:
 
 
 def _is_known(writer: Writer, node: nd.Node, sample: nd.Sample) -> bool:
-    """Whether one draw is known to have no batch of its own."""
+    """True if one draw is known to have no batch of its own."""
     dims = sample.event_dims or ()
     return all(writer.shapes.ranks.get(parent) == d for parent, d in zip(node.inputs[1:], dims, strict=True))
 
 
 def _is_in_line(node: nd.Node) -> bool:
-    """Whether parameters are in line with the draws whatever batch they have: one has axes, or none has."""
+    """True if parameters are in line with the draws whatever batch they have: one has axes, or none has."""
     parents = node.inputs[1:]
     return len(parents) == 1 or not any(parent.axes for parent in parents)
 
@@ -71,7 +71,7 @@ def _number(writer: Writer, leaf: object) -> str:
 
 
 def builder(writer: Writer, sample: nd.Sample, law: DistributionLaw) -> str:
-    """What builds the distribution of one draw from its parents."""
+    """The function that builds the distribution of one draw from its parents."""
     letters = list("abcdefgh"[: len(sample.inputs)])
     function = _name(writer, sample) if law.is_torchs_own else _handed(writer, sample, law)
     if sample.arguments.simple and len(sample.arguments.leaves) == len(sample.inputs):
