@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from typing import Any
 
+import nbformat
 import pytest
 import torch
 from torch.distributions import Categorical
@@ -14,6 +15,7 @@ from tests.problems import F64
 from tests.test_documentation import blocks
 
 PAGE = Path(__file__).parents[1] / "docs" / "losses.md"
+NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "losses.ipynb"
 THETA = torch.tensor([0.1, 0.4, -0.3], dtype=F64)
 REWARDS = torch.tensor([[1.0, 0.0, 0.5]], dtype=F64)
 
@@ -136,6 +138,42 @@ def test_which_losses_are_unbiased(page):
     assert {name for name, v in results.items() if v.relative_bias < 1e-12} == UNBIASED
     assert all(v.relative_bias > 0.01 for name, v in results.items() if name not in UNBIASED)
     assert all(v.outcomes == 4**4 for v in results.values())
+
+
+@pytest.fixture(scope="module")
+def notebook():
+    """The names that the notebook defines, for another model than that of the page."""
+    namespace: dict[str, Any] = {"__name__": "losses"}
+    threads, dtype = torch.get_num_threads(), torch.get_default_dtype()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("MPLBACKEND", "Agg")
+        patch.setattr("matplotlib.pyplot.show", lambda: None)
+        try:
+            for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+                if cell.cell_type == "code":
+                    exec(compile(cell.source, str(NOTEBOOK), "exec"), namespace)
+        finally:  # what the notebook sets for itself
+            torch.set_num_threads(threads)
+            torch.set_default_dtype(dtype)
+    return namespace
+
+
+@pytest.mark.slow
+def test_another_model_has_the_same_unbiased_losses(page, notebook):
+    results = notebook["RESULTS"]
+    assert page["RESULTS"].keys() < results.keys()
+    assert {name for name, v in results.items() if v.relative_bias < 1e-12} == UNBIASED
+    assert all(v.relative_bias > 0.01 for name, v in results.items() if name not in UNBIASED)
+
+
+@pytest.mark.slow
+def test_a_penalty_that_is_not_detached_is_caught(notebook):
+    """What the notebook says of its wrong loss: its bias, and the objective whose gradient it is."""
+    problem, kl = notebook["problem"], notebook["kl"]
+    meant = sg.verify_loss(notebook["mine"], notebook["model"], **problem, **kl)
+    other = sg.verify_loss(notebook["mine"], notebook["model"], **problem, **notebook["other"])
+    assert meant.relative_bias == pytest.approx(0.2013, abs=1e-4)
+    assert other.relative_bias < 1e-12
 
 
 def test_penalties_as_losses_in_closed_form(page):
