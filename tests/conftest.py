@@ -7,6 +7,7 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # what tests start runs beside other tests: waiting threads spin
 os.environ.pop("COLUMNS", None)  # ledgers are as wide as the terminal, and processes of pytest-xdist are told of one
 
 

@@ -284,3 +284,15 @@ def test_what_is_refused():
         sg.verify(cube.compile(sg.PW()), real(0.7))
     with pytest.raises(ValueError, match="quadrature=1: the number of nodes"):
         sg.verify(cube.compile(sg.SF()), real(0.7), quadrature=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, F64], ids=str)
+def test_figures_come_in_the_dtype_of_the_inputs(dtype):
+    @sg.graph
+    def objective(logit):
+        x = sg.sample("x", Normal, logit, 1.0, n=1)
+        return sg.mean(x) * sg.mean(sg.sample("coin", Bernoulli, logits=logit, n=1))
+
+    logit = torch.tensor(0.3, dtype=dtype)
+    found = sg.verify(objective.compile({"x": sg.SF(), "coin": sg.DisARM()}), logit, quadrature=4)
+    assert {found.truth.dtype, found.expectation.dtype, found.variance.dtype} == {dtype}

@@ -193,7 +193,7 @@ def test_whatever_else_there_may_be(here):
     chosen = random.Random(0)
     plain = {"horizon": 3, "hidden": [3], "tasks": 2, "inner": 2, "outer": 2, "evaluation_tasks": 2, "iterations": 1}
     ran = 0
-    for i in range(250):
+    for i in range(300):
         name = chosen.choice(FIELDS)
         value = chosen.choice(NASTY)
         if "options" in name:

@@ -25,6 +25,7 @@ from ..run.compiled import Compiled
 from ..run.inputs import watched
 from ..run.passes import Run
 from ..tensors.axes import Axis, describe
+from ..tensors.trees import tensors
 from .populations import expected_samples, laid_out, probabilities
 from .quadrature import entries, grid, has_nodes, noise_of
 
@@ -118,7 +119,9 @@ class Outcomes:
         self.beside = [node.declared for node in compiled._noise.values()]
         self.values = self._values(self.pathwise)
         self.held_values = self._values(self._differentiated_by_updates())
-        self.all = Outcome({}, {}, torch.zeros(1, dtype=torch.float64))
+        # Weights have the dtype and device of what is differentiated: figures come in those of the inputs.
+        moved = next((x for x in tensors(self.watched) if x.requires_grad), torch.zeros(()))
+        self.all = Outcome({}, {}, torch.zeros(1, dtype=moved.dtype, device=moved.device))
         self.count = 1  # a graph without draws has one outcome
         self.uses_nodes = False
         self._enumerate()
@@ -158,7 +161,7 @@ class Outcomes:
         self._extend(node)
         score = self.values.scores_beside[node.name]
         self._drop_impossible(score)
-        self.all = self.all._replace(log_weight=self.all.log_weight + self._scored(score))
+        self._weigh(self._scored(score))
 
     def _lists_outcomes(self, node: nd.Sample) -> bool:
         try:
@@ -179,7 +182,7 @@ class Outcomes:
         self._repeat(len(log_weight))
         tiled = [x.repeat(before, *[1] * (x.dim() - 1)) for x in found]
         self.all.noise[node.name] = tiled
-        self.all = self.all._replace(log_weight=self.all.log_weight + log_weight.repeat(before))
+        self._weigh(log_weight.repeat(before))
         self.all.draws[node.name] = self.map(lambda outcome: self._at_nodes(node, *self._prepared(node, outcome)))
 
     def _extend_relaxed(self, node: nd.Sample, count: int) -> None:
@@ -219,9 +222,7 @@ class Outcomes:
         if nodes is not None:
             found, log_weight = found
             self.uses_nodes = True
-            self.all = self.all._replace(
-                log_weight=self.all.log_weight + log_weight.reshape(len(log_weight), -1).sum(1)
-            )
+            self._weigh(log_weight.reshape(len(log_weight), -1).sum(1))
         self.all.draws[node.name] = found
 
     def _weighted_support(self, node: nd.Sample, count: int) -> tuple[Any, int]:
@@ -250,6 +251,10 @@ class Outcomes:
                 f"{self.count} * {choices}**{n} joint outcomes are more than max_outcomes={self.limit}. "
                 "Make plates or horizons smaller"
             )
+
+    def _weigh(self, log_weight: Tensor) -> None:
+        """Add to the logarithm of every outcome's weight."""
+        self.all = self.all._replace(log_weight=self.all.log_weight + log_weight.to(self.all.log_weight))
 
     def _repeat(self, times: int) -> None:
         """Every outcome so far a number of times, next to each other."""
