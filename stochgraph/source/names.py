@@ -145,7 +145,7 @@ def constant(value: object, handed: Handed) -> str:
         return quoted(value)
     number = next((kind for kind in (bool, int, float, complex) if isinstance(value, kind)), None)
     if number is not None:  # of numpy's, say, or an enumeration's
-        return _finite(repr(number(value)))  # type: ignore[arg-type]
+        return _finite(number.__repr__(value))
     if value is None or isinstance(value, (torch.dtype, slice)):
         return repr(value)
     if callable(value):
