@@ -14,14 +14,16 @@ SHOWN = str.maketrans("^", "\N{LOGICAL AND}")
 SPECIAL = {"50%": r"50\%", "a#b": r"a\#b", "p&q": r"p\&q", "$k$": r"\$k\$", "h{": r"h\{", "}": r"\}", "u_v": r"u\_v"}
 
 
+@pytest.mark.parametrize("updated", [False, True])
 @pytest.mark.parametrize("name", [*SPECIAL, "a\\b", "\\frac", "x^y", "x~y", "%", "\\"])
-def test_a_report_shows_them(name, tmp_path) -> None:
+def test_a_report_shows_them(name, updated, tmp_path) -> None:
     pytest.importorskip("latex2mathml")
 
     @sg.graph
     def objective(theta):
         x = sg.sample(name, Normal, theta, 1.0, n=2)
-        return sg.apply(torch.sin, sg.mean(x), name=f"of {name}") ** 2
+        moved = sg.ascend(theta, sg.mean(x), 0.1) if updated else theta
+        return sg.apply(torch.sin, sg.mean(x) * moved, name=f"of {name}") ** 2
 
     compiled = objective.compile(sg.SF())
     page = compiled.report(tmp_path / "report.html").read_text()

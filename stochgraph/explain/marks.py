@@ -23,7 +23,6 @@ def mathml(derived: Derived) -> str:
     except ImportError as error:
         raise ImportError("a report needs latex2mathml: pip install stochgraph[plot]") from error
     formula = _Marking(derived).print().replace("{aligned}", "{align*}")  # the one of the two that it knows
-    formula = formula.replace(r"\&", r"\And ")  # it takes the other for the end of a column
     return str(convert(formula, display="block"))
 
 
