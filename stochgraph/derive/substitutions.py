@@ -106,7 +106,7 @@ def _children(site: Site, order: list[nd.Node], pathwise: Collection[str]) -> li
 
 
 def _noise_parents(child: nd.Sample) -> Sequence[nd.Node]:
-    """What the noise of a pathwise draw is known to depend on."""
+    """The nodes that the noise of a pathwise draw is known to depend on."""
     return child.law.noise_parents(child.arguments)
 
 
