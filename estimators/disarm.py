@@ -187,7 +187,7 @@ def DisARM() -> Coupled:
     to `SF`. The partners are drawn beside the draws, and recorded in the trace as another sample, "x partner" of x.
 
     What is drawn later is reused with its likelihood ratio; what a draw feeds directly, without an update between, must
-    be discrete, with the same outcomes whatever the draw.
+    be pathwise, or discrete with the same outcomes whatever the draw.
 
     Raises:
         CompileError: another distribution than Bernoulli, or a direct child that cannot be reused.

@@ -99,8 +99,8 @@ def Enumerate(top: int | None = None) -> Enumeration:
     each other: for :math:`4 m (1 - m)`, m the mean of two fair coins, `SF` and `LOO` do not vary at all.
 
     A term behind the mean of N draws with K outcomes is evaluated N K times. What is drawn later is reused with its
-    likelihood ratio; what a draw feeds directly, without an update between, must be discrete, with the same outcomes
-    whatever the draw.
+    likelihood ratio; what a draw feeds directly, without an update between, must be pathwise, or discrete with the same
+    outcomes whatever the draw.
 
     Args:
         top: how many of the outcomes are summed, the likeliest ones of every draw; one more, drawn among the rest,

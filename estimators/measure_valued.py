@@ -254,7 +254,7 @@ def MVD() -> MeasureValued:
 
     For Bernoulli and categorical draws, and samplers that list their outcomes, it is `Enumerate` to first order. W, M
     and the Gamma draw are functions of the draw. A term behind the mean of N draws is evaluated 2 N times a parameter.
-    A second derivative is refused. What a draw feeds directly must be discrete, as with `Enumerate`.
+    A second derivative is refused. What a draw feeds directly must be discrete or pathwise, as with `Enumerate`.
 
     Raises:
         CompileError: another distribution, or a direct child that cannot be reused.

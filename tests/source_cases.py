@@ -1,7 +1,9 @@
 """Graphs whose surrogates are written out, beyond those of `problems`: one for every form of text."""
 
+from enum import IntEnum
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Categorical, Gumbel, LogNormal, MultivariateNormal, Normal, Uniform
@@ -156,6 +158,52 @@ def stepped(theta):
     return _stepped(theta)
 
 
+@sg.graph
+def box_and_increase(theta):
+    """Costs of single draws, boxed with the ratios of which a control variate takes the increase."""
+    x = sg.sample("x", Normal, theta[0], torch.exp(theta[1]), n=3)
+    return sg.mean(x * x) + sg.mean(x) * sg.mean(torch.sin(x)) + theta[2]
+
+
+NAMES = [
+    "a'\"<script>",
+    'b"""\\',
+    "c\nd",
+    "e\N{GRINNING FACE}",
+    "\ufb01",
+    "fi",
+    "g\N{SUPERSCRIPT TWO}",
+    "h (1",
+    "lambda",
+]
+
+
+@sg.graph
+def names(theta):
+    """Names that Python has other uses for, or none."""
+    total = theta[0]
+    for name in NAMES:
+        x = sg.sample(name, Normal, torch.sin(total), torch.exp(theta[1]), n=2)
+        total = total + sg.mean(torch.sin(x)) * theta[2]
+    return total
+
+
+@sg.graph
+def numbers(theta):
+    """Numbers of numpy and enumerations, and some that Python has no literals of."""
+    x = sg.sample("x", Categorical, logits=theta + torch.tensor([0.0, 0.0, -float("inf")], dtype=F64), n=3)
+    y = sg.sample("y", Normal, theta[0], np.float64(2.0), n=3)
+    return sg.mean(x * theta[1] * IntEnum("Scale", ["ONE", "TWO"]).TWO) * sg.mean(y) ** 2
+
+
+@sg.graph
+def many(theta):
+    """A function of one draw of more values than there are letters for."""
+    x = sg.sample("x", Normal, theta[0], 1.0, n=3)
+    others = [torch.sin(theta[1] * k) for k in range(9)]
+    return sg.mean(sg.apply(lambda *values, power: sum(values) ** power, x, *others, power=2))
+
+
 TREE = {"a": THETA[0], "b": THETA[1:]}
 CASES = {
     "pathwise": Case(pathwise, (THETA,), sg.PW()),
@@ -180,5 +228,10 @@ CASES = {
     "compared, SF": Case(problems.mdp(2, m=3), (problems.MDP_THETA,), {"D": sg.SF(), "tau": sg.SF("loo")}),
     "compared, LSF": Case(problems.mdp(2, m=3), (problems.MDP_THETA,), sg.LSF(control_variate=True)),
     "compared, LOO": Case(problems.bandit(2, m=2), (THETA,), {"D1": sg.LOO(), "D2": sg.LOO(), "tau": sg.SF("mean")}),
+    "box and increase": Case(box_and_increase, (THETA,), sg.LOO()),
+    "names, SF": Case(names, (THETA,), sg.SF()),
+    "names, PW": Case(names, (THETA,), sg.PW()),
+    "numbers": Case(numbers, (THETA,), sg.SF()),
+    "many": Case(many, (THETA,), sg.SF()),
     "one by one": Case(stepped, (THETA,), {"x": sg.PW(), "y": sg.SF()}),
 }

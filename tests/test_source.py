@@ -309,6 +309,11 @@ def rates(theta):
     return sg.descend(theta, sg.mean(x**2), lr={"a": 0.1})["a"]
 
 
+@sg.graph
+def coins(theta):
+    return sg.mean(sg.sample("x", Bernoulli, logits=theta, n=2)) ** 2
+
+
 @pytest.mark.parametrize(
     ("graph", "estimator", "words"),
     [
@@ -317,6 +322,7 @@ def rates(theta):
         (squared, sg.Enumerate(), r"source of 'squared': .* which is not written"),
         (bound, sg.LOO(), "is the scale of a log-mean-exp of which one draw is left out"),
         (gammas, sg.PW(), "'x' is a pathwise draw from Gamma, whose noise depends on its parameters"),
+        (coins, sg.Relaxed(0.5), "'x' is a pathwise draw from relaxed Bernoulli, which is not written"),
         (scored, sg.PW(), "'x' is a pathwise draw from LogNormal whose log-probability is asked for"),
         (rates, sg.SF(), "has step sizes that are a pytree, or that vary with a plate"),
     ],

@@ -9,9 +9,10 @@ ratio, differentiable like any box. A ratio stands for fresh draws only if nothi
 was impossible under the old one, and it is of use only if the two are not far apart. So direct children must be
 discrete, with the same outcomes whatever the draw; others are refused, those with outcomes of probability 0 when that
 is seen. Behind an update the parameters move a little, and any distribution is reused, as in leave-one-out.
+Pathwise draws are not reused, they are made again of their noise; what these feed is fed by the replaced draw.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -86,7 +87,7 @@ def checked_children(site: Site, derivation: Deriving) -> list[nd.Node]:
         Nodes that refuse in a pass what is not known of before: the laws that functions build.
     """
     found: list[nd.Node] = []
-    for child in _children(site, derivation.order):
+    for child in _children(site, derivation.order, derivation.scope.pathwise):
         law = child.law
         if isinstance(law, DistributionLaw) and not law.is_class:
             found.append(CheckedChild(site, child, [derivation.derive(parent) for parent in child.inputs]))
@@ -95,11 +96,18 @@ def checked_children(site: Site, derivation: Deriving) -> list[nd.Node]:
     return found
 
 
-def _children(site: Site, order: list[nd.Node]) -> list[nd.Sample]:
+def _children(site: Site, order: list[nd.Node], pathwise: Collection[str]) -> list[nd.Sample]:
+    """The draws that are reused; pathwise ones follow, unless their noise is that of the draw as it was."""
     held = [node for node in order if isinstance(node, nd.Update)]
-    fed = moves_with([node for node in order if node not in held], [site.sample])
+    fed = moves_with([node for node in order if node not in held], [site.sample], pathwise)
     samples = [node for node in samples_in(order).values() if node is not site.sample]
-    return [node for node in samples if any(parent in fed for parent in node.inputs)]
+    reused = {node: _noise_parents(node) if node.name in pathwise else node.inputs for node in samples}
+    return [node for node, parents in reused.items() if any(parent in fed for parent in parents)]
+
+
+def _noise_parents(child: nd.Sample) -> Sequence[nd.Node]:
+    """The nodes that the noise of a pathwise draw is known to depend on."""
+    return child.law.noise_parents(child.arguments)
 
 
 def _reusable(family: type[Distribution]) -> bool:
@@ -110,8 +118,8 @@ def _not_reusable(sample: nd.Sample, child: nd.Sample, law: str) -> str:
     return (
         f"sample {sample.name!r} (axes: {describe(sample.axes)}) feeds sample {child.name!r} ({law}) directly: "
         f"with another value of {sample.name!r} what was drawn for {child.name!r} is reused with its likelihood ratio, "
-        f"which needs finitely many outcomes, the same for every value; use SF for {sample.name!r}, or PW for "
-        f"{child.name!r}"
+        f"which needs finitely many outcomes, the same for every value; use SF for {sample.name!r}"
+        f"{'' if _noise_parents(child) else f', or PW for {child.name!r}'}"
     )
 
 

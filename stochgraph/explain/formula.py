@@ -45,7 +45,7 @@ class Printer:
             updates = [*updates[:2], r"&\;\;\vdots", *updates[-2:]]
         lines = [*updates, rf"\hat g &= \nabla_{{{self.wrt}}} \Big[ {objective} \Big]"]
         if len(lines) == 1:
-            return lines[0].replace("&", "")
+            return lines[0].replace("&=", "=", 1)
         return r"\begin{aligned}" + r" \\ ".join(lines) + r"\end{aligned}"
 
     def text(self, node: nd.Node, depth: int = 0) -> str:

@@ -14,7 +14,7 @@ from ..surrogate.expansions import OtherScores
 from ..surrogate.steps import CompiledDirection, CompiledStep, CompiledUpdate, Placeholder
 from ..surrogate.terms import Box, Controlled, ScoreTerm, Term, Total, Weight
 from ..tensors.axes import Axis, describe
-from .symbols import constant, function, symbol
+from .symbols import constant, escaped, function, symbol
 
 _ATOMS = (nd.Sample, nd.Input, nd.Data, nd.Select, Placeholder, Box)
 _PARAMETERS = (nd.Input, nd.Data, nd.Select, Placeholder, CompiledUpdate)
@@ -94,7 +94,7 @@ def _select(node: nd.Select, writing: Writing, depth: int) -> str:
     base = writing.text(node.part_of, depth + 1)
     if not node.attribute:
         return f"{base}[{node.key}]"
-    return f"{base}." + rf"\mathrm{{{node.key}}}".replace("_", r"\_")
+    return f"{base}." + rf"\mathrm{{{escaped(str(node.key))}}}"
 
 
 @written.register

@@ -11,6 +11,8 @@ _GREEK = frozenset(
     "omega".split()
 )
 _LETTERS = "ijklmnpqrs"
+_SPECIAL = {letter: f"\\{letter}" for letter in "%#&${}_"}
+_ESCAPES = str.maketrans({**_SPECIAL, "\\": r"\backslash ", "^": r"\wedge ", "~": r"\sim "})
 _NUMBERED = re.compile(r"(.*)\[(\d+)\]")
 
 
@@ -29,9 +31,14 @@ def symbol(name: str, index: str = "") -> str:
     if letters in _GREEK:
         text = "\\" + letters
     else:
-        text = letters if len(letters) == 1 else r"\mathrm{" + letters.replace("_", r"\_") + "}"
+        text = escaped(letters) if len(letters) == 1 else r"\mathrm{" + escaped(letters) + "}"
     subscripts = ", ".join(part for part in (number, index) if part)
     return text + primes + (f"_{{{subscripts}}}" if subscripts else "")
+
+
+def escaped(words: str) -> str:
+    """Words as LaTeX shows them."""
+    return words.translate(_ESCAPES)
 
 
 def letter(i: int) -> str:
@@ -42,7 +49,7 @@ def letter(i: int) -> str:
 def function(fn: Callable[..., Any]) -> str:
     """The name of a function, `f` if it has none."""
     name = getattr(fn, "__name__", type(fn).__name__).strip("_<>")
-    return "f" if name in ("lambda", "Method") else name.replace("_", r"\_")
+    return "f" if name in ("lambda", "Method") else escaped(name)
 
 
 def constant(value: object) -> str:

@@ -11,7 +11,7 @@ from .names import identifier
 from .scope import Scope, Written
 from .scores import log_prob
 from .stems import place_of, stem_of
-from .text import ATOM, PRODUCT, SIGN, SUM, Text, aligned, call, infix, method, reduced
+from .text import ATOM, PRODUCT, SIGN, SUM, Text, aligned, call, infix, method, quoted, reduced
 from .writer import Writer
 
 
@@ -57,7 +57,7 @@ def _recorded(writer: Writer, scope: Scope, node: Weight, text: Text) -> Text:
     if outer is None and axes != own:
         raise writer.refuse(name, "is weighted along plates of its parents that it does not have itself")
     default = method(outer or text, "detach")
-    return aligned(call("log_probs.get", f'"{name}"', default.code), own, axes)
+    return aligned(call("log_probs.get", quoted(name), default.code), own, axes)
 
 
 def _summed(writer: Writer, scope: Scope, node: Weight, ratio: Text, axes: Axes, gone: list[int]) -> Text:
@@ -178,11 +178,11 @@ def _why(node: ControlVariate) -> str:
 
 def _increase(writer: Writer, scope: Scope, weight: nd.Node, plate: Axis, axis: Axis, target: Axes, name: str) -> Text:
     """The increase of a box by each draw of a plate, over those before it, the plate's dimension in front."""
-    if weight in scope.boxes:
-        return aligned(scope.boxes[weight], (axis, *without(weight.axes, [plate])), target)
+    if weight in scope.increases:
+        return aligned(scope.increases[weight], (axis, *without(weight.axes, [plate])), target)
     dim = weight.axes.index(plate)
     boxes = call("torch.expm1", method(scope.text(weight), "cumsum", str(dim)).code)
     increase = call(writer.helper("increments"), boxes.code, str(dim))
     increase = method(increase, "movedim", str(dim), "0") if dim else increase
-    text = scope.boxes[weight] = scope.let(f"increase_of_box_{identifier(name)}", increase)
+    text = scope.increases[weight] = scope.let(f"increase_of_box_{identifier(name)}", increase)
     return aligned(text, (axis, *without(weight.axes, [plate])), target)

@@ -8,7 +8,7 @@ from torch.utils import _pytree as pytree
 
 from ..ir import nodes as nd
 from ..language.symbols import Method
-from .names import constant, identifier
+from .names import constant, identifier, parameters
 from .scope import Scope
 from .text import ATOM, COMPARISON, POWER, PRODUCT, SIGN, SUM, Text, aligned, call, infix, mapped, method
 from .writer import Writer
@@ -25,8 +25,8 @@ _INFIX = {
     operator.pow: ("**", POWER),
     **{getattr(operator, name): (sign, COMPARISON) for name, sign in _LOGIC.items()},
 }
+_SHOWN = 6  # names of what a function is called with
 _PREFIX = {operator.neg: "-", operator.pos: "+", operator.invert: "~"}
-_LETTERS = "abcdefgh"
 
 
 def applied(writer: Writer, scope: Scope, node: nd.Apply) -> Text:
@@ -78,7 +78,9 @@ def expression(writer: Writer, node: nd.Apply, texts: Sequence[Text]) -> Text:
 
 def _described(node: nd.Apply) -> str:
     called = f"{node.name}: " if node.named else ""
-    return f"{called}a function of one draw of {', '.join(identifier(parent.name) for parent in node.inputs)}"
+    names = [identifier(parent.name) for parent in node.inputs]
+    more = [f"and {len(names) - _SHOWN} more"] if len(names) > _SHOWN else []
+    return f"{called}a function of one draw of {', '.join([*names[:_SHOWN], *more])}"
 
 
 def _operation(fn: Callable[..., object], args: Sequence[Text]) -> Text | None:
@@ -127,6 +129,6 @@ def _of_one_draw(writer: Writer, node: nd.Apply) -> str:
     special = node.elementwise or node.fn is operator.getitem or type(node.fn) is Method
     if bare and not special and node.fn not in _INFIX:
         return writer.handed.function(node.fn, _described(node))
-    letters = _LETTERS[: len(node.inputs)]
+    letters = parameters(len(node.inputs))
     operands = _checked(writer, node, [Text(letter) for letter in letters])
     return f"lambda {', '.join(letters)}: {expression(writer, node, operands).code}"

@@ -1,7 +1,6 @@
 """The module: its heading, imports, helpers, and the function itself."""
 
 from collections.abc import Mapping, Sequence
-from json import dumps
 from typing import Any
 
 from ..ir import nodes as nd
@@ -9,6 +8,7 @@ from ..ir.programs import schedule
 from .helpers import HELPERS, with_needed
 from .nodes import KINDS
 from .scope import Scope
+from .text import quoted
 from .writer import CompiledGraph, Writer
 
 _UNCHECKED = {"log_prob_of", "replayed"}
@@ -62,7 +62,8 @@ def _heading(writer: Writer) -> str:
     inputs = ", ".join(writer.compiled.wrt)
     lines = [f"The surrogate of {writer.compiled.graph.name}: its gradient in {inputs} is the estimate."]
     lines += ["", *chosen] if chosen else []
-    return '"""' + "\n".join(lines) + '\n"""'
+    text = "\n".join(lines).replace("\\", "\\\\").replace('"""', '\\"\\"\\"')
+    return f'"""{text}\n"""'
 
 
 def _imports(writer: Writer, scope: Scope) -> str:
@@ -83,7 +84,7 @@ def _functions(writer: Writer) -> str:
     """The functions that the caller hands over, with what they are in the declaration."""
     if not writer.handed.given:
         return "FUNCTIONS = {}"
-    rows = [f'    "{given.name}": {dumps(given.description)},' for given in writer.handed.given]
+    rows = [f'    "{given.name}": {quoted(given.description)},' for given in writer.handed.given]
     return "\n".join(["FUNCTIONS = {", *rows, "}"])
 
 

@@ -3,13 +3,14 @@
 import builtins
 import keyword
 import re
-from json import dumps
+import unicodedata
 from types import FunctionType
 from typing import NamedTuple
 
 import torch
 
 from .helpers import HELPERS
+from .text import quoted
 
 _TAKEN = frozenset(
     [
@@ -18,7 +19,8 @@ _TAKEN = frozenset(
         *torch.distributions.__all__,
     ]
 )
-_PARAMETERS = ("draw", *"abcdefgh")
+_LETTERS = "abcdefghjkmnpqrstuvwxyz"
+_PARAMETER = re.compile(r"draw|[a-z]|operand_\d+")
 _MODULES = {
     "torch": torch,
     "torch.nn.functional": torch.nn.functional,
@@ -68,9 +70,10 @@ class Names:
 
 def identifier(name: str) -> str:
     """A declared name as an identifier: `theta''` is `theta_2`."""
-    counted = re.sub("'+", lambda primes: f"_{len(primes[0])}", name)
-    words = re.sub(r"\W+", "_", counted).strip("_") or "value"
-    return f"_{words}" if words[0].isdigit() else words
+    counted = re.sub("'+", lambda primes: f"_{len(primes[0])}", unicodedata.normalize("NFKC", name))  # as Python does
+    letters = (letter if f"_{letter}".isidentifier() else " " for letter in counted)
+    words = re.sub(" +", "_", "".join(letters)).strip("_") or "value"
+    return words if words.isidentifier() else f"_{words}"
 
 
 class Given(NamedTuple):
@@ -93,7 +96,7 @@ class Handed:
         for known in self.given:
             if _equal(known.value, value):
                 return known.name
-        stem = f"function_{stem}" if stem in _PARAMETERS else stem  # of lambdas, which would hide it
+        stem = f"function_{stem}" if _PARAMETER.fullmatch(stem) else stem  # of lambdas, which would hide it
         numbered = stem in ("cost", "constant")
         found = self.names.numbered(stem) if numbered else self.names.everywhere(stem)
         self.given.append(Given(found, value, description))
@@ -106,6 +109,11 @@ class Handed:
             return known
         stem = getattr(fn, "__name__", type(fn).__name__.lower())
         return self.name(fn, stem if stem.isidentifier() else "cost", description)
+
+
+def parameters(count: int) -> list[str]:
+    """The names of the parameters of a lambda."""
+    return list(_LETTERS[:count]) if count <= len(_LETTERS) else [f"operand_{i}" for i in range(1, count + 1)]
 
 
 def public_name(fn: object) -> str | None:
@@ -131,13 +139,20 @@ def constant(value: object, handed: Handed) -> str:
     """A constant as text, a small tensor with its numbers; a large one is handed over."""
     if isinstance(value, torch.Tensor):
         if value.numel() <= 8 and not value.requires_grad and value.device.type == "cpu":
-            return f"torch.tensor({value.tolist()!r}, dtype={value.dtype})"
+            return f"torch.tensor({_finite(repr(value.tolist()))}, dtype={value.dtype})"
         return handed.name(value, "constant", f"a tensor of shape {tuple(value.shape)}")
     if isinstance(value, str):
-        return dumps(value)
-    if value is None or isinstance(value, (bool, int, float, complex, torch.dtype, slice)):
-        text = repr(value)
-        return f'float("{text}")' if text in ("inf", "-inf", "nan") else text
+        return quoted(value)
+    number = next((kind for kind in (bool, int, float, complex) if isinstance(value, kind)), None)
+    if number is not None:  # of numpy's, say, or an enumeration's
+        return _finite(number.__repr__(value))
+    if value is None or isinstance(value, (torch.dtype, slice)):
+        return repr(value)
     if callable(value):
         return handed.function(value, "a function that is an argument")
     return handed.name(value, "constant", f"a {type(value).__name__}")
+
+
+def _finite(text: str) -> str:
+    """Numbers as text, those that Python has no literals of by calls."""
+    return re.sub(r"-?\b(?:inf|nan)\b", lambda found: f'float("{found[0]}")', text)

@@ -1,14 +1,12 @@
 """Pathwise draws as text: functions of their parameters and of the noise that the trace has recorded."""
 
-from json import dumps
-
 from ..distributions.laws import DistributionLaw
 from ..ir import nodes as nd
 from .calls import broadcast
 from .names import constant
 from .scope import Scope
 from .scores import builder
-from .text import PRODUCT, SUM, Text, aligned, call, infix, mapped, method
+from .text import PRODUCT, SUM, Text, aligned, call, infix, mapped, method, quoted
 from .writer import Writer
 
 _PARAMETERS = {"Normal": ("loc", "scale"), "Uniform": ("low", "high")}
@@ -19,13 +17,14 @@ def moved_draw(writer: Writer, scope: Scope, node: nd.Sample) -> Text:
     """A draw that moves with its parameters.
 
     Raises:
-        CompileError: the noise depends on the parameters.
+        CompileError: the noise depends on the parameters, or the distribution is an estimator's own.
     """
     law = node.law
-    assert isinstance(law, DistributionLaw)
+    if not isinstance(law, DistributionLaw):
+        raise writer.refuse(node.name, f"is a pathwise draw from {law.name}, which is not written")
     if law.noise_parents(node.arguments):
         raise writer.refuse(node.name, f"is a pathwise draw from {law.name}, whose noise depends on its parameters")
-    writer.preamble.measures(node.declared.drawn_axes, f"noise[{dumps(node.name)}][0]")
+    writer.preamble.measures(node.declared.drawn_axes, f"noise[{quoted(node.name)}][0]")
     texts = broadcast(writer, node, [scope.text(parent) for parent in node.inputs])
     if law.is_torchs_own and law.name in _PARAMETERS and node.event_dims is not None and texts is not None:
         leaves = node.arguments.mapped(texts, lambda leaf: Text(constant(leaf, writer.handed)))
@@ -38,7 +37,7 @@ def _located(writer: Writer, node: nd.Sample, start: Text, width: Text) -> Text:
     """`start + width * noise`."""
     if node.law.name == "Uniform":
         width = infix("-", SUM, width, start)
-    noise, order = Text(f"noise[{dumps(node.name)}][0]"), _order(node)
+    noise, order = Text(f"noise[{quoted(node.name)}][0]"), _order(node)
     if order:
         noise = method(noise, "movedim", *_moves(order))
     noise = aligned(noise, node.declared.axes, node.axes)
@@ -47,7 +46,7 @@ def _located(writer: Writer, node: nd.Sample, start: Text, width: Text) -> Text:
 
 def _replayed(writer: Writer, scope: Scope, node: nd.Sample, law: DistributionLaw) -> Text:
     """The `rsample` of one draw, its noise played back, mapped."""
-    noise, order = Text(f"noise[{dumps(node.name)}]"), _order(node)
+    noise, order = Text(f"noise[{quoted(node.name)}]"), _order(node)
     if order:
         noise = Text(f"[{method(Text('x'), 'movedim', *_moves(order)).code} for x in {noise.code}]")
     pairs = [(noise, node.declared.axes), *((scope.text(parent), parent.axes) for parent in node.inputs)]

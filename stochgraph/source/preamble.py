@@ -1,11 +1,11 @@
 """The first lines of the written function: what it takes out of the trace, and sizes that are read off it."""
 
 from collections.abc import Sequence
-from json import dumps
 
 from ..ir import nodes as nd
 from ..tensors.axes import Axis
 from .names import Names, identifier
+from .text import quoted
 
 
 class Preamble:
@@ -33,7 +33,7 @@ class Preamble:
     def draw(self, node: nd.Sample, is_tensor: bool) -> str:
         """The name of what a sample has drawn."""
         if node.name not in self._draws:
-            name = self._let(identifier(node.name), f"draws[{dumps(node.name)}]", _axes(node))
+            name = self._let(identifier(node.name), f"draws[{quoted(node.name)}]", _axes(node))
             self._draws[node.name] = name
             self.measures(node.declared.axes, name if is_tensor else f"tree_leaves({name})[0]")
         return self._draws[node.name]
@@ -64,5 +64,5 @@ class Preamble:
 
 
 def _axes(node: nd.Sample) -> str:
-    axes = ", ".join(axis.name for axis in node.declared.axes)
+    axes = ", ".join(" ".join(axis.name.split()) for axis in node.declared.axes)
     return f"  # axes: {axes}" if axes else ""

@@ -50,6 +50,7 @@ class Scope:
         self.texts: dict[nd.Node, Text] = {}
         self.waiting: dict[nd.Node, Written] = {}
         self.boxes: dict[nd.Node, Text] = {}  # boxes by their exponents, ratios by log-probabilities
+        self.increases: dict[nd.Node, Text] = {}  # of boxes, draw by draw, by their exponents
         self.recorded: dict[str, Text] = dict(outer.recorded) if outer else {}  # in replays: what ratios compare with
 
     def text(self, node: nd.Node) -> Text:

@@ -1,6 +1,8 @@
 """Python expressions as text, and the few forms that they are put together of."""
 
+import re
 from collections.abc import Sequence
+from json import dumps
 from typing import NamedTuple
 
 from ..tensors.axes import Axes
@@ -10,6 +12,7 @@ COMPARISON, SUM, PRODUCT, SIGN, POWER, ATOM = range(6)
 
 
 _LEAST = 10  # what is not worth a line of its own
+_STRING = re.compile(r""""(?:\\.|[^"\\])*"|'(?:\\.|[^'\\])*'""")
 
 
 class Text(NamedTuple):
@@ -26,6 +29,11 @@ class Text(NamedTuple):
     def is_name(self) -> bool:
         """True if it costs nothing to write it twice."""
         return self.code.isidentifier()
+
+
+def quoted(words: str) -> str:
+    """A string as Python writes it, in double quotes."""
+    return dumps(words, ensure_ascii=False)  # JSON's escapes of what is beyond 16 bits are no characters to Python
 
 
 def infix(sign: str, level: int, left: Text, right: Text) -> Text:
@@ -78,7 +86,7 @@ def split(code: str, width: int) -> list[str]:
         return [code]
     spans: list[tuple[int, int]] = []
     depth = start = 0
-    for place, letter in enumerate(code):
+    for place, letter in enumerate(_STRING.sub(lambda string: "_" * len(string[0]), code)):
         if letter in "([":
             start = start if depth else place
             depth += 1
