@@ -17,6 +17,10 @@ Templates, functions of a `MetaProblem`::
     from stochgraph.algorithms.sgmrl import sgmrl, sgmrl_first_order, sgmrl_published
     from stochgraph.algorithms.tmaml import tmaml
 
+The same with a learned discount and step size of the inner steps::
+
+    from stochgraph.algorithms.objectives.learned_return import learned_return, meta_parameters
+
 Templates without inner steps, of a `MetaProblem` with `steps=0`::
 
     from stochgraph.algorithms.a2c import a2c

@@ -71,5 +71,5 @@ def a2c(
 
 
 def _credited(log_ratio: Tensor, advantage: Tensor) -> Tensor:
-    """What has the gradient of the advantage times the log-probability; it is zero where the batch was drawn."""
+    """The term with the gradient of the advantage times the log-probability; it is zero where the batch was drawn."""
     return log_ratio * advantage

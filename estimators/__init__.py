@@ -1,4 +1,4 @@
-"""How a sample node's distribution is differentiated: one estimator family a file, behind one interface."""
+"""The ways to differentiate a sample node's distribution: one estimator family a file, behind one interface."""
 
 from ..derive.controls import control_variate as control_variate
 from ..derive.estimator import Control as Control
@@ -19,6 +19,9 @@ from .leave_one_out import LOO as LOO
 from .linearized import LSF as LSF
 from .measure_valued import MVD as MVD
 from .pathwise import PW as PW
+from .population import Jackknife as Jackknife
+from .population import Multilevel as Multilevel
+from .population import Plugin as Plugin
 from .published import EMAML as EMAML
 from .published import MAML as MAML
 from .published import SGMRLPublished as SGMRLPublished

@@ -87,7 +87,7 @@ class MeanOfOthers(Control):
 
 
 class FunctionOfTrace(Control):
-    """What a function of the trace predicts."""
+    """The prediction of a function of the trace."""
 
     whole = True
 

@@ -1,4 +1,4 @@
-"""What an estimator draws beside a sample: the law of it, and the node that draws it."""
+"""Draws that an estimator makes beside a sample: their distribution, and the node that draws them."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -40,7 +40,7 @@ class LawBeside(Law):
 
     @abstractmethod
     def draw(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> tuple[Any, None]:
-        """What is drawn, with the plates of the sample in front, and nothing that a score can reuse."""
+        """The draw, with the plates of the sample in front, and nothing that a score can reuse."""
 
     def score(
         self,

@@ -29,7 +29,7 @@ from .coins import coins, entries, refuse_others, summed_entries
 
 
 class Partner(NamedTuple):
-    """What is drawn beside Bernoulli draws: their partners, and the probability of a one that drew both."""
+    """The partners that are drawn beside Bernoulli draws, and the probability of a one that drew both."""
 
     other: Tensor
     probability: Tensor
@@ -93,7 +93,7 @@ class Coupled(GradientEstimator):
 
 
 class ComparedWithPartners(Control):
-    """What turns the score function's first derivative into that of the pair."""
+    """The control variate that turns the score function's first derivative into that of the pair."""
 
     def node(self, site: Site) -> nd.Node:
         others = site.once(("partners", site.sample), lambda: Others(site))

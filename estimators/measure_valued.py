@@ -89,7 +89,7 @@ def _gamma_of_two(dist: Exponential, draw: Tensor) -> Tensor:
 
 
 def _bisected(below: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
-    """Where `below` turns false between two bounds."""
+    """The point where `below` turns false between two bounds."""
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
         under = below(middle)
@@ -167,7 +167,7 @@ class Difference(Replaced):
 
 
 class PairChanges(Changes):
-    """What each alternative is multiplied with: `(alternatives, *plates)`, of value 0."""
+    """The factor of each alternative: `(alternatives, *plates)`, of value 0."""
 
     def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         built = _built(self.sample, values[1:], run)

@@ -34,7 +34,7 @@ class UniformsLaw(LawBeside):
     """The distribution of the noise, given the coins."""
 
     def _at(self, values: Sequence[Any], run: Surroundings, along: Tensor) -> Tensor:
-        """Where the noise of every coin is, on its side of 1 - p: from 0, its lower end, to 1."""
+        """The noise of every coin, by its place `along` its side of 1 - p: from 0, its lower end, to 1."""
         drawn, *parents = values
         probability = entries(self.sample, coins(self.sample, parents, run, self.name).probs, drawn).detach()
         return torch.where(drawn == 1, 1 - probability + probability * along, (1 - probability) * along)

@@ -26,7 +26,7 @@ from ..tensors.trees import map_tensors, tensors
 
 
 class AtParents(nd.Node):
-    """What a function of a sample's distribution returns at the parents' values: `(alternatives, *plates, ...)`.
+    """The result of a function of a sample's distribution at the parents' values: `(alternatives, *plates, ...)`.
 
     Args:
         site: where it is used.

@@ -20,7 +20,7 @@ from .outcomes import Changes, outcomes_at, probabilities
 
 
 class Shortlist(NamedTuple):
-    """What stands for all outcomes of a draw: the likeliest, and one of the rest.
+    """The outcomes that stand for all those of a draw: the likeliest, and one of the rest.
 
     Attributes:
         outcomes: `(*plates, chosen, ...)`.
@@ -116,7 +116,7 @@ class Chosen(nd.Node):
 
 
 class ComparedChanges(Changes):
-    """What each is multiplied with, all of them compared with the mean of the likeliest: of value 0.
+    """The factor of each outcome, all of them compared with the mean of the likeliest: of value 0.
 
     All changes of probabilities sum to 0, so that any number may be taken off all terms. Off those of a shortlist, that
     changes no mean and less is left to the draw for the rest.

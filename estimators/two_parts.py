@@ -27,7 +27,7 @@ FINN_2017 = Paper(
 
 @dataclass(frozen=True)
 class Influence(GradientEstimator):
-    """How the draws count behind the updates that they feed.
+    """The way the draws count behind the updates that they feed.
 
     Attributes:
         word: its name in `Estimator`.
@@ -53,13 +53,13 @@ class Influence(GradientEstimator):
         return () if self.baseline is None else papers_of(self.baseline)
 
     def options(self) -> Mapping[str, Any]:
-        """What it was made with, other than defaults."""
+        """The arguments it was made with, other than defaults."""
         return {} if self.baseline is None else {"baseline": self.baseline}
 
 
 @dataclass(frozen=True)
 class Curvature(Inside):
-    """How the direction of an update that the draws feed is differentiated."""
+    """The way the direction of an update that the draws feed is differentiated."""
 
     word: str
 
@@ -69,7 +69,7 @@ class Curvature(Inside):
         return ()
 
     def options(self) -> Mapping[str, Any]:
-        """What it was made with, other than defaults."""
+        """The arguments it was made with, other than defaults."""
         return {}
 
 
@@ -108,17 +108,17 @@ class TwoParts(GradientEstimator):
 
     @property
     def options(self) -> Mapping[str, Any]:
-        """What it was made with besides the two words, other than defaults."""
+        """The arguments it was made with besides the two words, other than defaults."""
         return {**self.curvature_part.options(), **self.influence_part.options()}
 
     @property
     def baseline(self) -> Baseline | None:
-        """What costs are compared with."""
+        """The baseline that costs are compared with."""
         return self.options.get("baseline")
 
     @property
     def control_variate(self) -> bool:
-        """Whether each term of a mean is compared with the mean of the others."""
+        """True if each term of a mean is compared with the mean of the others."""
         return self.options.get("control_variate", False)
 
     @property

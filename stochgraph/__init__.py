@@ -30,7 +30,10 @@ from .estimators import DisARM as DisARM
 from .estimators import Enumerate as Enumerate
 from .estimators import Estimator as Estimator
 from .estimators import FirstOrder as FirstOrder
+from .estimators import Jackknife as Jackknife
 from .estimators import LoadedDiCE as LoadedDiCE
+from .estimators import Multilevel as Multilevel
+from .estimators import Plugin as Plugin
 from .estimators import Relaxed as Relaxed
 from .estimators import SGMRLPublished as SGMRLPublished
 from .estimators import Taylor as Taylor
@@ -43,6 +46,9 @@ from .ir.traces import Trace as Trace
 from .language.argmax import argmax as argmax
 from .language.argmax import unknown as unknown
 from .language.data import data as data
+from .language.optimizers import adam as adam
+from .language.optimizers import momentum as momentum
+from .language.populations import expect as expect
 from .language.words import apply as apply
 from .language.words import ascend as ascend
 from .language.words import descend as descend
@@ -57,6 +63,9 @@ from .prove.losses import verify_loss as verify_loss
 from .prove.profiling import Figures as Figures
 from .prove.profiling import Profile as Profile
 from .prove.profiling import profile as profile
+from .prove.tuning import Trial as Trial
+from .prove.tuning import Tuning as Tuning
+from .prove.tuning import tune as tune
 from .prove.verification import Verification as Verification
 from .prove.verification import verify as verify
 from .run.chunks import accumulate as accumulate
@@ -90,9 +99,12 @@ __all__ = [
     "Graph",
     "Group",
     "InputError",
+    "Jackknife",
     "LoadedDiCE",
     "Lowered",
     "LoweringError",
+    "Multilevel",
+    "Plugin",
     "Profile",
     "Relaxed",
     "Row",
@@ -103,9 +115,12 @@ __all__ = [
     "StochgraphError",
     "Taylor",
     "Trace",
+    "Trial",
+    "Tuning",
     "Verification",
     "VerificationError",
     "accumulate",
+    "adam",
     "apply",
     "argmax",
     "ascend",
@@ -113,16 +128,19 @@ __all__ = [
     "chunks",
     "data",
     "descend",
+    "expect",
     "graph",
     "log_prob",
     "logmeanexp",
     "mean",
+    "momentum",
     "profile",
     "reduce",
     "sample",
     "solvers",
     "stop",
     "sum",
+    "tune",
     "unknown",
     "vectorize",
     "verify",

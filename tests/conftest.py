@@ -1,11 +1,13 @@
-"""One thread, as the tests' tensors are small and waiting threads slow them down; and one default dtype for all."""
+"""One thread, as the tests' tensors are small and waiting threads slow them down; no terminal; one default dtype."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+os.environ.pop("COLUMNS", None)  # ledgers are as wide as the terminal, and processes of pytest-xdist are told of one
 
 
 @pytest.fixture(autouse=True)

@@ -267,6 +267,13 @@ def test_the_ledger_of_draws_is_said_to_be_that():
     assert "promp climbs an objective of its own" in call("explain", "--algorithm", "promp").output
 
 
+def test_a_profile_tunes(folder):
+    printed = call("profile", *OPTIONS, "--tune", "--budget", 0.1).output
+    assert printed.startswith('graph.compile({"D1": sg.')
+    assert "| yes |" in printed
+    assert "| no |" not in printed
+
+
 def test_profiles_compare_estimators(folder):
     printed = call("profile", *OPTIONS, "--estimators", "LSF,SF", "--repeats", 3).output
     assert re.search(r"^\| LSF \|.*\n\| SF \|", printed, re.MULTILINE)

@@ -1,5 +1,6 @@
 """Every public name has a docstring, and every example in the documentation runs."""
 
+import ast
 import doctest
 import importlib
 import inspect
@@ -19,7 +20,9 @@ import stochgraph
 import stochgraph.estimators
 import stochgraph.solvers
 
-README = Path(__file__).resolve().parents[1] / "README.md"
+ROOT = Path(__file__).resolve().parents[1]
+README = ROOT / "README.md"
+FOLDERS = ("stochgraph", "estimators", "algorithms")
 PUBLIC = (stochgraph, stochgraph.estimators, stochgraph.solvers)
 NEEDED = {f"stochgraph.algorithms.environments.{name}": "mujoco" for name in ("gymnasium", "locomotion", "tabular")}
 MEMBERS = (property, cached_property, classmethod, staticmethod)
@@ -92,6 +95,26 @@ def test_a_missing_docstring_is_found() -> None:
     assert undocumented("Bare", Bare) == ["Bare.method", "Bare.value"]
     assert undocumented("Heir", Heir) == ["Heir"]
     assert undocumented("function", lambda: None) == ["function"]
+
+
+def questions(code: str) -> list[str]:
+    """The docstrings of a module that begin with a question word, where the noun belongs: "What a graph draws"."""
+    documented = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    docs = [ast.get_docstring(node) or "" for node in ast.walk(ast.parse(code)) if isinstance(node, documented)]
+    return [doc for doc in docs if re.match(r"(What|How|Where|Whether)\b", doc)]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_docstrings_begin_with_the_noun(folder: str) -> None:
+    files = sorted((ROOT / folder).rglob("*.py"))
+    assert files
+    found = {str(file.relative_to(ROOT)): questions(file.read_text(encoding="utf-8")) for file in files}
+    assert {file: docs for file, docs in found.items() if docs} == {}
+
+
+def test_a_docstring_that_begins_with_a_question_word_is_found() -> None:
+    code = '"""Whatever."""\nclass A:\n    """What it is."""\n    async def f(self):\n        """\n        How."""'
+    assert questions(code) == ["What it is.", "How."]
 
 
 # Examples in docstrings

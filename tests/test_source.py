@@ -296,6 +296,13 @@ def gammas(theta):
 
 
 @sg.graph
+def scored(theta):
+    """The density of a draw that a transform has made, and that moves."""
+    x = sg.sample("x", torch.distributions.LogNormal, theta, 1.0, n=2)
+    return sg.mean(sg.log_prob(x))
+
+
+@sg.graph
 def rates(theta):
     """A step size for every leaf."""
     x = sg.sample("x", Normal, theta["a"], 1.0, n=2)
@@ -310,6 +317,7 @@ def rates(theta):
         (squared, sg.Enumerate(), r"source of 'squared': .* which is not written"),
         (bound, sg.LOO(), "is the scale of a log-mean-exp of which one draw is left out"),
         (gammas, sg.PW(), "'x' is a pathwise draw from Gamma, whose noise depends on its parameters"),
+        (scored, sg.PW(), "'x' is a pathwise draw from LogNormal whose log-probability is asked for"),
         (rates, sg.SF(), "has step sizes that are a pytree, or that vary with a plate"),
     ],
 )

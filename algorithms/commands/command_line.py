@@ -193,6 +193,7 @@ def main() -> None:
     stochgraph compare results/lsf results/maml                  what they reached, with intervals over seeds
     stochgraph explain --algorithm maml                          how every gradient path is counted
     stochgraph profile --estimators SF,LOO,LSF --tasks 4         bias, variance and time side by side
+    stochgraph profile --tune --budget 60                        the estimators of least error at equal time
     stochgraph demo                                              a tour in a few minutes
 
     Everything that a run is made of is an option, a field of the run.json that is written next to its results, and of
@@ -319,8 +320,14 @@ def explain_command(configuration: Configuration) -> None:
 @click.option("--estimators", default="SF,LOO,LSF,MAML", show_default=True, help=f"Of {', '.join(ESTIMATORS)}.")
 @click.option("--repeats", default=20, show_default=True, type=click.IntRange(2), help="Estimates with each of them.")
 @click.option("--trained", is_flag=True, help="At the newest checkpoint in the output folder, not at the start.")
+@click.option("--tune", is_flag=True, help="Measure all unbiased estimators, and choose, in place of --estimators.")
+@click.option(
+    "--budget", default=10.0, show_default=True, type=click.FloatRange(0, min_open=True), help="Seconds of --tune."
+)
 @configured(unlisted=OF_TRAINING)
-def profile_command(configuration: Configuration, estimators: str, repeats: int, trained: bool) -> None:
+def profile_command(
+    configuration: Configuration, estimators: str, repeats: int, trained: bool, tune: bool, budget: float
+) -> None:
     """Compare estimators on the run's meta-objective: bias, variance, mean squared error, time."""
     problem = Problem(configuration)
     if problem.template.replayed is not None:
@@ -328,11 +335,14 @@ def profile_command(configuration: Configuration, estimators: str, repeats: int,
             f"algorithm {configuration.algorithm!r} climbs an objective of its own, which has no estimators to "
             "compare; choose another algorithm, for instance --algorithm lsf"
         )
-    compiled = {name: problem.compile(name) for name in estimators.split(",")}
+    compiled = {} if tune else {name: problem.compile(name) for name in estimators.split(",")}
     theta = load_result(configuration.output, configuration).theta if trained else problem.initial()
     generator = generator_for(configuration.seed, "profile")
     make_room()
     with torch_threads(configuration.threads):
+        if tune:
+            _echo(repr(sg.tune(problem.template.graph, theta, budget=budget, generator=generator)))
+            return
         found = sg.profile(compiled, theta, repeats=repeats, generator=generator)
     _echo(found.to_markdown())
 

@@ -32,8 +32,8 @@ def advantages(
     plate: str,
     *,
     baseline: Baseline | None = None,
-    discount: float = 1.0,
-    decay: float = 1.0,
+    discount: object = 1.0,
+    decay: object = 1.0,
     standardise: bool = False,
 ) -> Any:
     """Declare the advantages of whole trajectories.
@@ -42,8 +42,8 @@ def advantages(
         trajectories: a node with the fields `observation`, `reward` and `mask`, made by `whole`.
         plate: the plate of the trajectories: a baseline is fitted, and advantages are standardised, on this batch.
         baseline: what they are measured against; default: nothing.
-        discount: per time step.
-        decay: see `gae`.
+        discount: per time step, a number or a node.
+        decay: see `gae`; a number or a node.
         standardise: subtract the batch's mean and divide by its standard deviation, over all steps that count.
 
     Returns:
@@ -65,8 +65,8 @@ def ascend_advantages(
     rate: Any,
     *,
     baseline: Baseline | None = None,
-    discount: float = 1.0,
-    decay: float = 1.0,
+    discount: object = 1.0,
+    decay: object = 1.0,
     standardise: bool = False,
     ratio: bool = False,
 ) -> Any:
@@ -121,9 +121,14 @@ def ascend_advantages(
         >>> bool(trace.value > 0)
         True
     """
-    options = {"baseline": baseline, "discount": discount, "decay": decay, "standardise": standardise}
+    options: dict[str, Any] = {
+        "baseline": baseline,
+        "discount": discount,
+        "decay": decay,
+        "standardise": standardise,
+    }
     trajectories = whole(data, plate)
-    advantage = advantages(trajectories, plate, **options)  # type: ignore[arg-type]
+    advantage = advantages(trajectories, plate, **options)
     copy = sg.apply(_copy, parameters)
     gain = sg.apply(_gain(policy, ratio), copy, trajectories, advantage)
     return sg.ascend(copy, sg.mean(gain, over=plate), rate)

@@ -22,7 +22,7 @@ Gain = Callable[[Tensor, Tensor], Tensor]
 
 
 class Credit(NamedTuple):
-    """What the steps of a trajectory are credited with: the actor's advantages, the critic's targets, `(time,)`."""
+    """The credit of the steps of a trajectory: the actor's advantages, the critic's targets, `(time,)`."""
 
     advantage: Tensor
     target: Tensor

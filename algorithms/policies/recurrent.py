@@ -27,7 +27,7 @@ from .networks import Parameters, affine, tanh
 
 
 class Recurrent(Policy, Protocol):
-    """What rollouts need of a recurrent policy besides: see the note above. `batched` is as for any policy."""
+    """The further needs of rollouts from a recurrent policy: see the note above. `batched` is as for any policy."""
 
     recurrent: bool
 
@@ -142,7 +142,7 @@ class _Weights(NamedTuple):
 
 
 def _given(weights: _Weights, observation: Tensor) -> tuple[Tensor, Tensor]:
-    """What does not depend on the state, of the gates and of n."""
+    """The parts of the gates and of n that do not depend on the state."""
     gates = affine(observation, weights.gates, weights.gates_bias)
     return gates, affine(observation, weights.new, weights.new_bias)
 

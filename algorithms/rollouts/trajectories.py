@@ -205,7 +205,7 @@ class Rollouts(sg.Sampler):
         return record.trajectory(self.horizon)
 
     def _following(self, after: Tensor, done: Tensor, like: Tensor) -> tuple[Tensor, ...]:
-        """What a `CutTrajectory` has besides."""
+        """The further fields of a `CutTrajectory`."""
         if self.kind is Trajectory:
             return ()
         cut = self.environment.truncated

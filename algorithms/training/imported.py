@@ -1,4 +1,4 @@
-"""What a configuration names by where it is: `package.module:Name`, anything that can be imported."""
+"""The objects that a configuration names by where they are: `package.module:Name`, anything that can be imported."""
 
 import importlib
 from collections.abc import Callable
@@ -10,12 +10,12 @@ from .configuration import ConfigurationError, unknown
 
 
 def is_place(name: str) -> bool:
-    """Whether this says where something is, and is not one of the known names."""
+    """True if the name says where something is, and is not one of the known ones."""
     return ":" in name
 
 
 def imported(field: str, name: str) -> Callable[..., Any]:
-    """What a module has under a name: a class, or a function that makes one of its objects.
+    """The object that a module has under a name: a class, or a function that makes one of its objects.
 
     Args:
         field: of the configuration, for errors.

@@ -19,6 +19,8 @@ ESTIMATORS = {
     "Enumerate": sg.Enumerate(),
     "MVD": sg.MVD(),
     "LSF": sg.LSF(),
+    "Plugin": sg.Plugin(),
+    "Jackknife": sg.Jackknife(),
     "LoadedDiCE": sg.LoadedDiCE(0.5),
     "LVC": sg.LVC(),
     "Taylor": sg.Taylor(),
@@ -69,13 +71,13 @@ class RandomWalk(sg.Sampler):
         return Walk(step, step.cumsum(-1))
 
 
-def adapted_walk(n: int) -> sg.Graph:
-    """The return after one inner step on n walks: what every estimator but PW is shown on."""
+def adapted_walk(n: int, mean: Callable[..., Any] = sg.mean) -> sg.Graph:
+    """The return after one inner step on n walks, or on their expectation: what every estimator but PW is shown on."""
 
     @sg.graph
     def adapted(logit: Any) -> Any:
         inner = sg.sample("inner", RandomWalk(), logit, n=n)
-        moved = sg.ascend(logit, sg.mean(sg.sum(inner.reward)), lr=0.5, name="adapted")
+        moved = sg.ascend(logit, mean(sg.sum(inner.reward)), lr=0.5, name="adapted")
         return sg.mean(sg.sum(sg.sample("outer", RandomWalk(), moved, n=1).reward))
 
     return adapted
@@ -110,7 +112,9 @@ def compiled(name: str, n: int) -> sg.Compiled:
 
 def of_walks(name: str, n: int) -> sg.Compiled:
     """An estimator of the inner walks."""
-    return adapted_walk(n).compile({"inner": ESTIMATORS[name], "outer": sg.SF()})
+    estimator = ESTIMATORS[name]
+    graph = adapted_walk(n, sg.expect if estimator.population else sg.mean)
+    return graph.compile({"inner": estimator, "outer": sg.SF()})
 
 
 def of_coins(name: str, n: int) -> sg.Compiled:

@@ -21,16 +21,18 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = {
     "PW": "Measured on the square of the mean of N normal draws, 400 estimates a point.",
     "DisARM": "Exact, over all outcomes: the exponential of the mean of N coins.",
+    "Plugin": "Exact, over all outcomes: the return of a random walk after one step on the expectation of walks.",
+    "Jackknife": "Exact, over all outcomes: the return of a random walk after one step on the expectation of walks.",
     "REBAR": "By quadrature of their noise: the exponential of the mean of N coins, at a temperature of 1.",
     "RELAX": "By quadrature of their noise: the exponential of the mean of N coins, at a temperature of 1.",
     "Relaxed": "By quadrature of their noise: the exponential of the mean of N coins, at a temperature of 1.",
 }
 REFERENCE = {
-    "declare": "graph sample data mean sum reduce logmeanexp apply log_prob stop ascend descend unknown argmax "
-    "vectorize",
+    "declare": "graph sample data mean expect sum reduce logmeanexp apply log_prob stop ascend descend momentum "
+    "adam unknown argmax vectorize",
     "compile": "Graph Compiled Trace accumulate chunks chunk_size",
     "explain": "Explanation Row Group",
-    "prove": "verify Verification verify_loss profile Profile Figures",
+    "prove": "verify Verification verify_loss tune Tuning Trial profile Profile Figures",
     "samplers": "Sampler",
     "errors": "StochgraphError DeclarationError CompileError InputError FunctionError SamplingError SolverError "
     "VerificationError",
@@ -40,6 +42,7 @@ PARTS = {
     "algorithms": [
         "stochgraph.algorithms.objectives.meta_policy_gradient",
         "stochgraph.algorithms.objectives.template",
+        "stochgraph.algorithms.objectives.learned_return",
         "stochgraph.algorithms.inner_steps.policy_gradient",
         "stochgraph.algorithms.inner_steps.advantages",
         "stochgraph.algorithms.environments",

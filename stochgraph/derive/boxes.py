@@ -7,7 +7,7 @@ from ..ir import nodes as nd
 
 
 class Kind(Enum):
-    """What a pending box is for."""
+    """The purpose of a pending box."""
 
     SCORE = "an update's own score, taken at the placeholder"
     WEIGHT = "a box at the parameters that drew the sample"

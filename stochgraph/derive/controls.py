@@ -44,7 +44,7 @@ class ZeroMean(nd.Node, ABC):
 
     @abstractmethod
     def formula(self, term: str, sample: str) -> str:
-        """What is added, with its sign, as LaTeX, from the formulas of the part and of the sample."""
+        """The summand, with its sign, as LaTeX, from the formulas of the part and of the sample."""
 
 
 class ControlVariate(nd.Node):
@@ -158,7 +158,7 @@ class Uncovered(nd.Node):
 
 
 def uncovered(site: Site, cost: nd.Node) -> Uncovered:
-    """What the box of a site leaves aside of the derived cost there."""
+    """The part of the derived cost at a site that its box leaves aside."""
     return Uncovered(cost, site.term, site.ratio())
 
 

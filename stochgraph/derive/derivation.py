@@ -155,7 +155,7 @@ class Derivation:
         return self.ratios.score(sample)
 
     def noise(self, sample: nd.Sample) -> nd.Sample | None:
-        """What the sample's estimator draws beside it."""
+        """The sample that the estimator of this one draws beside it."""
         drawn = self.share(("noise", sample), lambda: self.estimators[sample.name].noise(sample))
         return None if drawn is None else cast(nd.Sample, self.root.derive(drawn))
 

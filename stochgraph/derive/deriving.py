@@ -45,7 +45,7 @@ class Deriving(Protocol):
 
     @property
     def placement(self) -> Placement:
-        """Where boxes stand in it."""
+        """The places where boxes stand in it."""
 
     @property
     def estimators(self) -> Mapping[str, GradientEstimator]:
@@ -57,7 +57,7 @@ class Deriving(Protocol):
 
     @property
     def around(self) -> "Around | None":
-        """What is around the objective of an update."""
+        """The surroundings of the objective of an update."""
 
     @property
     def ratios(self) -> Ratios:
@@ -92,7 +92,7 @@ class Deriving(Protocol):
         """The log-probability of the sample's draws."""
 
     def noise(self, sample: nd.Sample) -> nd.Sample | None:
-        """What the estimator of a sample draws beside it."""
+        """The sample that the estimator of a sample draws beside it."""
 
     def share(self, key: Hashable, make: Callable[[], Made]) -> Made:
         """One node for one key."""
@@ -100,7 +100,7 @@ class Deriving(Protocol):
 
 @dataclass(frozen=True)
 class Around:
-    """What is around the derivation of an update's objective.
+    """The surroundings of the derivation of an update's objective.
 
     Attributes:
         outer: the derivation that the update is in.

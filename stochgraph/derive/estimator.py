@@ -41,7 +41,7 @@ Made = TypeVar("Made")
 
 
 class Crossing(Enum):
-    """What becomes of a box at a node that its sample reaches."""
+    """The fate of a box at a node that its sample reaches."""
 
     ON = "it waits beyond the node"
     BELOW = "it stands at the node's inputs"
@@ -49,7 +49,7 @@ class Crossing(Enum):
 
 
 class Where(Enum):
-    """Where a ratio is used."""
+    """The places where a ratio is used."""
 
     OUTSIDE = "in the objective"
     DATA = "in an update's objective, of a sample that was drawn before it"
@@ -96,7 +96,7 @@ class Site(ABC):
     @property
     @abstractmethod
     def noise(self) -> nd.Node:
-        """What the sample's estimator draws beside it."""
+        """The sample that the estimator of this one draws beside it."""
 
     @abstractmethod
     def parents(self) -> Sequence[nd.Node]:
@@ -175,7 +175,7 @@ class Control(ABC):
 
 
 class Inside:
-    """What an estimator does in the objective of an update that its draws feed. By default: scores at fixed samples.
+    """The part of an estimator in the objective of an update that its draws feed. By default: scores at fixed samples.
 
     Attributes:
         stopped: the direction of the update is a constant.
@@ -204,12 +204,13 @@ _SCORES = Inside()
 
 
 class GradientEstimator(ABC):  # noqa: B024 - every answer has a default, the score function's
-    r"""How the distribution of a sample node is differentiated. What is not overridden is the score function's.
+    r"""The way a sample node's distribution is differentiated. What is not overridden is the score function's.
 
     .. math:: \nabla_\theta E[f] = E\big[\nabla f + f \, \textstyle\sum_i \nabla_\theta \log p(x_i; \theta)\big]
 
     Attributes:
         scored: whether the draw is a constant whose distribution is differentiated; if not, the draw itself is.
+        population: whether it is for plates that are expected, `sg.expect`, and not for means of N draws.
         control: the control variate of its boxes, if it has one. The compiler asks for it long before it is made.
         inside: what happens in updates that the draws feed.
 
@@ -233,6 +234,7 @@ class GradientEstimator(ABC):  # noqa: B024 - every answer has a default, the sc
     """
 
     scored: ClassVar[bool] = True
+    population: ClassVar[bool] = False
 
     @property
     def papers(self) -> tuple[Paper, ...]:
@@ -246,7 +248,7 @@ class GradientEstimator(ABC):  # noqa: B024 - every answer has a default, the sc
 
     @property
     def inside(self) -> Inside:
-        """What happens in updates that the draws feed."""
+        """The part of the estimator in updates that the draws feed."""
         return _SCORES
 
     def check(self, sample: nd.Sample, routes: Routes) -> None:
@@ -259,7 +261,7 @@ class GradientEstimator(ABC):  # noqa: B024 - every answer has a default, the sc
             raise CompileError(moving_support_message(sample))
 
     def draw(self, sample: nd.Sample) -> nd.Sample:
-        """What is drawn in the sample's place."""
+        """The sample that is drawn in this one's place."""
         return sample
 
     def noise(self, sample: nd.Sample) -> nd.Sample | None:
@@ -267,7 +269,7 @@ class GradientEstimator(ABC):  # noqa: B024 - every answer has a default, the sc
         return None
 
     def crosses(self, sample: nd.Sample, node: nd.Node) -> Crossing:
-        """What becomes of the box at a declared node that the sample reaches.
+        """The fate of the box at a declared node that the sample reaches.
 
         Raises:
             CompileError: where the estimator has no answer.
@@ -283,11 +285,11 @@ class GradientEstimator(ABC):  # noqa: B024 - every answer has a default, the sc
         return None
 
     def term(self, site: Site) -> nd.Node | None:
-        """What takes the place of the boxed term in the objective; `None`: a box, merged with the others there."""
+        """The node in the place of the boxed term in the objective; `None`: a box, merged with the others there."""
         return None
 
     def exact(self) -> "GradientEstimator":
-        """What stands for it in replays, where every draw must be weighted with its likelihood ratio."""
+        """The estimator that stands for it in replays, where every draw must be weighted with its likelihood ratio."""
         return Exact()
 
 
@@ -307,5 +309,5 @@ def plain(estimators: Mapping[str, GradientEstimator]) -> dict[str, GradientEsti
 
 
 def replaces_terms(estimator: GradientEstimator) -> bool:
-    """Whether an estimator has something to put in the place of boxed terms."""
+    """True if an estimator has something to put in the place of boxed terms."""
     return type(estimator).term is not GradientEstimator.term

@@ -81,7 +81,7 @@ def _followed(placement: Placement, begins: Iterable[Box]) -> Iterator[Row]:
 
 
 def _journey(placement: Placement, box: Box) -> tuple[str, list[Box]]:
-    """What becomes of a box as far as there is one way; and where it goes on from there."""
+    """The way of a box as far as there is one; and the boxes that it goes on as from there."""
     key, through = box.key, [""]
     while True:
         key, decision = _standing(placement, key, box.name)

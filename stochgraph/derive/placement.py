@@ -14,7 +14,7 @@ from .scopes import Scope
 
 
 class Decision(NamedTuple):
-    """What becomes of the boxes that are open at a node: control variates first, then boxes that stay, then moves.
+    """The fate of the boxes that are open at a node: control variates first, then boxes that stay, then moves.
 
     Attributes:
         needs: the nodes with open boxes that are derived before this one, its inputs if the boxes move on to them.

@@ -47,7 +47,7 @@ def _all(kept: dict[frozenset[Axis], int]) -> int:
 
 
 def _merged(one: dict[frozenset[Axis], int], other: dict[frozenset[Axis], int]) -> dict[frozenset[Axis], int]:
-    """What arrives by two inputs: a sample that comes by both is kept along the axes that they have in common."""
+    """The samples that arrive by two inputs: one that comes by both is kept along the axes that they have in common."""
     if not one or not other:
         return one or other
     merged: dict[frozenset[Axis], int] = {}

@@ -52,7 +52,7 @@ def replay(derivation: Deriving, site: Site, plate: Axis) -> "Replay":
 
 
 def _ratios(exact: Deriving, site: Site) -> Pending:
-    """What is weighted in the replays of a site, and how: the draws' own plate plainly, others with their controls."""
+    """The boxes in the replays of a site, by kind: the draws' own plate plainly, others with their controls."""
     pending = exact.scope.weighted(exact.scope.reach[Kind.WEIGHT][site.node])
     return settled(pending, {site.name} | uncontrolled(exact, site))
 
@@ -152,7 +152,7 @@ def _split(root: nd.Node, plate: Axis, name: str) -> tuple[list[nd.Node], list[n
 
 
 def _reduces(node: nd.Node, plate: Axis) -> bool:
-    """Whether a node takes a mean or a sum over the plate."""
+    """True if a node takes a mean or a sum over the plate."""
     if isinstance(node, CompiledUpdate):
         return any(_reduces(inner, plate) for inner in node.program)
     if isinstance(node, Weight):

@@ -1,4 +1,4 @@
-"""Where derivatives can go in a declared graph, before anything is known of what the user's functions do."""
+"""The routes of derivatives in a declared graph, before anything is known of what the user's functions do."""
 
 from collections.abc import Iterable
 
@@ -22,7 +22,7 @@ class Routes:
         self.inputs = tuple(graph.inputs)
 
     def arrive(self, source: nd.Node) -> bool:
-        """Whether a derivative with respect to a node can reach the objective."""
+        """True if a derivative with respect to a node can reach the objective."""
         return self.objective in self.from_(source)
 
     def flat_behind(self, source: nd.Node) -> nd.Node | None:

@@ -37,7 +37,7 @@ class Scope(ABC):
     @property
     @abstractmethod
     def dependence(self) -> Reach:
-        """What `reach` would be if every route were boxed at its end."""
+        """The `reach` that there would be if every route were boxed at its end."""
 
     @abstractmethod
     def start(self, objective: nd.Node) -> Pending:
@@ -45,23 +45,23 @@ class Scope(ABC):
 
     @abstractmethod
     def where(self, kind: Kind) -> Where:
-        """Where ratios of a kind are used."""
+        """The place where ratios of a kind are used."""
 
     @abstractmethod
     def provided(self, node: nd.Node) -> bool:
-        """Whether a node is taken from the derivation around this one, as it is there."""
+        """True if a node is taken from the derivation around this one, as it is there."""
 
     @abstractmethod
     def waits(self, name: str) -> bool:
-        """Whether the boxes of a sample wait for a control variate."""
+        """True if the boxes of a sample wait for a control variate."""
 
     @abstractmethod
     def boxes(self, name: str) -> bool:
-        """Whether terms are boxed with the weights of a sample."""
+        """True if terms are boxed with the weights of a sample."""
 
     @abstractmethod
     def replaces(self, name: str) -> bool:
-        """Whether the estimator of a sample puts something else in the place of its boxes."""
+        """True if the estimator of a sample puts something else in the place of its boxes."""
 
     def weighted(self, names: Iterable[str]) -> Pending:
         """Pending weights; with a control variate to come where the estimator has one."""

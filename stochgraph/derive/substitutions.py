@@ -236,5 +236,5 @@ class Substituted(nd.Node):
 
 
 def _recomputed(node: nd.Node, touched: bool) -> bool:
-    """Whether a node has another value with another draw. Draws themselves stay, pathwise ones aside."""
+    """True if a node has another value with another draw. Draws themselves stay, pathwise ones aside."""
     return touched and not stays(node)

@@ -4,7 +4,7 @@ from ..errors.exceptions import CompileError
 from ..ir import nodes as nd
 from ..ir.paths import first_mixing
 from ..surrogate.solutions import CompiledArgmax
-from ..surrogate.steps import CompiledStep, Placeholder
+from ..surrogate.steps import CompiledDirection, CompiledGradient, CompiledStep, Placeholder
 from ..surrogate.terms import Score
 from ..tensors.axes import Axes, describe, union
 from .boxes import Kind
@@ -12,6 +12,8 @@ from .deriving import Around, Deriving
 from .estimator import plain
 from .placement import Placement
 from .scopes import UpdateScope
+
+_GRADIENTS: dict[type[nd.Update], type[CompiledGradient]] = {nd.Step: CompiledStep, nd.Direction: CompiledDirection}
 
 
 def compiled_update(derivation: Deriving, node: nd.Update, parts: list[nd.Node]) -> nd.Node:
@@ -25,7 +27,7 @@ def compiled_update(derivation: Deriving, node: nd.Update, parts: list[nd.Node])
     if isinstance(node, nd.Argmax):
         return CompiledArgmax(node, parts[0], parts[1:], psi, surrogates, detach)
     shared = [] if derivation.around else _shared_scores(derivation, scope, inner)
-    return CompiledStep(node, parts[0], parts[1:], psi, surrogates, detach, shared)
+    return _GRADIENTS[type(node)](node, parts[0], parts[1:], psi, surrogates, detach, shared)
 
 
 def _inner(

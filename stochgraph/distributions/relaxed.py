@@ -27,7 +27,7 @@ from .laws import DistributionLaw, Law, arrange
 
 @dataclass(frozen=True)
 class Family:
-    """How the draws of a family are relaxed.
+    """The relaxation of a family's draws.
 
     Attributes:
         event: how many dimensions of the log-odds one choice has.

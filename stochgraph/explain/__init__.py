@@ -1,1 +1,1 @@
-"""What is shown: the ledger, the formula, the picture."""
+"""Everything that is shown: the ledger, the formula, the picture."""

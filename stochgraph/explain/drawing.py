@@ -32,7 +32,7 @@ RIM = 0.05  # between the two borders of the objective
 
 
 class Look(NamedTuple):
-    """How a kind of node looks; `spread` is its width for a text of width one, `marker` stands for it in the legend."""
+    """The look of a kind of node; `spread`: its width for a text of width one, `marker` stands for it in the legend."""
 
     word: str
     height: float
@@ -89,12 +89,12 @@ def draw(graph: Declaration, legend: bool = True, fold: bool = False) -> "Pictur
 
 
 def node_id(node: int) -> str:
-    """What the shape of a node is called in an SVG file: by its place in the order of the graph."""
+    """The name of a node's shape in an SVG file: by its place in the order of the graph."""
     return f"node-{node}"
 
 
 def edge_id(parent: int, child: int) -> str:
-    """What an edge is called there."""
+    """The name of an edge there."""
     return f"edge-{parent}-{child}"
 
 
@@ -188,7 +188,7 @@ def _edges(layout: Layout) -> Iterator[Edge]:
 
 
 def _places(came_from: dict[str, float], middle: float) -> list[tuple[float, str]]:
-    """Where edges end on the upper border, in (-0.5, 0.5) from left to right; one from straight above ends at 0."""
+    """The ends of edges on the upper border, in (-0.5, 0.5) from left to right; one from straight above ends at 0."""
     parents = sorted(came_from, key=lambda parent: came_from[parent])
     straight = [i for i, parent in enumerate(parents) if math.isclose(came_from[parent], middle)]
     origin = straight[0] if straight else (len(parents) - 1) / 2
@@ -197,7 +197,7 @@ def _places(came_from: dict[str, float], middle: float) -> list[tuple[float, str
 
 
 def _foot(layout: Layout, node: str) -> Point:
-    """Where the edges of a node begin."""
+    """The point where the edges of a node begin."""
     x, y = layout.centre(node)
     return x, y - _height(layout.graph, node) / 2
 
@@ -247,7 +247,7 @@ def _along(curve: list[Point], t: float) -> Point:
 
 
 def _place_of_legend(layout: Layout, edges: list[Edge], size: Point) -> Point | None:
-    """Where the picture has room for a legend of a size."""
+    """The place where the picture has room for a legend of a size."""
     taken = list(layout.boxes)
     for node in layout.graph:
         (x, y), wide, high = layout.centre(node), layout.widths[node] / 2 + RIM, ROW / 2 + RIM

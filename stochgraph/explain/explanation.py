@@ -1,7 +1,9 @@
 """Explanations: the ledger in words, the class of bias and variance, the estimator as a formula."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
+from ..derive.populations import Corrected, expected_plates, is_bent
 from ..derive.replays import Replay
 from ..ir import nodes as nd
 from ..ir.paths import averaging_plate
@@ -38,6 +40,9 @@ _CONSTANT = "its distribution depends on no differentiated input; nothing to cou
 _PLAIN = 'only linear operations follow its plate, where LOO is SF; SF(baseline="loo") has less variance'
 _EXACT = "share: the size of what the rows give, of the gradient's, exact; as vectors they sum to the estimate's mean"
 _SAMPLED = "share: the size of what the rows give, of the gradient's, from draws, with standard errors"
+_BENT = "the mean of its draws stands for an expectation where something nonlinear follows"
+_LESS_SO = ": biased, less so the larger {}"
+_ORDERS = ["0", "O(1/N^2)", "O(1/sqrt(N))", "O(1)"]
 _DITTO = '"'
 _LONGEST_ROUTE = 8
 _MANY = 10**6
@@ -45,17 +50,19 @@ _MANY = 10**6
 
 @dataclass(frozen=True, repr=False)
 class Explanation:
-    """How a compiled surrogate counts every gradient path. Made by `Compiled.explain`; prints as a table.
+    """The account of every gradient path in a compiled surrogate. Made by `Compiled.explain`; prints as a table.
 
     Attributes:
         ledger: the rows, one per sample node and kind of path; see `Row`.
         unbiased: every path is counted exactly once, and none is linearised.
         bias: "0", "O(1/sqrt(N))" (some path linearised, N the size of the plate at whose mean) or "O(1)" (some path
             dropped, scaled or counted twice). An upper bound: for the linearised score function enumeration shows
-            O(1/N).
+            O(1/N). "O(1/N^2)" is what the jackknife leaves of it.
         variance: "O(1/N)", "O(1)" (a sample without a plate) or "O(N)" (the scores of a plate are summed), the
             largest order of any path.
         latex: the estimator as a formula.
+        target: the plates that are expected, `sg.expect`: the gradient is that of a function of their expectations.
+            Empty: that of the expected objective, with as many draws as are made.
         rows: with inputs, the groups of rows with what each gives to the gradient there; see `Group`.
     """
 
@@ -64,6 +71,7 @@ class Explanation:
     bias: str
     variance: str
     latex: str
+    target: tuple[str, ...]
     rows: tuple[Group, ...]
     _title: str
     _constant: tuple[str, ...]
@@ -128,7 +136,7 @@ class Explanation:
 
 
 def _key(row: Row | Group) -> tuple[Source, bool]:
-    """What tells the group of a row: of what is counted of a sample there is one."""
+    """The key of a row's group: of what is counted of a sample there is one."""
     return row.source, row.counted == "dropped"
 
 
@@ -136,14 +144,18 @@ def explain(compiled: Derived, groups: tuple[Group, ...] = ()) -> Explanation:
     """The explanation of a `Compiled`, with what the groups of its rows give."""
     order, names = compiled.graph.order, list(compiled.estimators)
     rows = tuple(read_ledger(compiled._root, order, names, compiled.wrt))
-    bias = max((bias_of(row) for row in rows), key=["0", "O(1/sqrt(N))", "O(1)"].index, default="0")
+    unscored = _bent_expectations(compiled, {row.sample for row in rows})
+    bias = max([*map(bias_of, rows), *(order for order, _ in unscored)], key=_ORDERS.index, default="0")
     alone = any(isinstance(n, nd.Sample) and averaging_plate(n) is None for n in order)
     variance = largest([*(row.variance for row in rows), *(["O(1)"] if alone else [])])
     listed = {row.sample for row in rows}
     constant = tuple(n.name for n in order if isinstance(n, nd.Sample) and n.name not in listed)
     pathwise = [n for n in order if isinstance(n, nd.Sample) and n.name in compiled._derivation.pathwise]
     notes = tuple(f"{n.name}: {note}" for n in pathwise for note in _pathwise_notes(n))
+    notes += tuple(note for _, note in unscored)
+    target = tuple(axis.name for axis in expected_plates(order))
     title = f"gradient of E[{compiled.graph.name}] with respect to {', '.join(compiled.wrt)}"
+    title += f"; of {' and '.join(target)} the expectation is meant, not the mean of N draws" if target else ""
     landmarks = frozenset(n.name for n in order if isinstance(n, (nd.Input, nd.Sample, nd.Update)) or n.named)
     return Explanation(
         rows,
@@ -151,6 +163,7 @@ def explain(compiled: Derived, groups: tuple[Group, ...] = ()) -> Explanation:
         bias,
         variance,
         latex(compiled),
+        target,
         groups,
         title,
         constant,
@@ -159,6 +172,19 @@ def explain(compiled: Derived, groups: tuple[Group, ...] = ()) -> Explanation:
         landmarks,
         compiled.graph.name,
     )
+
+
+def _bent_expectations(compiled: Derived, listed: Collection[str]) -> list[tuple[str, str]]:
+    """Of expectations over draws that are not scored, the order of the bias, and what is to be known of it."""
+    order, found = compiled.graph.order, []
+    estimator = compiled._root.estimator if isinstance(compiled._root, Corrected) else None
+    for node in order:
+        plate = averaging_plate(node) if isinstance(node, nd.Sample) and node.name not in listed else None
+        if plate in expected_plates(order) and is_bent(order, plate):
+            done = f", {estimator.correction}" if estimator else _LESS_SO.format(plate.name)
+            bias = (estimator.bias if estimator else "") or "O(1/sqrt(N))"
+            found.append((bias, f"{node.name}: {_BENT}{done}"))
+    return found
 
 
 def _uncompared(compiled: Derived) -> tuple[str, ...]:
@@ -171,26 +197,28 @@ def _uncompared(compiled: Derived) -> tuple[str, ...]:
 
 
 def _pathwise_notes(node: nd.Sample) -> list[str]:
-    """What is to be known of a pathwise draw besides its path."""
+    """Notes on a pathwise draw, besides its path."""
     if not node.law.is_torchs_own:
         return [_SEEN_LATE]
     return [_ORDER_ONE.format(node.law.name)] if node.law.noise_parents(node.arguments) else []
 
 
 def words(row: Row) -> str:
-    """What the row says, in plain words."""
+    """The row in plain words."""
     if row.kind == "value":
         text = _VALUE[row.counted].format(row.update) if row.update else "differentiated through values"
     elif row.kind == "pathwise" and row.counted == "once":
         text = _PATHWISE
     elif row.counted == "linearized":
         over = " and ".join(row.plates)
-        at = f"at the mean over {over}: biased, less so the larger {over}" if over else "in a single draw: biased"
+        at = f"at the mean over {over}" if over else "in a single draw: biased"
+        at += f": biased, less so the larger {over}" if over and not row.correction else ""
         text = _WORDS["linearized"].format(at)
     elif row.part:
         text = _PARTS[row.counted].format(row.weight)
     else:
         text = _WORDS[row.counted].format(row.weight)
+    text += f", {row.correction}" if row.correction else ""
     return text + (f" ({_number(row.paths)} paths like this)" if row.paths > 1 else "")
 
 
@@ -201,6 +229,8 @@ def _number(count: int) -> str:
 
 def bias_of(row: Row) -> str:
     """The order of the bias that the row's path adds."""
+    if row.bias:
+        return row.bias
     if row.counted == "once":
         return "0"
     vanishes = (row.counted == "linearized" and row.plates) or row.weight.startswith("1 + 1/")

@@ -59,7 +59,7 @@ def folded(graph: Declaration) -> nx.DiGraph:
 
 
 def _bypass(graph: nx.DiGraph, node: str) -> None:
-    """What a node depends on goes straight to what it feeds."""
+    """The inputs of a node go straight to what it feeds."""
     for parent in graph.predecessors(node):
         graph.add_edges_from((parent, child, {"role": "value", "label": ""}) for child in graph.successors(node))
     graph.remove_node(node)
@@ -99,7 +99,7 @@ class _Formulas:
         return node.kind == "select" or alone
 
     def _readers(self, node: nd.Node) -> Iterator[nd.Node]:
-        """What uses the node, or a field of it."""
+        """The nodes that use the node, or a field of it."""
         for user in self.users.get(node, []):
             if user.kind == "select" and user is not self.objective:
                 yield from self._readers(user)

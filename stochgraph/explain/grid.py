@@ -1,4 +1,4 @@
-"""What of a graph is drawn, with what text, and in which row and column. `layout` makes inches of it.
+"""The parts of a graph that are drawn, with their text, row and column. `layout` makes inches of them.
 
 Rows are depths: sources on top, the objective at the bottom. A lane is the strip of columns that belongs to one tuple
 of axes. An edge over several rows runs down a column of its own, its trunk, so that no edge crosses a node.

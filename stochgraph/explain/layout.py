@@ -1,4 +1,4 @@
-"""Where everything of a graph's picture goes, in inches; no drawing here, so that it can be tested.
+"""The place of everything in a graph's picture, in inches; no drawing here, so that it can be tested.
 
 Edges move sideways only in the gaps between rows. The strip of a lane lies in the strip of its outer axes, and from its
 first row to its last it is the box of its innermost axis. So boxes hold exactly their own nodes, by construction.
@@ -62,7 +62,7 @@ class Layout:
         return axes
 
     def centre(self, node: str) -> Point:
-        """Where a node is."""
+        """The centre of a node."""
         return self._x[self.lane(node), self.column[node]], self._y[self.row[node]]
 
     def way(self, parent: str, child: str, port: float) -> list[Point]:
@@ -130,7 +130,7 @@ class Layout:
         return slots
 
     def _borders(self, lane: Lane, end: int) -> int:
-        """How many boxes begin (`end` 0) or stop (`end` 1) in the row where this one does, from this one inwards."""
+        """The number of boxes that begin (`end` 0) or stop (`end` 1) in this one's row, from this one inwards."""
         row = self.extent[lane][end]
         inner = [self._borders(other, end) for other in self._inner[lane] if self.extent[other][end] == row]
         return 1 + max(inner, default=0)

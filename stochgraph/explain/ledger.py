@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import reduce
 from typing import Literal, NamedTuple, TypeVar
 
+from ..derive.populations import Corrected
 from ..ir import nodes as nd
 from ..ir.paths import averaging_plate, descends_from
 from ..ir.programs import up_to
@@ -28,7 +29,7 @@ _ACROSS = "across time steps"
 
 
 class Source(NamedTuple):
-    """What a path of a gradient passes first: a sample's distribution, a pathwise draw, an update's direction, or none.
+    """The first thing that a path passes: a sample's distribution, a pathwise draw, an update's direction, or none.
 
     Paths through values alone have neither sample nor update.
     """
@@ -57,6 +58,9 @@ class Row:
         variance: the order of the variance that the path adds, in the size N of the sample's own plate.
         part: what of the path the row is about; "across time steps" for products of scores at two time steps, where
             an update counts them otherwise than the rest. Empty for a whole path.
+        correction: for a path linearised at the mean of a plate that is expected, what the estimator does about it;
+            else empty.
+        bias: the order of the bias that a correction leaves; empty where there is none.
     """
 
     sample: str
@@ -69,10 +73,12 @@ class Row:
     paths: int
     variance: str
     part: str = ""
+    correction: str = ""
+    bias: str = ""
 
     @property
     def source(self) -> Source:
-        """What its paths pass first."""
+        """The first thing that its paths pass."""
         return Source(self.kind, self.sample, self.update)
 
 
@@ -335,8 +341,19 @@ def read_ledger(root: nd.Node, order: list[nd.Node], scored: Iterable[str], inpu
     walk = _Walk(root, scored)
     pathwise = {node.name for node in walk.order if node.pathwise}
     rows = [row for name in inputs for row in _rows_of(walk, _prefixes(order, name, pathwise))]
+    if isinstance(root, Corrected):
+        rows = [_corrected(row, root) for row in rows]
     places = {node.name: node.index for node in order}
     return sorted(rows, key=lambda r: (r.kind == "value", places.get(r.sample, 0), len(r.path)))
+
+
+def _corrected(row: Row, root: Corrected) -> Row:
+    """The row with what an estimator of expectations makes of a path that the plug-in linearises."""
+    estimator, expected = root.estimator, {axis.name for axis in root.plates}
+    if row.counted != "linearized" or not estimator.correction or expected.isdisjoint(row.plates):
+        return row
+    word: Counted = "once" if estimator.bias == "0" else "linearized"
+    return replace(row, counted=word, correction=estimator.correction, bias=estimator.bias)
 
 
 def _rows_of(walk: _Walk, prefixes: dict[str, tuple[str, ...]]) -> Iterator[Row]:

@@ -1,4 +1,4 @@
-"""Where a legend has room within a picture: a rectangle that no node, no box and no edge touches."""
+"""The place for a legend within a picture: a rectangle that no node, no box and no edge touches."""
 
 from collections.abc import Iterable, Sequence
 

@@ -1,4 +1,4 @@
-r"""How much every group of the ledger's rows gives: the vectors that a gradient is the sum of, and their figures.
+r"""The share of every group of the ledger's rows: the vectors that a gradient is the sum of, and their figures.
 
 A group is all rows of one sample, kind and word, or of one update's direction: what a surrogate gives for them cannot
 be told apart row by row, because one box serves them all. Words that are counted in one box, "once" on one route and
@@ -86,7 +86,7 @@ class Group:
 
     @property
     def source(self) -> Source:
-        """What its paths pass first."""
+        """The first thing that its paths pass."""
         return Source(self.kind, self.sample, self.update)
 
 
@@ -95,7 +95,7 @@ def _percent(share: float, error: float | None) -> str:
 
 
 class Estimates(NamedTuple):
-    """What some outcomes, or draws, gave.
+    """The contributions found in some outcomes, or draws.
 
     Attributes:
         vectors: by source, `(outcomes, P)`.

@@ -5,12 +5,13 @@ from functools import singledispatch
 from typing import Protocol
 
 from ..derive.controls import ControlVariate, Uncovered, ZeroMean
+from ..derive.populations import Corrected
 from ..derive.replays import Replay
 from ..errors.exceptions import CompileError
 from ..ir import nodes as nd
 from ..ir.exponentials import Exponential, Logarithm
 from ..surrogate.expansions import OtherScores
-from ..surrogate.steps import CompiledStep, CompiledUpdate, Placeholder
+from ..surrogate.steps import CompiledDirection, CompiledStep, CompiledUpdate, Placeholder
 from ..surrogate.terms import Box, Controlled, ScoreTerm, Term, Total, Weight
 from ..tensors.axes import Axis, describe
 from .symbols import constant, function, symbol
@@ -236,6 +237,11 @@ def _left_out(node: Replay, writing: Writing) -> str:
 
 
 @written.register
+def _corrected(node: Corrected, writing: Writing, depth: int) -> str:
+    return node.estimator.formula(writing.text(node.inputs[0], depth + 1))
+
+
+@written.register
 def _update(node: CompiledUpdate, writing: Writing, depth: int) -> str:
     return writing.update(node)
 
@@ -244,6 +250,11 @@ def _update(node: CompiledUpdate, writing: Writing, depth: int) -> str:
 def direction(node: nd.Node, writing: Writing) -> tuple[str, str]:
     r"""The formula in front of an update's objective: its start, and `\nabla` or `\arg\max`."""
     return "", r"\arg\max"
+
+
+@direction.register
+def _gradient(node: CompiledDirection, writing: Writing) -> tuple[str, str]:
+    return "", r"\nabla"
 
 
 @direction.register

@@ -53,7 +53,7 @@ def report(derived: Derived, explanation: Explanation, estimators: Mapping[str, 
 
 
 class _Lights:
-    """What lights up with a row of the ledger, as CSS selectors."""
+    """The elements that light up with a row of the ledger, as CSS selectors."""
 
     def __init__(self, graph: Declaration, functions: list[Source], formula: str) -> None:
         self._classes = set(" ".join(re.findall(r'class="([^"]*)"', formula)).split())
@@ -89,7 +89,7 @@ def _line_id(function: int, line: int) -> str:
 
 
 def _line_ids(place: tuple[str, int, int] | None, functions: list[Source]) -> Iterator[str]:
-    """Where a node is declared, if its function is shown."""
+    """The line where a node is declared, if its function is shown."""
     if place is not None:
         file, first, line = place
         found = (i for i, source in enumerate(functions) if (source.file, source.first) == (file, first))

@@ -22,7 +22,7 @@ class Source:
     lines: tuple[str, ...]
 
     def has(self, file: str, line: int) -> bool:
-        """Whether a line of a file is one of its lines."""
+        """True if a line of a file is one of its lines."""
         return file == self.file and self.first <= line < self.first + len(self.lines)
 
 

@@ -139,6 +139,7 @@ class Pass(Surroundings, Protocol):
         found: scores that updates hand over.
         edges: the samples with a probability at the edge, and whether it is differentiated.
         left_out: the draw that is left out, in a replay without it.
+        portions: which draws of a plate count in its expectations, where not all do alike.
     """
 
     draws: dict[str, Any]
@@ -148,6 +149,7 @@ class Pass(Surroundings, Protocol):
     found: dict["Node", Tensor]
     edges: dict[SampleNode, bool]
     left_out: LeftOut | None
+    portions: Mapping[Axis, "Portion"]
 
     @property
     def watch(self) -> Watch | None:
@@ -247,6 +249,11 @@ class Node:
     @property
     def mixes(self) -> Axes:
         """The axes along which one entry of the value depends on other entries of the inputs."""
+        return ()
+
+    @property
+    def expected(self) -> Axes:
+        """The plates over which it takes an expectation, estimated with the mean of the draws."""
         return ()
 
     @property
@@ -449,19 +456,37 @@ class Select(Node):
         return mapped(value) if isinstance(one, Tensor) else one
 
 
+class Portion(NamedTuple):
+    """Which draws of a plate count in its expectations: weights that sum to 1 along the plate, and their axes."""
+
+    weights: Tensor
+    axes: Axes
+
+
 class Reduction(Node):
-    """A linear reduction over axes: a mean over plates, or a sum over time, discounted or not."""
+    """A linear reduction over axes: a mean over plates, or a sum over time, discounted or not.
+
+    Of a mean with `population` the expectation is meant, which its draws estimate.
+    """
 
     kind = "reduction"
     linear = Linearity.IN_ALL
     moves_boxes = True
 
     def __init__(
-        self, name: str, index: int, base: Node, over: Axes, mean: bool, discount: float | Tensor | None = None
+        self,
+        name: str,
+        index: int,
+        base: Node,
+        over: Axes,
+        mean: bool,
+        discount: float | Tensor | None = None,
+        population: bool = False,
     ) -> None:
         self.over = over
         self.averages, self.totals = (over, ()) if mean else ((), over)
         self.mean = mean
+        self.population = population
         # A tensor is a constant: nothing is differentiated with respect to it.
         self.discount = discount.detach() if isinstance(discount, Tensor) else discount
         super().__init__(name, index, [base])
@@ -477,6 +502,10 @@ class Reduction(Node):
         super().prepare()
         self._dims = tuple(i for i, axis in enumerate(self.input_axes[0]) if axis in self.over)
 
+    @property
+    def expected(self) -> Axes:
+        return self.over if self.population else ()
+
     def evaluate(self, run: Pass, values: list[Any]) -> Any:
         return map_tensors(lambda leaf: self._reduce(leaf, run), values[0])
 
@@ -488,12 +517,26 @@ class Reduction(Node):
             value = value.to(run.dtype)
         if run.left_out is not None and run.left_out.plate in self.over:
             return self._reduce_without(value, run.left_out)
+        portions = [run.portions[axis] for axis in self.expected if axis in run.portions]
+        if portions:
+            return self._expectation(value, portions)
         if self.mean:
             whole = value.dim() == len(self._dims)  # has a derivative of its own, which is cheaper
             return value.mean() if whole else value.mean(self._dims)
         if self.discount is not None:
             value = value * _powers(self.discount, value, self._dims[-1])
         return value.sum(self._dims)
+
+    def _expectation(self, value: Tensor, portions: Sequence[Portion]) -> Tensor:
+        """The weighted mean; plates of which all draws count have equal weights."""
+        axes, event = self.input_axes[0], value.dim() - len(self.input_axes[0])
+        counts = prod(value.shape[d] for d in self._dims)
+        for weights, own in portions:
+            count = value.shape[axes.index(own[-1])]
+            aligned = vz.align(weights, own, axes)
+            value = value * aligned.reshape([*aligned.shape, *[1] * event]).to(value.dtype)
+            counts //= count
+        return value.sum(self._dims) / counts
 
     def _reduce_without(self, value: Tensor, left_out: LeftOut) -> Tensor:
         """Means are over the other draws; sums are scaled up to as many draws as there are."""
@@ -669,6 +712,7 @@ class Update(Node):
     kind = "update"
     linear = Linearity.NOWHERE
     roles = ("params", "objective")  # what the first inputs are; those that follow are step sizes
+    scores = True  # whether its direction is made of the scores of what is drawn from its parameters
 
     def role(self, i: int) -> str:
         return self.roles[i] if i < 2 else "rate"
@@ -721,6 +765,12 @@ class Step(Update):
         return "ascend" if self.sign > 0 else "descend"
 
 
+class Direction(Update):
+    """The gradient of the objective's own surrogate itself: what optimisers make a step of."""
+
+    word = "gradient"
+
+
 class Unknown(Node):
     """Stands for the parameters that an implicit update solves for. It has no value outside the update's objective."""
 
@@ -741,6 +791,7 @@ class Argmax(Update):
 
     word = "argmax"
     roles = ("init", "objective")
+    scores = False
 
     def __init__(
         self,

@@ -397,10 +397,17 @@ def _node(x: object, word: str) -> nd.Node:
     return _symbol(x, word)._node
 
 
-def _reduction(word: str, x: Symbol, over: Axes, mean: bool, discount: float | Tensor | None = None) -> Symbol:
+def _reduction(
+    word: str,
+    x: Symbol,
+    over: Axes,
+    mean: bool,
+    discount: float | Tensor | None = None,
+    population: bool = False,
+) -> Symbol:
     declaration = x._declaration
     name = declaration.unique(f"{word}({x._node.name})")
-    return declaration.add(nd.Reduction(name, len(declaration.nodes), x._node, over, mean, discount))
+    return declaration.add(nd.Reduction(name, len(declaration.nodes), x._node, over, mean, discount, population))
 
 
 def _choose_plates(x: Symbol, over: str | Iterable[str] | None, word: str) -> Axes:
@@ -431,6 +438,16 @@ def _choose(x: Symbol, over: str | Iterable[str] | None, default: Axes, word: st
 
 def _update(word: str, params: Symbol, objective: Symbol, lr: object, sign: int, name: str | None) -> Symbol:
     start, goal = params._node, objective._node
+    check_update(word, start, goal)
+    refuse_captured([lr], f"sg.{word} of {start.name!r}")
+    rate = nd.Arguments((to_nodes(lr),), {})
+    declaration = params._declaration
+    given = declaration.name(word, name, name_after(start))
+    return declaration.add(nd.Step(given, len(declaration.nodes), start, goal, rate, sign), named=name is not None)
+
+
+def check_update(word: str, start: nd.Node, goal: nd.Node) -> None:
+    """Refuse an inner objective that does not fit the parameters whose gradient is taken."""
     _refuse_time(word, start, goal)
     if not _depends(goal, start):
         raise DeclarationError(
@@ -438,11 +455,6 @@ def _update(word: str, params: Symbol, objective: Symbol, lr: object, sign: int,
             "neither through values nor through a distribution; its gradient would be zero"
         )
     _refuse_mixed_copies(word, start, goal)
-    refuse_captured([lr], f"sg.{word} of {start.name!r}")
-    rate = nd.Arguments((to_nodes(lr),), {})
-    declaration = params._declaration
-    given = declaration.name(word, name, name_after(start))
-    return declaration.add(nd.Step(given, len(declaration.nodes), start, goal, rate, sign), named=name is not None)
 
 
 def _refuse_time(word: str, start: nd.Node, goal: nd.Node) -> None:

@@ -1,4 +1,4 @@
-"""What the functions of a graph name, at one moment: a recording holds as long as all of it is the same.
+"""The things that the functions of a graph name, at one moment: a recording holds as long as they are the same.
 
 A recording freezes the Python of a function: its numbers, the branch that it took, the tensors that it captured. So a
 function is recorded only if all that its code names, in its closure, its defaults and its globals, is known for what it
@@ -267,13 +267,13 @@ def _equal(now: object, value: object) -> bool:
 
 
 def is_own(module: str | None) -> bool:
-    """Whether a module is part of the library, but of its algorithms, which are made of what users may have as well."""
+    """True if a module is part of the library, but of its algorithms, which are made of what users may have as well."""
     module = module or ""
     return module.partition(".")[0] == "stochgraph" and not module.startswith("stochgraph.algorithms")
 
 
 def _is_trusted(module: str | None) -> bool:
-    """Whether the code of a module has no state that its functions would be other functions by."""
+    """True if the code of a module has no state that its functions would be other functions by."""
     name = (module or "").partition(".")[0]
     return is_own(module) if name == "stochgraph" else name in _MODULES
 
@@ -309,7 +309,7 @@ def _named(code: CodeType, words: str) -> tuple[list[str], set[str], set[str]]:
 
 
 def _is_of_super(steps: list[dis.Instruction], i: int) -> bool:
-    """Whether an attribute is one of `super()`."""
+    """True if an attribute is one of `super()`."""
     return steps[i].opname == "LOAD_SUPER_ATTR" or (i > 1 and steps[i - 2].argval == "super" and steps[i - 1].arg == 0)
 
 

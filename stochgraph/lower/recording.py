@@ -224,7 +224,7 @@ class _Recorder(TorchDispatchMode):
         return Flat(module, [value for _, value in numbers + flags])
 
     def _result(self, tensor: Tensor) -> fx.Node:
-        """What a caller may write into must not be what the next call reads."""
+        """A tensor that a caller may write into must not be one that the next call reads."""
         node = self._node_of(tensor)
         return self.graph.call_function(torch.ops.aten.clone.default, (node,)) if self._is_outside(tensor) else node
 
@@ -250,7 +250,7 @@ def _storage(tensor: Tensor) -> int:
 
 
 def _out_of_place(func: OpOverload) -> Any:
-    """What gives a tensor another shape is recorded as a view of it, which nobody has written into."""
+    """Operations that give a tensor another shape are recorded as a view of it, which nobody has written into."""
     name = func._schema.name
     if name not in _VIEWS_IN_PLACE:
         return func
@@ -258,7 +258,7 @@ def _out_of_place(func: OpOverload) -> Any:
 
 
 def _by_places(func: OpOverload, args: Sequence[Any]) -> bool:
-    """Whether an index picks entries by their places, and not those where a mask is true."""
+    """True if an index picks entries by their places, and not those where a mask is true."""
     if func is not torch.ops.aten.index.Tensor:
         return False
     return all(index is None or index.dtype not in (torch.bool, torch.uint8) for index in args[1])

@@ -1,4 +1,4 @@
-"""What a flat program was recorded for: another signature is another program, never a wrong answer."""
+"""The signature that a flat program was recorded for: another one is another program, never a wrong answer."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -44,7 +44,7 @@ class Arguments:
 
 
 def in_mode() -> bool:
-    """Whether torch does something else than usual here: a transform, a mode, autocast. Programs know nothing of it."""
+    """True if torch does something else than usual here: a transform, a mode, autocast. Programs know nothing of it."""
     return (
         in_transform()
         or torch._C._len_torch_function_stack() > 0

@@ -1,4 +1,4 @@
-"""What a flat program does not need: copies that only autograd needed, operations made twice, results nobody reads.
+"""The parts a flat program can spare: copies that only autograd needed, operations made twice, results nobody reads.
 
 None of this moves a bit: an operation goes where another one has made the same tensor, where its result is the same at
 every call, or where nobody reads it. What is written into is left alone, and so is whatever draws.
@@ -59,7 +59,7 @@ def describe(node: fx.Node, tensor: Tensor, storage: object) -> None:
 
 
 def _is_constant(node: fx.Node) -> bool:
-    """Whether a value is the same at every call: it is made of sizes and numbers alone, small ones on the way."""
+    """True if a value is the same at every call: it is made of sizes and numbers alone, small ones on the way."""
     if node.op != "call_function" or _matters(node):
         return False
     return _of_sizes_alone(node) or (
@@ -82,7 +82,7 @@ def _written_nodes(call: fx.Node) -> Iterator[fx.Node]:
 
 
 def _matters(node: fx.Node) -> bool:
-    """Whether a node does more than return its value: it writes, or moves a generator on."""
+    """True if a node does more than return its value: it writes, or moves a generator on."""
     func = node.target
     return isinstance(func, torch._ops.OpOverload) and (
         func._schema.is_mutable or torch.Tag.nondeterministic_seeded in func.tags
@@ -112,7 +112,7 @@ def _viewed(node: fx.Node) -> Any:
 
 
 def _calls(node: fx.Node) -> list[Hashable]:
-    """What is called with what; parts of several results are told apart by their number."""
+    """The function with its arguments; parts of several results are told apart by their number."""
     given = repr((node.target, node.args, node.kwargs))  # in which 0.0 is not -0.0, nor 1 True
     return [given] if "storage" in node.meta else []
 

@@ -1,1 +1,1 @@
-"""What an estimator does on average: by enumeration, and by sampling."""
+"""The mean and the variance of an estimator: by enumeration, and by sampling."""

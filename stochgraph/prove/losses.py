@@ -1,4 +1,4 @@
-"""What a hand-written policy-gradient loss estimates, by enumeration of every group of completions.
+"""The estimate that a hand-written policy-gradient loss makes, by enumeration of every group of completions.
 
 A loss reaches the parameters through the log-probabilities of the tokens and nothing else. So its gradient in them,
 one group at a time, is all that is asked of it; the Jacobian of the model, taken once, does the rest. Each call is
@@ -40,7 +40,7 @@ def verify_loss(
     objective: Objective = expected_reward,
     max_outcomes: int = 100_000,
 ) -> Verification:
-    r"""What a hand-written policy-gradient loss estimates: its exact bias and variance on a small sequence model.
+    r"""The exact bias and variance of a hand-written policy-gradient loss, on a small sequence model.
 
     For every prompt a group of :math:`G` completions is drawn from the model at the old parameters. All
     :math:`D \in \{1..S\}^{P \times G}` are enumerated, with :math:`L` the loss and :math:`p` the model:

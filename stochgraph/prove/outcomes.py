@@ -4,7 +4,7 @@ Discrete draws are enumerated. Where a rule of quadrature is asked for, the nois
 """
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from math import prod
 from typing import Any, NamedTuple
 
@@ -24,7 +24,8 @@ from ..language.data import data_sizes
 from ..run.compiled import Compiled
 from ..run.inputs import watched
 from ..run.passes import Run
-from ..tensors.axes import describe
+from ..tensors.axes import Axis, describe
+from .populations import expected_samples, laid_out, probabilities
 from .quadrature import entries, grid, has_nodes, noise_of
 
 CHUNK = 4096
@@ -91,6 +92,7 @@ class Outcomes:
         limit: the most outcomes.
         quadrature: the number of nodes for every number of noise; `None`: continuous draws are refused.
         declared: whether draws are as declared, and not as an estimator relaxes them.
+        expected: plates of which one draw is enumerated, its outcomes along the plate with their probabilities.
     """
 
     def __init__(
@@ -101,6 +103,7 @@ class Outcomes:
         limit: int,
         quadrature: int | None = None,
         declared: bool = False,
+        expected: Iterable[Axis] = (),
     ) -> None:
         self.names, self.inputs, self.limit, self.quadrature = compiled.graph.inputs, inputs, limit, quadrature
         run = compiled._inputs.run(inputs, sizes)  # refuses wrong inputs and sizes
@@ -108,6 +111,7 @@ class Outcomes:
         self.wanted = {**sizes, **data_sizes(compiled.graph.data, run.inputs)}
         self.order, self.goal = compiled.graph.order, compiled.graph.objective
         self.samples = _samples(self.order)
+        self.expected = expected_samples(self.samples, expected)
         self.relaxed = {} if declared else relaxed_in(compiled)
         kept = compiled._derivation.pathwise - (relaxed_in(compiled).keys() if declared else set())
         self.pathwise = {s: compiled.estimators[s] for s in kept}
@@ -130,6 +134,9 @@ class Outcomes:
 
     def _enumerate(self) -> None:
         for node in self.samples:
+            if node in self.expected:
+                self._lay_out(node, self.expected[node])
+                continue
             if self.quadrature is not None and node.name in self.relaxed:
                 self._extend_relaxed(self.relaxed[node.name], self.quadrature)
                 continue
@@ -228,6 +235,14 @@ class Outcomes:
 
         return self._at_parents(node, nodes), own[0]
 
+    def _lay_out(self, node: nd.Sample, plate: Axis) -> None:
+        """Every outcome so far, with all outcomes of one draw along the plate."""
+        if node.name in self.differentiated:
+            self._refuse_edges(node)
+        support, own = self._support(node)
+        sizes = {axis: self.wanted.get(axis.name, axis.n or 1) for axis in node.repeats if axis != plate}
+        self.all.draws[node.name] = pytree.tree_map(lambda leaf: laid_out(leaf, own, node, plate, sizes), support)
+
     def _refuse_too_many(self, node: nd.Sample, what: str, choices: int, n: int) -> None:
         if self.count * choices**n > self.limit:
             raise VerificationError(
@@ -306,7 +321,10 @@ class Outcomes:
 
     def _run(self, inputs: Any, outcome: Outcome) -> Run:
         trace = Trace(draws=outcome.draws, noise=outcome.noise)
-        return Run(dict(zip(self.names, inputs, strict=True)), self.wanted, trace)
+        run = Run(dict(zip(self.names, inputs, strict=True)), self.wanted, trace)
+        if self.expected:
+            run.portions = probabilities(run, self.expected, self.values.scores)
+        return run
 
     def log_probs(self, inputs: Any, outcome: Outcome) -> dict[str, Tensor]:
         """The log-probability of every draw of an outcome."""
@@ -320,19 +338,21 @@ class Outcomes:
             if node.name in outcome.noise and node.name not in self.pathwise:
                 self._move(node, run, outcome)
         values = run.execute(self.values.program)
-        log_probs = [values[score].sum() for name, score in self.values.scores.items() if name not in outcome.noise]
+        known = {*outcome.noise, *(node.name for node in self.expected)}
+        log_probs = [values[score].sum() for name, score in self.values.scores.items() if name not in known]
         return sum(log_probs, start=outcome.log_weight).exp() * values[self.values.objective]
 
     def weighted_and_held(self, inputs: Any, outcome: Outcome) -> Tensor:
         """The same with held nodes, whose weights move as their density does."""
         values = self._run(inputs, outcome).execute(self.held_values.program)
-        scores = {name: values[score].sum() for name, score in self.held_values.scores.items()}
+        known = {node.name for node in self.expected}
+        scores = {name: values[score].sum() for name, score in self.held_values.scores.items() if name not in known}
         log_probs = [score - score.detach() if name in outcome.noise else score for name, score in scores.items()]
         return sum(log_probs, start=outcome.log_weight).exp() * values[self.held_values.objective]
 
     @property
     def holds_nodes(self) -> bool:
-        """Whether there are nodes that can be held."""
+        """True if there are nodes that can be held."""
         return not self.all.noise.keys() <= self._differentiated_by_updates().keys()
 
     def _move(self, node: nd.Sample, run: Run, outcome: Outcome) -> None:

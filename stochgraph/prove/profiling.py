@@ -66,7 +66,7 @@ class Figures:
 
     @property
     def mse_per_second_error(self) -> float:
-        r"""How far off the squared bias in `mse_per_second` may be, at most: a standard error.
+        r"""The standard error of the squared bias in `mse_per_second`, at most.
 
         That of :math:`|\hat b|^2` with normal errors of standard deviations :math:`s_i` is :math:`(4 \sum_i b_i^2 s_i^2
         + 2 \sum_i s_i^4)^{1/2} \le (4 |b|^2 |s|^2 + 2 |s|^4)^{1/2}`. Where it is as large as the figure, more estimates
@@ -243,7 +243,7 @@ def _given(truth: Any, size: int) -> Tensor:
 
 
 class _Reference(NamedTuple):
-    """What bias and MSE refer to, and how well it is known."""
+    """The reference of bias and MSE, and how well it is known."""
 
     words: str
     name: str

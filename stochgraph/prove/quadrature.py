@@ -27,7 +27,7 @@ from ..tensors.axes import describe
 
 @dataclass(frozen=True)
 class Quadrature:
-    """How far a verification by quadrature can be trusted.
+    """The accuracy of a verification by quadrature.
 
     Attributes:
         nodes: the nodes of the rule for every number of noise, K.
@@ -138,13 +138,13 @@ def pathwise(node: nd.Sample) -> nd.Sample:
 
 
 def has_nodes(node: nd.Sample) -> bool:
-    """Whether a sample's draws may be a function of noise, as far as can be told before they are made."""
+    """True if a sample's draws may be a function of noise, as far as can be told before they are made."""
     law = node.law
     return isinstance(law, DistributionLaw) and not (law.is_class and not law.factory.has_rsample)  # type: ignore[attr-defined]
 
 
 def entries(noise: Sequence[Noise]) -> int:
-    """How many numbers the noise has."""
+    """The number of entries of the noise."""
     return sum(prod(found.shape) for found in noise)
 
 

@@ -23,7 +23,7 @@ _ROUNDING = 1e-12
 
 
 class Evidence(NamedTuple):
-    """What speaks against a mean of zero.
+    """The evidence against a mean of zero.
 
     Attributes:
         largest: the largest evidence at any time: 1 or below is none, 1/alpha refutes at the level alpha.

@@ -1,11 +1,12 @@
-"""What every group of the ledger's rows gives: exactly where all outcomes can be listed, else from draws."""
+"""The share of every group of the ledger's rows: exactly where all outcomes can be listed, else from draws."""
 
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from ..errors.exceptions import VerificationError
+from ..derive.populations import expected_plates
+from ..errors.exceptions import CompileError, VerificationError
 from ..explain.ledger import Source
 from ..explain.magnitudes import Estimates, Group, groups
 from ..run.compiled import Compiled
@@ -25,7 +26,12 @@ def shares(
     generator: torch.Generator | None = None,
     max_outcomes: int | None = None,
 ) -> tuple[Group, ...]:
-    """The groups of a ledger with their figures. See `Compiled.explain` for the arguments."""
+    """The groups of a ledger with their figures. See `Compiled.explain` for the arguments.
+
+    Raises:
+        CompileError: the graph has expectations: what a path lacks is not known of a part of a correction.
+    """
+    _refuse_expectations(compiled)
     if repeats is None:
         try:
             return verify(compiled, *inputs, sizes=sizes, max_outcomes=max_outcomes or _MOST_OUTCOMES).rows
@@ -48,8 +54,10 @@ def sampled(
     the score function's on the same draws.
 
     Raises:
+        CompileError: the graph has expectations.
         ValueError: fewer than three repeats.
     """
+    _refuse_expectations(compiled)
     if repeats < 3:
         raise ValueError(f"the shares of {compiled.graph.name}: repeats={repeats}, errors need at least three draws")
     if relaxed_in(compiled):
@@ -72,3 +80,12 @@ def sampled(
 def _stacked(found: Sequence[Mapping[Source, Tensor]]) -> dict[Source, Tensor]:
     """By source, `(draws, P)`."""
     return {source: torch.stack([one[source].detach() for one in found]).double().cpu() for source in found[0]}
+
+
+def _refuse_expectations(compiled: Compiled) -> None:
+    plates = expected_plates(compiled.graph.order)
+    if plates:
+        raise CompileError(
+            f"{compiled.graph.name}: the plate {plates[0].name!r} is expected, and shares are worked out of gradients "
+            "of N draws alone. Leave the inputs out, explain(), or see sg.verify"
+        )

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..derive.populations import expected_plates
 from ..errors.exceptions import SamplingError, VerificationError
 from ..errors.failures import short_tracebacks
 from ..explain.ledger import Source
@@ -174,10 +175,15 @@ def verify(
             "verify(quadrature=8), or see sg.profile"
         )
 
+    expectations, plates = compiled._expectations, expected_plates(compiled.graph.order)
+    if expectations is not None:
+        expectations.estimator.refuse_enumeration(expectations)
+
     def proof(nodes: int | None) -> _Proof:
         given = (compiled, inputs, sizes or {}, max_outcomes, nodes)
         outcomes = Outcomes(*given)
-        declared = Outcomes(*given, declared=True) if outcomes.relaxed else outcomes
+        others = bool(outcomes.relaxed or plates)
+        declared = Outcomes(*given, declared=True, expected=plates) if others else outcomes
         return _Proof(compiled, inputs, outcomes, declared, surrogate, order)
 
     if quadrature is None:
@@ -191,7 +197,7 @@ def verify(
 class _Proof:
     """The figures of an estimator over some outcomes; derivatives are of the vector of differentiated inputs.
 
-    The truth is that of declared outcomes, which are others where an estimator relaxes draws.
+    The truth is that of declared outcomes, which are others where an estimator relaxes draws, or a plate is expected.
     """
 
     def __init__(
@@ -213,7 +219,7 @@ class _Proof:
         self.weights = self.probability.reshape(-1, *[1] * order)
         self.mean = (self.weights * self.estimates).sum(0)
         self.groups: Callable[[], tuple[Group, ...]] = tuple
-        if order == 1 and surrogate is None and not outcomes.relaxed:
+        if order == 1 and surrogate is None and declared is outcomes:
             at = (self.restore, self.flat, log_probs)
             self.groups = _Groups(compiled, outcomes, *at, self.probability, self.truth, self.shape)
 
@@ -241,7 +247,7 @@ class _Proof:
         return _derivative(total, self.order)(self.flat)
 
     def accuracy(self, half: "_Proof", nodes: int) -> Quadrature:
-        """How far the figures can be trusted, given those of half the nodes."""
+        """The accuracy of the figures, given those of half the nodes."""
         changes = [self.relative(self.truth - half.truth)[0], self.relative(self.mean - half.mean)[0]]
         return Quadrature(nodes, max(changes), self._disagreement())
 
@@ -278,7 +284,7 @@ class _Proof:
 
 @dataclass(frozen=True)
 class _Groups:
-    """What every group of the ledger's rows gives, from the contributions in every outcome, for whoever asks."""
+    """The share of every group of the ledger's rows, from the contributions in every outcome, for whoever asks."""
 
     compiled: Compiled
     outcomes: Outcomes
@@ -312,7 +318,7 @@ def _vector(tree: Any) -> Tensor:
 
 
 def relative(bias: Tensor, truth: Tensor, size: Tensor) -> tuple[float, Literal["truth", "estimates"]]:
-    """How large the bias is, and relative to what; `size` is the mean norm of an estimate."""
+    """The size of the bias, and what it is relative to; `size` is the mean norm of an estimate."""
     if float(truth.norm()) < _ZERO * float(size):
         return float(bias.norm() / size), "estimates"
     return float(bias.norm() / truth.norm()) if bool(bias.any()) else 0.0, "truth"

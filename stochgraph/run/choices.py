@@ -78,7 +78,7 @@ def assigned(
             )
     others = scored_samples(graph.order, graph.sources, [name for name in pathwise if name in needed])
     weighted = {s: SCORED for s, node in others.items() if not node.law.has_moving_support}
-    starts = [node.params for node in graph.order if isinstance(node, nd.Step)]
+    starts = [node.params for node in graph.order if isinstance(node, nd.Update) and node.scores]
     inner = {s: given.get(s, SCORED) for s in scored_samples(graph.order, starts, pathwise)}
     found = {**weighted, **inner, **{name: given[name] for name in needed}}
     return {name: found[name] for name in samples_in(graph.order) if name in found}

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from ..derive.derivation import Derivation
 from ..derive.estimator import plain
+from ..derive.populations import expectations_of
 from ..derive.printed import printed
-from ..errors.exceptions import SamplingError
+from ..errors.exceptions import LoweringError, SamplingError
 from ..errors.failures import short_tracebacks
 from ..explain.citation import citation
 from ..explain.explanation import Explanation, explain
@@ -83,13 +84,18 @@ class Compiled:
         given = given_estimators(graph, estimators)
         self.estimators = assigned(graph, given, self.wrt)
         check(graph, self.estimators, self.wrt)
-        self._inputs = Inputs(graph, self.wrt)
+        self._expectations = expectations_of(graph.order, given, self.estimators)
+        if lowering == "auto" and self._draws_sizes:  # it lowers where it can
+            lowering = "never"
+        if lowering != "never":
+            self._refuse_drawn_sizes()
+        self._inputs = Inputs(graph, self.wrt, self._expectations)
         self._derivation = Derivation(graph.order, self.estimators, constant_updates(graph, estimators, given))
         beside = map(self._derivation.noise, self._derivation.scope.samples.values())
         self._noise = {node.name: node for node in beside if node is not None}
         samples = {**samples_in(graph.order), **self._noise}
         self._values = Values(graph, Derivation(graph.order, plain(self.estimators)), samples, self.wrt)
-        self._surrogate = Surrogate(graph, self._derivation, self.wrt, self._values)
+        self._surrogate = Surrogate(graph, self._derivation, self.wrt, self._values, self._expectations)
         self._root, self._program = self._surrogate.root, self._surrogate.program
         self._cuts = Cuts(graph, samples, self._program, self._values.scores, self._values.named)
         self._lowering = lowering_of(self, lowering)
@@ -119,7 +125,7 @@ class Compiled:
         with recorded():
             run = self._inputs.run(inputs, sizes)
             with seeded(generator, inputs):
-                return self._values.trace(run)
+                return self._values.trace(self._inputs.begun(run))
 
     @short_tracebacks()
     def surrogate(self, *inputs_and_trace: object) -> Tensor:
@@ -146,7 +152,7 @@ class Compiled:
                 "was drawn with another estimator. Make one with the sample of this compiled graph"
             )
         with recorded():
-            return self._surrogate(self._inputs.run(inputs, None, trace))
+            return self._surrogate(self._inputs.begun(self._inputs.run(inputs, None, trace)))
 
     @short_tracebacks()
     def value_and_grad(
@@ -277,6 +283,7 @@ class Compiled:
             >>> one == other
             True
         """
+        self._refuse_drawn_sizes()
         with recorded():
             point = self._inputs.point("lower", inputs)
             return Lowered(self, point, checked_sizes(self.graph, sizes), trace and held_still(trace), backend)
@@ -301,6 +308,18 @@ class Compiled:
             ...
         """
         return citation(self.estimators)
+
+    @property
+    def _draws_sizes(self) -> bool:
+        """Whether an estimator draws how many draws there are."""
+        return self._expectations is not None and self._expectations.estimator.draws_sizes
+
+    def _refuse_drawn_sizes(self) -> None:
+        if self._expectations is not None and self._draws_sizes:
+            raise LoweringError(
+                f"{self.graph.name} cannot be lowered: {self._expectations.estimator} draws how many draws there are, "
+                'and a flat program is for one size. Leave lowering="never"'
+            )
 
     def source(self) -> Source:
         """The surrogate as a person would have written it: a Python module as text, which needs torch only.
@@ -345,7 +364,7 @@ class Compiled:
         generator: torch.Generator | None = None,
         max_outcomes: int | None = None,
     ) -> Explanation:
-        """How every gradient path is counted: the ledger, bias and variance class, the estimator as a formula.
+        """The account of every gradient path: the ledger, bias and variance class, the estimator as a formula.
 
         With inputs also how much of the gradient each group of rows gives there, `rows`: exactly, where the joint
         outcomes can be listed and are few, else from draws, with standard errors.
@@ -425,7 +444,7 @@ class Compiled:
         return written
 
     def show(self, stage: str) -> str:
-        """What a pass of the compiler decided, in lines.
+        """The decisions of a pass of the compiler, in lines.
 
         Args:
             stage: "reach": the samples that reach each node, with the axes along which they do so draw by draw;

@@ -113,12 +113,12 @@ class Contributions:
         return self.compiled._inputs.named(inputs)
 
     def _outside(self, name: str) -> nd.Node:
-        """What carries a sample's gradient outside of updates: its score, or the draw itself."""
+        """The node that carries a sample's gradient outside of updates: its score, or the draw itself."""
         derivation, sample = self.compiled._derivation, self.samples[name]
         return derivation.derive(sample) if name in derivation.pathwise else derivation.score(sample)
 
     def _given(self, run: _Pass) -> dict[_Entry, _Leaves]:
-        """What all sources give where nothing before them is one."""
+        """The contributions of all sources where nothing before them is one."""
         found: dict[_Entry, _Leaves] = {}
         with transform_rules():
             for node in self.program:

@@ -46,14 +46,14 @@ class Estimates:
             found = None if self._lowering is None else self._lowering.fresh(point, sizes)
             if found is not None:
                 return found
-            run = Run(point.named, sizes)
+            run = self._inputs.begun(Run(point.named, sizes))
             if not self.is_large(run, point) and not (self._lowering is not None and self._lowering.draws_apart):
                 return self.one_pass(point, run)
             trace = drawn(self._values.draw_program, run)
         return self.at(point, trace)
 
     def is_large(self, run: Run, point: Point) -> bool:
-        """Whether to cut a pass. Sizes of plates are known before it, lengths of trajectories once they are drawn."""
+        """True if a pass is to be cut. Plate sizes are known before it, lengths of trajectories once they are drawn."""
         plates = self._cuts.declared_sizes({**run.wanted, **self._inputs.rows(run.inputs)})
         if self._cuts.find(plates, point.entries) is not None:
             return True
@@ -83,7 +83,9 @@ class Estimates:
         try:
             return self._accumulated(point, parts)
         except SamplingError:
-            self._values.diagnose(Run(point.named, {}, trace))  # names a draw by its place in the whole
+            self._values.diagnose(
+                self._inputs.begun(Run(point.named, {}, trace))
+            )  # names a draw by its place in the whole
             raise
 
     def _accumulated(self, point: Point, parts: Iterable[Part]) -> Found:
@@ -92,7 +94,7 @@ class Estimates:
         for weight, trace, piece in parts:
             of_rows = piece is not None and piece.plate.data  # they are cut out of the inputs
             found = None if self._lowering is None or of_rows else self._lowering.at(point, trace)
-            value, gradient = found or self.one_pass(point, Run(point.named, {}, trace, piece))
+            value, gradient = found or self.one_pass(point, self._inputs.begun(Run(point.named, {}, trace, piece)))
             scaled = [leaf * weight for leaf in (value, *gradient)]
             total = list(map(torch.add, total, scaled)) if total else scaled
         return total[0], total[1:]
@@ -104,5 +106,5 @@ class Estimates:
         return loss.detach(), point.gradient(loss)
 
     def is_first(self, run: Run) -> bool:
-        """Whether the interpreter has not looked yet where the derivatives of such a pass lead."""
+        """True if the interpreter has not looked yet where the derivatives of such a pass lead."""
         return self._surrogate.is_first(run)

@@ -36,7 +36,7 @@ class Point:
 
     @cached_property
     def entries(self) -> int:
-        """How many entries the largest node of a chunk has here."""
+        """The number of entries of the largest node of a chunk here."""
         return entries_at_once(self.watched[0].device, max(map(Tensor.numel, self.watched)))
 
     def gradient(self, loss: Tensor) -> list[Tensor]:

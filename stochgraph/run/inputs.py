@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from ..derive.populations import Expectations
 from ..errors.checks import plate_size
 from ..errors.exceptions import InputError, SamplingError
 from ..ir.declaration import Declaration
@@ -32,10 +33,11 @@ class Inputs:
     Args:
         graph: the declared graph.
         wrt: the names of the differentiated ones.
+        expectations: those of the graph, whose estimator may say how many draws a pass has.
     """
 
-    def __init__(self, graph: Declaration, wrt: Sequence[str]) -> None:
-        self.graph, self.wrt = graph, wrt
+    def __init__(self, graph: Declaration, wrt: Sequence[str], expectations: Expectations | None) -> None:
+        self.graph, self.wrt, self.expectations = graph, wrt, expectations
 
     def named(self, inputs: Sequence[object]) -> dict[str, Any]:
         """The inputs by name.
@@ -58,15 +60,21 @@ class Inputs:
         return given
 
     def rows(self, named: Mapping[str, Any]) -> dict[str, int]:
-        """How many rows every plate of data has in some inputs."""
+        """The number of rows of every plate of data in some inputs."""
         return data_sizes(self.graph.data, named) if self.graph.data else {}
 
     def run(self, inputs: Sequence[object], sizes: Mapping[str, int] | None, trace: Trace | None = None) -> Run:
         """A pass at some inputs."""
         return Run(self.named(inputs), checked_sizes(self.graph, sizes), trace)
 
+    def begun(self, run: Run) -> Run:
+        """A pass, as the estimator of expectations wants it before anything is drawn."""
+        if self.expectations is not None:
+            self.expectations.estimator.begin(run, self.expectations)
+        return run
+
     def point(self, word: str, inputs: Sequence[object]) -> Point:
-        """Where a gradient is taken, with respect to all floating-point tensors; `word` says who asks."""
+        """The point where a gradient is taken, with respect to all floating-point tensors; `word` says who asks."""
         self.refuse_transforms(word)
         given = self.named(inputs)
         self.require_floats(given)

@@ -47,10 +47,10 @@ class Gradients(Protocol):
         """The value and gradient of one pass."""
 
     def is_first(self, run: Run) -> bool:
-        """Whether the interpreter has not looked yet where the derivatives of such a pass lead."""
+        """True if the interpreter has not looked yet where the derivatives of such a pass lead."""
 
     def is_large(self, run: Run, point: Point) -> bool:
-        """Whether the interpreter cuts a pass."""
+        """True if the interpreter cuts a pass."""
 
 
 class Interpreter(Protocol):
@@ -183,7 +183,7 @@ class Lowered:
         return self._compiled._inputs.point(word, inputs), held_still(cast(Trace, trace))
 
     def _drawn(self, point: Point, trace: Trace | None) -> Trace | None:
-        """What the program is given beside the inputs: the trace, or draws that are made apart."""
+        """The trace that the program is given beside the inputs, or draws that are made apart."""
         apart = trace is None and self._apart
         return drawn(self._compiled._values.draw_program, Run(point.named, self._sizes)) if apart else trace
 
@@ -225,7 +225,7 @@ class Lowered:
 
 @dataclass
 class _Entry:
-    """What is known of one signature."""
+    """The record of one signature."""
 
     calls: int = 0
     program: Program | None = None
@@ -264,7 +264,7 @@ class Lowering:
 
     @property
     def draws_apart(self) -> bool:
-        """Whether draws come first, being cut out, and then a program at the trace: as long as none is refused."""
+        """True if draws come first, being cut out, and then a program at the trace: as long as none is refused."""
         return self._cut and self._is_due and all(entry.refusal is None for entry in list(self._entries.values()))
 
     def fresh(self, point: Point, sizes: Mapping[str, int]) -> Found | None:
@@ -382,7 +382,7 @@ class Lowering:
 
 
 def lowering_of(compiled: Interpreter, word: str) -> Lowering | None:
-    """What `compile(lowering=...)` stands for.
+    """The lowering that `compile(lowering=...)` stands for; `None`: never.
 
     Raises:
         CompileError: another word.
@@ -411,7 +411,7 @@ def against_interpreter(
 
 
 def same_bits(found: Found, expected: Found) -> bool:
-    """Whether two values and gradients are the same, to the last bit; what is not a number is the same as itself."""
+    """True if two values and gradients are the same, to the last bit; what is not a number is the same as itself."""
     pairs = zip((found[0], *found[1]), (expected[0], *expected[1]), strict=True)
     return all(_same(left, right) for left, right in pairs)
 
@@ -423,7 +423,7 @@ def _same(left: Tensor, right: Tensor) -> bool:
 
 
 def same_to_rounding(found: Found, expected: Found) -> bool:
-    """Whether two values and gradients differ by rounding alone, relative to the largest number among them."""
+    """True if two values and gradients differ by rounding alone, relative to the largest number among them."""
     lefts, rights = ([leaf.detach() for leaf in (value, *gradient)] for value, gradient in (found, expected))
     pairs = list(zip(lefts, rights, strict=True))
     if any((left.dtype, left.shape) != (right.dtype, right.shape) for left, right in pairs):
@@ -459,12 +459,12 @@ def drawn(program: Sequence[nd.Node], run: Run) -> Trace:
 
 
 def fresh_arguments(point: Point, sizes: Mapping[str, int]) -> Arguments:
-    """What a program of fresh draws is a function of."""
+    """The arguments of a program of fresh draws."""
     return Arguments(list(point.named.values()), ["fresh", *sorted(sizes.items()), *point.wanted])
 
 
 def held_still(trace: Trace) -> Trace:
-    """What a surrogate reads of a trace, as constants."""
+    """The parts of a trace that a surrogate reads, as constants."""
     draws, log_probs, noise = map_tensors(_constant, (dict(trace.draws), dict(trace.log_probs), dict(trace.noise)))
     return Trace(draws=draws, log_probs=log_probs, noise=noise)
 
@@ -474,7 +474,7 @@ def _constant(tensor: Tensor) -> Tensor:
 
 
 def trace_arguments(names: Sequence[str], point: Point, trace: Trace) -> Arguments:
-    """What a program at a trace is a function of."""
+    """The arguments of a program at a trace."""
     recorded = [[found.get(name) for name in names] for found in (trace.draws, trace.log_probs, trace.noise)]
     return Arguments([list(point.named.values()), recorded], ["at a trace", *point.wanted])
 

@@ -37,7 +37,7 @@ class Piece(NamedTuple):
 
 
 class Place:
-    """What a pass is computing: the names of the declared nodes, also behind the operations of a backward pass."""
+    """The nodes that a pass is computing: their declared names, also behind the operations of a backward pass."""
 
     def __init__(self) -> None:
         self.node = ""
@@ -82,6 +82,7 @@ class Run:
         self.found: dict[nd.Node, Tensor] = {}  # scores that updates hand over
         self.edges: dict[SampleNode, bool] = {}  # where probabilities are 0 or 1: whether they are differentiated
         self.left_out: LeftOut | None = None
+        self.portions: Mapping[Axis, nd.Portion] = {}  # which draws count in expectations, if not all do
         self.watch: nd.Watch | None = None
         self.place: Place | None = None  # where a pass is recorded
 
@@ -98,7 +99,7 @@ class Run:
 
     @cached_property
     def device(self) -> torch.device | None:
-        """Where the inputs are."""
+        """The device of the inputs."""
         return None if self.like is None else self.like.device
 
     def placed(self) -> AbstractContextManager[Any]:
@@ -111,12 +112,16 @@ class Run:
 
     def again(self, inputs: Mapping[str, Any]) -> "Run":
         """A pass with the same draws at other inputs."""
-        return Run(inputs, {}, Trace(draws=self.draws, noise=self.noise), self.piece)
+        return self._like(Run(inputs, {}, Trace(draws=self.draws, noise=self.noise), self.piece))
 
     def continued(self) -> "Run":
         """A pass that begins with what this one has drawn so far, and draws the rest."""
         drawn: dict[str, Any] = map_tensors(Tensor.detach, self.draws)
-        return Run(self.inputs, self.wanted, Trace(draws=drawn, noise=self.noise))
+        return self._like(Run(self.inputs, self.wanted, Trace(draws=drawn, noise=self.noise)))
+
+    def _like(self, other: "Run") -> "Run":
+        other.portions = self.portions
+        return other
 
     def leaving_out(self, left_out: LeftOut, log_probs: Mapping[str, Tensor]) -> "Run":
         """This pass with one draw left out of the means over its plate."""

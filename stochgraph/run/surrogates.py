@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ..derive.derivation import Derivation
+from ..derive.populations import Expectations, corrected
 from ..ir import nodes as nd
 from ..ir.declaration import Declaration
 from ..ir.paths import samples_in
@@ -25,9 +26,16 @@ class Surrogate:
         program: its nodes, in order.
     """
 
-    def __init__(self, graph: Declaration, derivation: Derivation, wrt: Sequence[str], values: Values) -> None:
+    def __init__(
+        self,
+        graph: Declaration,
+        derivation: Derivation,
+        wrt: Sequence[str],
+        values: Values,
+        expectations: Expectations | None,
+    ) -> None:
         self._graph, self._wrt, self._values = graph, wrt, values
-        self.root = derivation.surrogate(graph.objective)
+        self.root = corrected(derivation, derivation.surrogate(graph.objective), expectations)
         # A pathwise draw that is used inside an update alone is still drawn outside of it.
         drawn = [derivation.derive(node) for s, node in samples_in(graph.order).items() if s in derivation.pathwise]
         self.program: list[nd.Node] = schedule([self.root, *drawn, *graph.data])  # rows are counted, whoever reads them
@@ -54,7 +62,7 @@ class Surrogate:
         return run.watch is not None
 
     def is_first(self, run: Run) -> bool:
-        """Whether nobody has looked yet where the derivatives of such a pass lead."""
+        """True if nobody has looked yet where the derivatives of such a pass lead."""
         if in_transform() not in self._unseen or not torch.is_grad_enabled():
             return False
         wanted = tensors([run.inputs[name] for name in self._wrt])

@@ -50,11 +50,11 @@ class Values:
 
     @cached_property
     def draw_program(self) -> list[nd.Node]:
-        """What draws, and nothing else."""
+        """The nodes that draw, and nothing else."""
         return schedule([*self._graph.data, *self.draws.values()])
 
     def trace(self, run: Run) -> Trace:
-        """What a pass draws, and what is recorded of it."""
+        """The draws of a pass, and what is recorded of it."""
         with torch.no_grad():
             values = run.execute(self._program)
             if not in_transform():

@@ -1,4 +1,4 @@
-"""What the compiler adds, as text: log-probabilities, ratios, boxes, control variates."""
+"""The nodes that the compiler adds, as text: log-probabilities, ratios, boxes, control variates."""
 
 from ..derive.controls import ControlVariate
 from ..ir import nodes as nd
@@ -177,7 +177,7 @@ def _why(node: ControlVariate) -> str:
 
 
 def _increase(writer: Writer, scope: Scope, weight: nd.Node, plate: Axis, axis: Axis, target: Axes, name: str) -> Text:
-    """What each draw of a plate adds to the box of those before it, the plate's dimension in front."""
+    """The increase of a box by each draw of a plate, over those before it, the plate's dimension in front."""
     if weight in scope.boxes:
         return aligned(scope.boxes[weight], (axis, *without(weight.axes, [plate])), target)
     dim = weight.axes.index(plate)

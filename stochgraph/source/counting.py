@@ -9,7 +9,7 @@ from ..explain.ledger import Row
 
 
 class Counting:
-    """How the paths of every sample are counted."""
+    """The counts of the paths of every sample."""
 
     def __init__(self, rows: Sequence[Row]) -> None:
         self.rows = [replace(row, paths=1) for row in rows]

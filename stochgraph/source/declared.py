@@ -125,7 +125,7 @@ def stop(writer: Writer, scope: Scope, node: nd.Stop) -> Written:
 
 
 def zero(writer: Writer, scope: Scope, node: nd.Zero) -> Written:
-    """What is left of a summand that a draw does not reach."""
+    """The rest of a summand that a draw does not reach."""
     return Written(call("torch.zeros_like", scope.text(node.inputs[0]).code), "zero")
 
 

@@ -52,7 +52,7 @@ def source(compiled: CompiledGraph) -> Source:
 
 
 def _read(node: nd.Node) -> Sequence[nd.Node]:
-    """What the value of a node is computed from: a draw is read from the trace."""
+    """The nodes from which the value of a node is computed: a draw is read from the trace."""
     held = type(node) is nd.Sample and not node.pathwise
     return () if held else node.inputs
 
@@ -80,7 +80,7 @@ def _imports(writer: Writer, scope: Scope) -> str:
 
 
 def _functions(writer: Writer) -> str:
-    """What the caller hands over, with what it is in the declaration."""
+    """The functions that the caller hands over, with what they are in the declaration."""
     if not writer.handed.given:
         return "FUNCTIONS = {}"
     rows = [f'    "{given.name}": {dumps(given.description)},' for given in writer.handed.given]

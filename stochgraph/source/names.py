@@ -82,7 +82,7 @@ class Given(NamedTuple):
 
 
 class Handed:
-    """What the declaration holds and text cannot: functions, the `log_prob` of samplers, large constants."""
+    """The parts of a declaration that text cannot hold: functions, the `log_prob` of samplers, large constants."""
 
     def __init__(self, names: Names) -> None:
         self.names = names
@@ -100,7 +100,7 @@ class Handed:
         return found
 
     def function(self, fn: object, description: str) -> str:
-        """Where a function is found: in torch, or among what is handed over."""
+        """The place of a function: in torch, or among what is handed over."""
         known = public_name(fn)
         if known is not None:
             return known
@@ -115,7 +115,7 @@ def public_name(fn: object) -> str | None:
 
 
 def _equal(one: object, other: object) -> bool:
-    """Whether two functions are the same: one object, or one text with the same variables."""
+    """True if two functions are the same: one object, or one text with the same variables."""
     if not (isinstance(one, FunctionType) and isinstance(other, FunctionType)):
         return one is other or (callable(one) and one == other)
     return one is other or (one.__code__ is other.__code__ and _variables(one) == _variables(other))

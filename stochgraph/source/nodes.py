@@ -1,4 +1,4 @@
-"""What every kind of node is written by. A kind that is not listed is refused by name, whatever it derives from."""
+"""The writer of every kind of node. A kind that is not listed is refused by name, whatever it derives from."""
 
 from collections.abc import Callable, Mapping
 

@@ -58,7 +58,7 @@ def _replayed(writer: Writer, scope: Scope, node: nd.Sample, law: DistributionLa
 
 
 def _moves(order: list[int]) -> list[str]:
-    """What `movedim` is called with: the dimensions of one draw stay behind."""
+    """The arguments of `movedim`: the dimensions of one draw stay behind."""
     return [str(tuple(order)), str(tuple(range(len(order))))]
 
 

@@ -19,40 +19,40 @@ _INTEGERS = ("Categorical",)
 
 
 class Numbers:
-    """What is known of numbers; the inputs that are differentiated are real."""
+    """The facts that are known of numbers; the inputs that are differentiated are real."""
 
     def __init__(self, differentiated: tuple[str, ...]) -> None:
         self.differentiated = differentiated
 
     def is_real(self, node: nd.Node) -> bool:
-        """Whether the value is known to be no integer and no truth value."""
+        """True if the value is known to be no integer and no truth value."""
         rule = _REAL.get(type(node))
         return rule is not None and rule(self, node)
 
     def is_integer(self, node: nd.Node) -> bool:
-        """Whether the value is known to be a whole number or a truth value, of which torch has no mean."""
+        """True if the value is known to be a whole number or a truth value, of which torch has no mean."""
         rule = _INTEGER.get(type(node))
         return rule is not None and rule(self, node)
 
     def is_number(self, node: nd.Node) -> bool:
-        """Whether arithmetic takes the value for the number that it is."""
+        """True if arithmetic takes the value for the number that it is."""
         rule = _WHOLE.get(type(node))
         return self.is_real(node) or (rule is not None and rule(node))
 
     def input_is_real(self, node: nd.Input) -> bool:
-        """Whether an input is differentiated."""
+        """True if an input is differentiated."""
         return node.name in self.differentiated
 
     def any_is_real(self, node: nd.Node) -> bool:
-        """Whether the value is as real as one of its inputs."""
+        """True if the value is as real as one of its inputs."""
         return any(map(self.is_real, node.inputs))
 
     def mean_is_real(self, node: nd.Reduction) -> bool:
-        """Whether a reduction is a mean, or a sum of real numbers."""
+        """True if a reduction is a mean, or a sum of real numbers."""
         return node.mean or self.any_is_real(node)
 
     def operation_is_real(self, node: nd.Apply) -> bool:
-        """Whether an elementwise operation has a real operand, or only real results."""
+        """True if an elementwise operation has a real operand, or only real results."""
         name = getattr(node.fn, "__name__", "")
         if not node.elementwise or name in _BOOLEAN:
             return False
@@ -60,7 +60,7 @@ class Numbers:
         return constants or name in _ONTO_REALS or self.any_is_real(node)
 
     def operation_is_integer(self, node: nd.Apply) -> bool:
-        """Whether an operation compares, or counts whole numbers."""
+        """True if an operation compares, or counts whole numbers."""
         if getattr(node.fn, "__name__", "") in _BOOLEAN:
             return True
         whole = all(isinstance(leaf, (nd.Node, int)) for leaf in node.arguments.leaves)

@@ -27,7 +27,7 @@ class Preamble:
 
     @property
     def reads_draws(self) -> bool:
-        """Whether anything is drawn that is not made of its noise."""
+        """True if anything is drawn that is not made of its noise."""
         return bool(self._draws)
 
     def draw(self, node: nd.Sample, is_tensor: bool) -> str:

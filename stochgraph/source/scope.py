@@ -27,7 +27,7 @@ class Written(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """Where a function evaluates its nodes with one draw of a plate left out: the name of the draw's index."""
+    """The plate of which a function leaves one draw out, and the name of that draw's index."""
 
     plate: Axis
     draw: str
@@ -53,7 +53,7 @@ class Scope:
         self.recorded: dict[str, Text] = dict(outer.recorded) if outer else {}  # in replays: what ratios compare with
 
     def text(self, node: nd.Node) -> Text:
-        """What stands for a node here."""
+        """The text that stands for a node here."""
         if node in self.texts:
             return self.texts[node]
         assert self.outer is not None, f"{node!r} is written after its use"

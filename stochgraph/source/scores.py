@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from torch.distributions import TransformedDistribution
+
 from ..distributions.laws import DistributionLaw, SamplerLaw
 from ..ir import nodes as nd
 from ..tensors.axes import Axes, Axis, union, without
@@ -19,6 +21,10 @@ def log_prob(writer: Writer, scope: Scope, node: nd.Node, sample: nd.Sample) -> 
     if isinstance(law, SamplerLaw):
         return _by_sampler(writer, scope, node, sample, law)
     assert isinstance(law, DistributionLaw)
+    moves = getattr(node.inputs[0], "pathwise", False)
+    if moves and (law.family is None or issubclass(law.family, TransformedDistribution)):
+        # The library scores it by what its transforms have mapped: inverses lose that, or are infinite.
+        raise writer.refuse(sample.name, f"is a pathwise draw from {law.name} whose log-probability is asked for")
     in_line = sample.event_dims is not None and (_is_known(writer, node, sample) or _is_in_line(node))
     if not (law.is_torchs_own and in_line):
         return _by_function(writer, scope, node, sample, law)
@@ -36,13 +42,13 @@ def _name(writer: Writer, sample: nd.Sample) -> str:
 
 
 def _is_known(writer: Writer, node: nd.Node, sample: nd.Sample) -> bool:
-    """Whether one draw is known to have no batch of its own."""
+    """True if one draw is known to have no batch of its own."""
     dims = sample.event_dims or ()
     return all(writer.shapes.ranks.get(parent) == d for parent, d in zip(node.inputs[1:], dims, strict=True))
 
 
 def _is_in_line(node: nd.Node) -> bool:
-    """Whether parameters are in line with the draws whatever batch they have: one has axes, or none has."""
+    """True if parameters are in line with the draws whatever batch they have: one has axes, or none has."""
     parents = node.inputs[1:]
     return len(parents) == 1 or not any(parent.axes for parent in parents)
 
@@ -65,7 +71,7 @@ def _number(writer: Writer, leaf: object) -> str:
 
 
 def builder(writer: Writer, sample: nd.Sample, law: DistributionLaw) -> str:
-    """What builds the distribution of one draw from its parents."""
+    """The function that builds the distribution of one draw from its parents."""
     letters = list("abcdefgh"[: len(sample.inputs)])
     function = _name(writer, sample) if law.is_torchs_own else _handed(writer, sample, law)
     if sample.arguments.simple and len(sample.arguments.leaves) == len(sample.inputs):

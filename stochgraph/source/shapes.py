@@ -1,4 +1,4 @@
-"""What is known of shapes before there are any: which values are tensors, and of how many dimensions.
+"""The facts known of shapes before there are any: which values are tensors, and of how many dimensions.
 
 A declaration says nothing of shapes. Much follows all the same: objectives are scalars, so all that is added up in one
 is a scalar for each draw; the parameters of a torch distribution have the dimensions that it declares. Where something
@@ -86,7 +86,7 @@ class Shapes:
             self._broadcast(node, constants)
 
     def kept(self, node: nd.Node) -> None:
-        """What a node adds up, scales or reduces has the structure of the result."""
+        """The operands that a node adds up, scales or reduces have the structure of the result."""
         if node in self.tensors:
             self.tensors.update(node.inputs)
         elif node.inputs[0] in self.tensors:

@@ -24,7 +24,7 @@ class Text(NamedTuple):
 
     @property
     def is_name(self) -> bool:
-        """Whether it costs nothing to write it twice."""
+        """True if it costs nothing to write it twice."""
         return self.code.isidentifier()
 
 

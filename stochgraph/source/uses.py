@@ -1,4 +1,4 @@
-"""What values are used for: it decides what they are called, and what need not be written of them."""
+"""The uses of values: they decide what values are called, and what need not be written of them."""
 
 from collections import Counter
 from collections.abc import Iterable, Iterator

@@ -1,4 +1,4 @@
-"""What all nodes of one module are written with: what is known of them, its names, functions and helpers."""
+"""The state that all nodes of one module are written with: facts known of them, names, functions and helpers."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
@@ -23,7 +23,7 @@ Kinds = Mapping[type[nd.Node], Callable[..., Written]]
 
 
 class CompiledGraph(Protocol):
-    """What is read of a compiled graph."""
+    """The parts of a compiled graph that are read."""
 
     graph: Declaration
     estimators: dict[str, GradientEstimator]

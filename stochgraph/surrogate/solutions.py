@@ -40,7 +40,10 @@ class CompiledArgmax(CompiledUpdate):
     """The placeholder's value that maximises the surrogate, one for every plate that the surrogate has left."""
 
     update: nd.Argmax
-    starts_matter = False
+
+    @property
+    def starts_matter(self) -> bool:
+        return False
 
     @property
     def mixes(self) -> Axes:

@@ -67,7 +67,6 @@ class CompiledUpdate(nd.Node):
 
     kind = "update"
     linear = Linearity.NOWHERE
-    starts_matter = True  # whether the result is a function of the parameters that it starts from
 
     def __init__(
         self,
@@ -89,6 +88,15 @@ class CompiledUpdate(nd.Node):
         self.programs = [program for program, _ in parts]
         captured = dict.fromkeys(node for _, needed in parts for node in needed)
         super().__init__(update.name, update.index, [params, *rates, *captured])
+
+    @property
+    def expected(self) -> Axes:
+        return union(*(node.expected for program in self.programs for node in program))
+
+    @property
+    def starts_matter(self) -> bool:
+        """Whether the result is a function of the parameters that it starts from."""
+        return True
 
     @property
     def carried(self) -> Sequence[nd.Node]:
@@ -148,10 +156,8 @@ class CompiledUpdate(nd.Node):
         return value
 
 
-class CompiledStep(CompiledUpdate):
-    """A gradient step: the gradient of the surrogate is taken at the parameters."""
-
-    update: nd.Step
+class CompiledGradient(CompiledUpdate):
+    """Base class: the gradient of the surrogate is taken at the parameters, and something made of it."""
 
     @cached_property
     def separate(self) -> Axes:
@@ -177,6 +183,10 @@ class CompiledStep(CompiledUpdate):
             grads = pytree.tree_map(lambda one, other: one + (other - one).detach(), grads, plain)
         return self._step(run, start, grads, values[1:first])
 
+    def _step(self, run: nd.Pass, start: Any, grads: Any, rates: Sequence[Any]) -> Any:
+        """The value of the update, from the parameters, the gradient and the step sizes."""
+        raise NotImplementedError
+
     def _in_pieces(self, run: nd.Pass, cut: Cut, values: list[Any]) -> Any:
         parts, found = [], []
         for length, part in cut.parts(values, self.input_axes):
@@ -194,6 +204,23 @@ class CompiledStep(CompiledUpdate):
             return
         for inner, outer in self.shared:
             run.found[outer] = known[inner] if again else known[inner].detach()
+
+
+class CompiledDirection(CompiledGradient):
+    """The gradient itself."""
+
+    @property
+    def starts_matter(self) -> bool:
+        return not self.detach
+
+    def _step(self, run: Any, start: Any, grads: Any, rates: Sequence[Any]) -> Any:
+        return grads
+
+
+class CompiledStep(CompiledGradient):
+    """A gradient step."""
+
+    update: nd.Step
 
     def _rates(self, values: Sequence[Any], spec: pytree.TreeSpec) -> list[tuple[Any, bool]]:
         """The step size of every leaf of the parameters, and whether it has the plates in front."""
