@@ -253,7 +253,7 @@ class Multilevel(PluggedIn):
 
     @property
     def _certain(self) -> bool:
-        """Whether there are always the same levels."""
+        """True if the levels are always the same."""
         return self.deepest is not None and min(self.chances(), default=1.0) == 1
 
     def refuse_enumeration(self, expectations: Expectations) -> None:

@@ -73,7 +73,7 @@ class PopulationEstimator(GradientEstimator, ABC):
     @property
     @abstractmethod
     def correction(self) -> str:
-        """What is done about the bias of the plug-in, in words; empty: nothing."""
+        """The correction of the plug-in's bias, in words; empty: there is none."""
 
     @property
     @abstractmethod
@@ -152,7 +152,7 @@ class Corrected(nd.Node):
 
 
 def _recomputed(node: nd.Node, touched: bool) -> bool:
-    """Whether a node has another value where other draws count: draws stay, but pathwise ones."""
+    """True if a node has another value where other draws count: draws stay, but pathwise ones."""
     return not stays(node) and (touched or bool(node.expected))
 
 
@@ -169,7 +169,7 @@ def expected_plates(order: Iterable[nd.Node]) -> Axes:
 
 
 def is_bent(order: Iterable[nd.Node], plate: Axis) -> bool:
-    """Whether the expectation over a plate goes into anything that is not affine in it.
+    """True if the expectation over a plate goes into anything that is not affine in it.
 
     There the mean of its draws is biased also where they have no score: f(E x) is not E f(mean of x). Operands that are
     means over other plates are taken for dependent, an update for no affine function of its objective.

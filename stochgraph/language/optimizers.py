@@ -20,7 +20,7 @@ _Number = float | Tensor
 
 
 class AdamState(NamedTuple):
-    """What Adam remembers: the number of steps, and decaying means of the gradients and of their squares."""
+    """The memory of Adam: the number of steps, and decaying means of the gradients and of their squares."""
 
     count: Any
     mean: Any

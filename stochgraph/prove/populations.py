@@ -63,7 +63,7 @@ def laid_out(leaf: Tensor, own: int, node: nd.Sample, plate: Axis, sizes: Mappin
 def probabilities(
     run: Run, expected: Mapping[nd.Sample, Axis], scores: Mapping[str, nd.Node]
 ) -> dict[Axis, nd.Portion]:
-    """How much every draw counts in an expectation: its probability, a function of the parameters.
+    """The weight of every draw in an expectation: its probability, a function of the parameters.
 
     Args:
         run: a pass in which the draws are all outcomes. It has what is returned as soon as it is known: the parameters

@@ -199,14 +199,14 @@ class _Slot(NamedTuple):
 
 
 class _Entry(NamedTuple):
-    """What takes part in a race."""
+    """A choice of estimators and sizes that takes part in a race."""
 
     estimators: Mapping[str, str]
     sizes: Mapping[str, int]
 
     @property
     def key(self) -> str:
-        """What it is, as it is written."""
+        """The entry as it is written."""
         return f"{_written(self.estimators)}; {_sizes_written(self.sizes)}"
 
 
@@ -219,7 +219,7 @@ def _compiled(graph: Declaration, estimators: Mapping[str, str]) -> Compiled:
 
 
 class _Pruning:
-    """What the ledger and the compiler say of every estimator at every sample, the others at their defaults."""
+    """The word of the ledger and the compiler on every estimator at every sample, the others at their defaults."""
 
     def __init__(self, graph: Declaration, unbiased: bool) -> None:
         self.graph, self.unbiased = graph, unbiased
@@ -382,7 +382,7 @@ class _Race:
         return fresh
 
     def _reference(self, runners: Mapping[str, "_Runner"]) -> _Reference:
-        """What biases are measured against: the unbiased entry that varies least, of all that have been measured."""
+        """The reference of the biases: the unbiased entry that varies least, of all that have been measured."""
         unbiased = {key: runner for key, runner in runners.items() if runner.unbiased} | self.known
         if not unbiased:
             raise CompileError("tune: nothing that is unbiased is possible, to measure biases against; see sg.profile")
@@ -407,7 +407,7 @@ class _Runner:
 
     @property
     def is_new(self) -> bool:
-        """Whether it has fewer estimates than anything can be said of."""
+        """True if it has fewer estimates than anything can be said of."""
         return not self.failed and len(self.estimates) < _FEWEST
 
     @property
@@ -436,7 +436,7 @@ class _Runner:
         return float(torch.tensor(self.times).median())
 
     def trial(self, figures: Figures, estimates: Tensor) -> Trial:
-        """What was measured, with the interval of the variance and of the squared bias."""
+        """The measurements, with the interval of the variance and of the squared bias."""
         distances = (estimates - estimates.mean(0)).square().sum(1)
         error = figures.seconds * float(distances.std()) / math.sqrt(len(distances))
         return Trial(
@@ -451,7 +451,7 @@ class _Runner:
 
 
 def _equal(one: Tensor, other: Tensor) -> bool:
-    """Whether two entries give the same estimates, as far as both have been measured."""
+    """True if two entries give the same estimates, as far as both have been measured."""
     count = min(len(one), len(other))
     return torch.allclose(one[:count], other[:count], rtol=1e-9, atol=1e-12)
 

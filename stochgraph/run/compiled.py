@@ -311,7 +311,7 @@ class Compiled:
 
     @property
     def _draws_sizes(self) -> bool:
-        """Whether an estimator draws how many draws there are."""
+        """True if an estimator draws the number of draws."""
         return self._expectations is not None and self._expectations.estimator.draws_sizes
 
     def _refuse_drawn_sizes(self) -> None:

@@ -95,7 +95,7 @@ class CompiledUpdate(nd.Node):
 
     @property
     def starts_matter(self) -> bool:
-        """Whether the result is a function of the parameters that it starts from."""
+        """True if the result is a function of the parameters that it starts from."""
         return True
 
     @property
