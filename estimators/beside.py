@@ -4,7 +4,6 @@ from abc import abstractmethod
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..distributions.interfaces import Call, Node, SampleNode, Surroundings
@@ -31,12 +30,6 @@ class LawBeside(Law):
 
     def event_dims(self, arguments: Call) -> None:
         return None
-
-    def margins(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> list[Tensor]:
-        return []
-
-    def trials(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> Tensor:
-        return torch.zeros(())
 
     @abstractmethod
     def draw(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> tuple[Any, None]:

@@ -188,12 +188,18 @@ def names(theta):
     return total
 
 
+class Scale(IntEnum):
+    """A constant that is a number and has a name."""
+
+    TWO = 2
+
+
 @sg.graph
 def numbers(theta):
     """Numbers of numpy and enumerations, and some that Python has no literals of."""
     x = sg.sample("x", Categorical, logits=theta + torch.tensor([0.0, 0.0, -float("inf")], dtype=F64), n=3)
     y = sg.sample("y", Normal, theta[0], np.float64(2.0), n=3)
-    return sg.mean(x * theta[1] * IntEnum("Scale", ["ONE", "TWO"]).TWO) * sg.mean(y) ** 2
+    return sg.mean(x * theta[1] * Scale.TWO) * sg.mean(y) ** 2
 
 
 @sg.graph

@@ -105,9 +105,11 @@ class Law(Protocol):
 
     def margins(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> list[Tensor]:
         """The distance of probabilities from the edge: 0 where an outcome is impossible."""
+        return []
 
     def trials(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> Tensor:
         """The number of trials of a draw, where that of its outcomes follows from it: the most of all draws."""
+        return torch.zeros(())
 
     def outcomes(self, node: SampleNode, values: Sequence[Any], run: Surroundings, trials: int) -> tuple[Any, int]:
         """All outcomes of every draw, `(outcomes, *parent_axes, *batch, ...)`, and the number of batch dimensions."""
@@ -405,12 +407,6 @@ class SamplerLaw(Law):
                 return vz.vectorize(log_prob, len(axes))(value, *aligned)
             stacked = bound(self.sampler.log_prob_stacked)
             return vz.vectorize_shared(log_prob, stacked, value, parents, list(own[1:]), axes)
-
-    def margins(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> list[Tensor]:
-        return []
-
-    def trials(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> Tensor:
-        return torch.zeros(())
 
     def outcomes(self, node: SampleNode, values: Sequence[Any], run: Surroundings, trials: int) -> tuple[Any, int]:
         axes = node.parent_axes

@@ -151,12 +151,6 @@ class RelaxedLaw(Law):
     ) -> Tensor:
         raise SamplingError(unscored(node, self.declared.name))
 
-    def margins(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> list[Tensor]:
-        return []
-
-    def trials(self, node: SampleNode, values: Sequence[Any], run: Surroundings) -> Tensor:
-        return torch.zeros(())
-
     def outcomes(self, node: SampleNode, values: Sequence[Any], run: Surroundings, trials: int) -> tuple[Any, int]:
         why = f"relaxed draws of {node.name!r} are continuous"
         raise NotImplementedError(why)
