@@ -129,21 +129,8 @@ class PairLessScore(ZeroMean):
     """
 
     def __init__(self, site: Site, replay: nd.Node) -> None:
-        self.sample, self.parents = site.sample, tuple(site.parents())
-        self.part, self.term_axes = site.node, site.term.axes
-        self.gone = without(site.sample.plates, site.kept)
-        super().__init__(
-            f"pair({site.node.name}, {site.name})",
-            site.node.index,
-            [site.term, site.ratio(), replay, site.drawn, site.noise, *self.parents],
-        )
-
-    def infer_axes(self) -> Axes:
-        return self.term_axes
-
-    @property
-    def mixes(self) -> Axes:
-        return self.gone
+        self.parents = tuple(site.parents())
+        super().__init__("pair", site, [site.term, site.ratio(), replay, site.drawn, site.noise, *self.parents])
 
     def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         term, ratio, replay, drawn, partner, *parents = values

@@ -123,18 +123,7 @@ class Conditioned(ZeroMean):
     """`c(z) - box(L) c(y)`, less its value."""
 
     def __init__(self, site: Site, controls: list[nd.Node]) -> None:
-        self.sample, self.part, self.term_axes = site.sample, site.node, site.term.axes
-        self.gone = without(site.sample.plates, site.kept)
-        super().__init__(
-            f"relaxed({site.node.name}, {site.name})", site.node.index, [site.term, site.ratio(), *controls]
-        )
-
-    def infer_axes(self) -> Axes:
-        return self.term_axes
-
-    @property
-    def mixes(self) -> Axes:
-        return self.gone
+        super().__init__("relaxed", site, [site.term, site.ratio(), *controls])
 
     def evaluate(self, run: nd.Pass, values: list[Any]) -> Any:
         term, ratio, *controls = values

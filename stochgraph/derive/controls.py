@@ -19,7 +19,7 @@ from ..ir import nodes as nd
 from ..ir.operations import Linearity
 from ..surrogate.terms import Controlled, Weight
 from ..tensors import vectorize as vz
-from ..tensors.axes import Axes, Axis, union
+from ..tensors.axes import Axes, Axis, union, without
 from ..tensors.trees import map_tensors, tensors
 from .boxes import Key, Kind
 from .deriving import Deriving
@@ -34,13 +34,30 @@ class ZeroMean(nd.Node, ABC):
     Attributes:
         sample: the sample whose box it is for.
         part: the declared node that the box covers.
+        gone: the plates of the sample along which the term depends on all draws.
+
+    Args:
+        word: what it is, the first word of its name.
+        site: where it stands.
+        inputs: what it is made of.
     """
 
     kind = "control variate"
     linear = Linearity.NOWHERE
     left_out = None
-    sample: nd.Sample
-    part: nd.Node
+
+    def __init__(self, word: str, site: Site, inputs: Sequence[nd.Node]) -> None:
+        self.sample, self.part = site.sample, site.node
+        self.gone = without(site.sample.plates, site.kept)
+        self._term_axes = site.term.axes
+        super().__init__(f"{word}({site.node.name}, {site.name})", site.node.index, inputs)
+
+    def infer_axes(self) -> Axes:
+        return self._term_axes
+
+    @property
+    def mixes(self) -> Axes:
+        return self.gone
 
     @abstractmethod
     def formula(self, term: str, sample: str) -> str:
