@@ -196,9 +196,9 @@ def test_the_mean_direction_of_an_update_is_the_gradient(name):
 
 
 def expected_value(compiled, theta):
-    from stochgraph.prove.outcomes import Outcomes
+    from stochgraph.prove.enumeration import enumerated
 
-    outcomes = Outcomes(compiled, (theta,), {}, 10**6)
+    outcomes = enumerated(compiled, (theta,), {}, 10**6)
     return outcomes.map(lambda outcome: outcomes.weighted((theta,), outcome)).sum()
 
 

@@ -22,6 +22,7 @@ from ..explain.magnitudes import Estimates, Group, groups
 from ..ir.traces import Trace
 from ..run.compiled import Compiled
 from ..run.contributions import Contributions, scored
+from .enumeration import enumerated
 from .outcomes import CHUNK, Outcome, Outcomes
 from .quadrature import Quadrature, at_least_two
 
@@ -181,9 +182,9 @@ def verify(
 
     def proof(nodes: int | None) -> _Proof:
         given = (compiled, inputs, sizes or {}, max_outcomes, nodes)
-        outcomes = Outcomes(*given)
+        outcomes = enumerated(*given)
         others = bool(outcomes.relaxed or plates)
-        declared = Outcomes(*given, declared=True, expected=plates) if others else outcomes
+        declared = enumerated(*given, declared=True, expected=plates) if others else outcomes
         return _Proof(compiled, inputs, outcomes, declared, surrogate, order)
 
     if quadrature is None:
