@@ -100,14 +100,35 @@ def test_there_is_no_circle():
     assert [sorted(circle) for circle in nx.strongly_connected_components(graph) if len(circle) > 1] == []
 
 
+CORE = {name: path for name, path in MODULES.items() if not name.startswith("stochgraph.algorithms")}
+NODES = [node for path in CORE.values() for node in ast.walk(ast.parse(path.read_text()))]
+
+
 def test_classes_of_the_compiler_are_small():
-    """No class of the rooms that derive and run has twenty methods."""
-    rooms = ("stochgraph.derive", "stochgraph.run")
-    trees = [ast.parse(path.read_text()) for name, path in MODULES.items() if name.startswith(rooms)]
-    classes = [node for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef)]
+    """No class outside the algorithms has twenty methods."""
+    classes = [node for node in NODES if isinstance(node, ast.ClassDef)]
     methods = {c.name: sum(isinstance(node, ast.FunctionDef) for node in c.body) for c in classes}
     assert len(methods) > 30
     assert {name: count for name, count in methods.items() if count >= 20} == {}
+
+
+def test_few_parameters_may_be_anything():
+    """Of type `Any` are fewer than sixty outside the algorithms, and no pass, node or compiled graph."""
+    functions = [node for node in NODES if isinstance(node, ast.FunctionDef)]
+    given = [(f, f.args.args + f.args.kwonlyargs + f.args.posonlyargs) for f in functions]
+    given = [(f, [*found, *filter(None, (f.args.vararg, f.args.kwarg))]) for f, found in given]
+    named = [
+        (f.name, a.arg) for f, found in given for a in found if a.annotation and ast.unparse(a.annotation) == "Any"
+    ]
+    assert 0 < len(named) < 60
+    assert [(f, name) for f, name in named if name in ("run", "node", "compiled")] == []
+
+
+def test_types_are_seldom_asked_for():
+    """Fewer than eighteen times in a thousand lines outside the algorithms."""
+    calls = [node for node in NODES if isinstance(node, ast.Call) and ast.unparse(node.func) == "isinstance"]
+    lines = sum(len(path.read_text().splitlines()) for path in CORE.values())
+    assert 0 < len(calls) < 0.018 * lines
 
 
 # What one reads from an estimator to its effect in the surrogate, in this order; CONTRIBUTING.md lists the same.

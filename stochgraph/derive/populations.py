@@ -131,7 +131,7 @@ class Corrected(nd.Node):
     def mixes(self) -> Axes:
         return self.plates
 
-    def evaluate(self, run: Any, values: list[Any]) -> Tensor:
+    def evaluate(self, run: nd.Pass, values: list[Any]) -> Tensor:
         value_of = dict(zip(self.inputs, values, strict=True))
         recorded = {name: value_of[score].detach() for name, score in self.scores.items()} | dict(run.log_probs)
         known = {node: value_of[drawn] for node, drawn in self.captured.items()}

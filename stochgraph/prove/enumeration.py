@@ -3,7 +3,7 @@
 Discrete draws are enumerated. Where a rule of quadrature is asked for, the noise of continuous ones has its nodes.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from math import prod
 from typing import Any
 
@@ -25,7 +25,7 @@ from .quadrature import entries, grid, has_nodes, noise_of
 
 def enumerated(
     compiled: Compiled,
-    inputs: Any,
+    inputs: Sequence[object],
     sizes: Mapping[str, int],
     limit: int,
     quadrature: int | None = None,

@@ -97,7 +97,7 @@ class Outcomes:
     def __init__(
         self,
         compiled: Compiled,
-        inputs: Any,
+        inputs: Sequence[object],
         sizes: Mapping[str, int],
         declared: bool = False,
         expected: Iterable[Axis] = (),
@@ -156,7 +156,7 @@ class Outcomes:
         """Add to the logarithm of every outcome's weight."""
         self.all = self.all._replace(log_weight=self.all.log_weight + log_weight.to(self.all.log_weight))
 
-    def at_parents(self, node: nd.Sample, fn: Callable[..., Any], inputs: Any = None) -> Any:
+    def at_parents(self, node: nd.Sample, fn: Callable[..., Any], inputs: Sequence[object] | None = None) -> Any:
         """`fn(node, values of its parents, run)` for every outcome."""
 
         def one(outcome: Outcome) -> Any:
@@ -165,14 +165,14 @@ class Outcomes:
 
         return self.map(one)
 
-    def run_to_parents(self, inputs: Any, outcome: Outcome, node: nd.Sample) -> tuple[Run, list[Any]]:
+    def run_to_parents(self, inputs: Sequence[object], outcome: Outcome, node: nd.Sample) -> tuple[Run, list[Any]]:
         """A pass in an outcome up to the parents of a sample, and their values."""
         parents = self.values.parents[node.name]
         run = self.run(inputs, outcome)
         values = run.execute(schedule(parents))
         return run, [values[parent] for parent in parents]
 
-    def run(self, inputs: Any, outcome: Outcome) -> Run:
+    def run(self, inputs: Sequence[object], outcome: Outcome) -> Run:
         """A pass in an outcome."""
         trace = Trace(draws=outcome.draws, noise=outcome.noise)
         run = Run(dict(zip(self._names, inputs, strict=True)), self.sizes, trace)
@@ -196,12 +196,12 @@ class Outcomes:
 
         self.all.draws[node.name] = self.map(one)
 
-    def log_probs(self, inputs: Any, outcome: Outcome) -> dict[str, Tensor]:
+    def log_probs(self, inputs: Sequence[object], outcome: Outcome) -> dict[str, Tensor]:
         """The log-probability of every draw of an outcome."""
         values = self.run(inputs, outcome).execute(self.values.program)
         return {name: values[score] for name, score in self.values.scores.items()}
 
-    def weighted(self, inputs: Any, outcome: Outcome) -> Tensor:
+    def weighted(self, inputs: Sequence[object], outcome: Outcome) -> Tensor:
         """The value of the objective, nodes moving with the parameters, times the outcome's probability."""
         run = self.run(inputs, outcome)
         for node in self.samples:
@@ -212,7 +212,7 @@ class Outcomes:
         log_probs = [values[score].sum() for name, score in self.values.scores.items() if name not in known]
         return sum(log_probs, start=outcome.log_weight).exp() * values[self.values.objective]
 
-    def weighted_and_held(self, inputs: Any, outcome: Outcome) -> Tensor:
+    def weighted_and_held(self, inputs: Sequence[object], outcome: Outcome) -> Tensor:
         """The same with held nodes, whose weights move as their density does."""
         values = self.run(inputs, outcome).execute(self._held_values.program)
         known = {node.name for node in self.expected}

@@ -153,7 +153,7 @@ def profile(
     compiled: Mapping[str, Compiled],
     *inputs: Any,
     repeats: int = 1000,
-    truth: Any = None,
+    truth: object = None,
     generator: torch.Generator | None = None,
     sizes: Mapping[str, int] | None = None,
     false_alarm: float = 0.001,
@@ -230,11 +230,11 @@ def _tested(estimates: Mapping[str, Tensor], reference: "_Reference", false_alar
     return {name: against_zero(found, false_alarm / len(compared)) for name, found in compared.items()}
 
 
-def _vector(tree: Any) -> Tensor:
+def _vector(tree: object) -> Tensor:
     return torch.cat([leaf.reshape(-1) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)])
 
 
-def _given(truth: Any, size: int) -> Tensor:
+def _given(truth: object, size: int) -> Tensor:
     leaves = [leaf for leaf in pytree.tree_leaves(truth) if leaf is not None]  # integers have no gradient
     found = torch.cat([torch.as_tensor(leaf, dtype=torch.float64).cpu().reshape(-1) for leaf in leaves])
     if len(found) != size:
@@ -251,7 +251,7 @@ class _Reference(NamedTuple):
     variance: Tensor | float
 
 
-def _reference(compiled: Mapping[str, Compiled], estimates: Mapping[str, Tensor], truth: Any) -> _Reference:
+def _reference(compiled: Mapping[str, Compiled], estimates: Mapping[str, Tensor], truth: object) -> _Reference:
     if truth is not None:
         return _Reference("the given truth", "", _given(truth, next(iter(estimates.values())).shape[1]), 0.0)
     unbiased = [name for name, one in compiled.items() if one.explain().unbiased]

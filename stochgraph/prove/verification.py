@@ -5,7 +5,7 @@ log-probabilities, with the derivative of an update taken for fixed draws. No bo
 Continuous draws may have the nodes of a rule of quadrature; see the note in `quadrature.py`.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -112,7 +112,7 @@ class Verification:
 @short_tracebacks()
 def verify(
     compiled: Compiled,
-    *inputs: Any,
+    *inputs: object,
     order: int = 1,
     sizes: Mapping[str, int] | None = None,
     surrogate: Callable[..., Tensor] | None = None,
@@ -204,7 +204,7 @@ class _Proof:
     def __init__(
         self,
         compiled: Compiled,
-        inputs: Any,
+        inputs: Sequence[object],
         outcomes: Outcomes,
         declared: Outcomes,
         surrogate: Callable[..., Tensor] | None,
@@ -314,7 +314,7 @@ class _Groups:
         return pytree.tree_map(Tensor.detach, self.outcomes.map(one, self.log_probs, chunk=chunk))
 
 
-def _vector(tree: Any) -> Tensor:
+def _vector(tree: object) -> Tensor:
     return torch.cat([leaf.reshape(-1) for leaf in pytree.tree_leaves(tree)])
 
 
@@ -325,7 +325,7 @@ def relative(bias: Tensor, truth: Tensor, size: Tensor) -> tuple[float, Literal[
     return float(bias.norm() / truth.norm()) if bool(bias.any()) else 0.0, "truth"
 
 
-def _flatten(compiled: Compiled, inputs: Any) -> tuple[Tensor, Callable[[Tensor], Any]]:
+def _flatten(compiled: Compiled, inputs: Sequence[object]) -> tuple[Tensor, Callable[[Tensor], Any]]:
     """The differentiated inputs as one vector, and the way back to all inputs."""
     names = compiled.graph.inputs
     leaves, spec = pytree.tree_flatten([inputs[names.index(name)] for name in compiled.wrt])
@@ -341,7 +341,7 @@ def _flatten(compiled: Compiled, inputs: Any) -> tuple[Tensor, Callable[[Tensor]
     return torch.cat([leaf.detach().reshape(-1) for leaf in leaves]), restore
 
 
-def _shaper(compiled: Compiled, inputs: Any, order: int) -> Callable[[Tensor], Any]:
+def _shaper(compiled: Compiled, inputs: Sequence[object], order: int) -> Callable[[Tensor], Any]:
     """From derivatives of the vector to the form that `Verification` describes."""
     _, restore = _flatten(compiled, inputs)
     names = compiled.graph.inputs
@@ -353,8 +353,10 @@ def _shaper(compiled: Compiled, inputs: Any, order: int) -> Callable[[Tensor], A
             return trees[0] if len(trees) == 1 else tuple(trees)
 
         return as_tree
-    if len(chosen) == 1 and isinstance(chosen[0], Tensor):
-        return lambda tensor: tensor.reshape(chosen[0].shape * order)
+    only = chosen[0] if len(chosen) == 1 else None
+    if isinstance(only, Tensor):
+        shape = only.shape * order
+        return lambda tensor: tensor.reshape(shape)
     return lambda tensor: tensor
 
 

@@ -213,7 +213,7 @@ class CompiledDirection(CompiledGradient):
     def starts_matter(self) -> bool:
         return not self.detach
 
-    def _step(self, run: Any, start: Any, grads: Any, rates: Sequence[Any]) -> Any:
+    def _step(self, run: nd.Pass, start: Any, grads: Any, rates: Sequence[Any]) -> Any:
         return grads
 
 
