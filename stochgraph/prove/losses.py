@@ -12,10 +12,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from ..errors.exceptions import VerificationError
 from ..errors.failures import short_tracebacks
+from .vectors import flattened
 from .verification import Verification, relative
 
 Objective = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -88,7 +88,7 @@ def verify_loss(
         >>> round(v.scale, 12), round(v.cosine, 12)  # 1 - 1/4 of the gradient
         (0.75, 1.0)
     """
-    flat, restore = _flattened(theta)
+    flat, restore = flattened(theta)
     behaviour = _Model(model, rewards, mask, theta if old is None else old)
     log_ref = behaviour.tokens(theta if reference is None else reference)
 
@@ -194,15 +194,3 @@ class _Draws:
             raise VerificationError("verify_loss: the loss does not depend on log_probs, its first argument")
         (gradient,) = torch.autograd.grad(found, log_probs)
         return torch.zeros_like(now).index_put((rows, index), gradient, accumulate=True).flatten()
-
-
-def _flattened(theta: object) -> tuple[Tensor, Callable[[Tensor], Any]]:
-    """The parameters as one vector, and the way back."""
-    leaves, spec = pytree.tree_flatten(theta)
-    sizes = [leaf.numel() for leaf in leaves]
-
-    def restore(vector: Tensor) -> Any:
-        parts = zip(vector.split(sizes), leaves, strict=True)
-        return pytree.tree_unflatten([part.reshape(leaf.shape) for part, leaf in parts], spec)
-
-    return torch.cat([leaf.detach().reshape(-1) for leaf in leaves]), restore

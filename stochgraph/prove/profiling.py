@@ -16,6 +16,7 @@ from ..run.compiled import Compiled
 from .profile_picture import picture_of
 from .sequential import FEWEST, Evidence, against_zero
 from .shares import sampled
+from .vectors import vector
 
 
 @dataclass(frozen=True)
@@ -208,30 +209,26 @@ def profile(
             start = time.perf_counter()
             grads = one.value_and_grad(*inputs, generator=generator, sizes=sizes)[1]
             seconds[name].append(time.perf_counter() - start)
-            estimates[name].append(_vector(grads))
+            estimates[name].append(vector(grads))
     stacked = {name: torch.stack(found).double().cpu() for name, found in estimates.items()}
-    reference = _reference(compiled, stacked, truth)
+    reference = reference_of(compiled, stacked, truth)
     evidence = _tested(stacked, reference, false_alarm)
     given = None if truth is None else reference.value
     figures = {}
     for name, found in stacked.items():
         time_of_one = torch.tensor(seconds[name]).median().item()
         rows = partial(_rows, compiled[name], inputs, sizes, repeats, begun, given)
-        figures[name] = _figures(found, reference, time_of_one, name, compiled[name], evidence.get(name), rows)
+        figures[name] = figures_of(found, reference, time_of_one, name, compiled[name], evidence.get(name), rows)
     return Profile(figures, reference.value, reference.words, repeats, false_alarm)
 
 
-def _tested(estimates: Mapping[str, Tensor], reference: "_Reference", false_alarm: float) -> dict[str, Evidence]:
+def _tested(estimates: Mapping[str, Tensor], reference: "Reference", false_alarm: float) -> dict[str, Evidence]:
     """The evidence against every mean that is compared with another; all share the probability of a false alarm."""
     if reference.value is None or len(next(iter(estimates.values()))) < FEWEST:
         return {}
     right = estimates.get(reference.name, reference.value)
     compared = {name: found - right for name, found in estimates.items() if name != reference.name}
     return {name: against_zero(found, false_alarm / len(compared)) for name, found in compared.items()}
-
-
-def _vector(tree: object) -> Tensor:
-    return torch.cat([leaf.reshape(-1) for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)])
 
 
 def _given(truth: object, size: int) -> Tensor:
@@ -242,7 +239,7 @@ def _given(truth: object, size: int) -> Tensor:
     return found
 
 
-class _Reference(NamedTuple):
+class Reference(NamedTuple):
     """The reference of bias and MSE, and how well it is known."""
 
     words: str
@@ -251,15 +248,16 @@ class _Reference(NamedTuple):
     variance: Tensor | float
 
 
-def _reference(compiled: Mapping[str, Compiled], estimates: Mapping[str, Tensor], truth: object) -> _Reference:
+def reference_of(compiled: Mapping[str, Compiled], estimates: Mapping[str, Tensor], truth: object) -> Reference:
+    """The truth that was given, or the mean of the unbiased estimator that varies least."""
     if truth is not None:
-        return _Reference("the given truth", "", _given(truth, next(iter(estimates.values())).shape[1]), 0.0)
+        return Reference("the given truth", "", _given(truth, next(iter(estimates.values())).shape[1]), 0.0)
     unbiased = [name for name, one in compiled.items() if one.explain().unbiased]
     if not unbiased:
-        return _Reference("nothing: no estimator is unbiased and no truth was given", "", None, 0.0)
+        return Reference("nothing: no estimator is unbiased and no truth was given", "", None, 0.0)
     best = min(unbiased, key=lambda name: float(estimates[name].var(0).sum()))
     found = estimates[best]
-    return _Reference(f"the mean of {best}, which is unbiased", best, found.mean(0), found.var(0) / len(found))
+    return Reference(f"the mean of {best}, which is unbiased", best, found.mean(0), found.var(0) / len(found))
 
 
 def _rows(
@@ -274,15 +272,16 @@ def _rows(
     return sampled(compiled, inputs, sizes, repeats, None if begun is None else begun.clone_state(), truth)
 
 
-def _figures(
+def figures_of(
     estimates: Tensor,
-    reference: _Reference,
+    reference: Reference,
     seconds: float,
     name: str,
     compiled: Compiled,
     evidence: Evidence | None,
     rows: Callable[[], tuple[Group, ...]],
 ) -> Figures:
+    """The figures of one estimator, from its estimates, `(repeats, P)`."""
     mean, variance = estimates.mean(0), estimates.var(0)
     own = variance / len(estimates)
     error = own if name == reference.name else own + reference.variance

@@ -12,7 +12,8 @@ from ..explain.magnitudes import Estimates, Group, groups
 from ..run.compiled import Compiled
 from ..run.contributions import Contributions, scored
 from .outcomes import relaxed_in
-from .verification import _flatten, _shaper, verify
+from .vectors import differentiated, shaper
+from .verification import verify
 
 _MOST_OUTCOMES = 20_000
 _REPEATS = 200
@@ -63,7 +64,7 @@ def sampled(
     if relaxed_in(compiled):
         return ()  # the score function's figures would be those of other draws
     explained = compiled.explain()
-    flat, restore = _flatten(compiled, inputs)
+    flat, restore = differentiated(compiled, inputs)
     own = Contributions(compiled)
     other = None if explained.unbiased else Contributions(scored(compiled))
     found: list[dict[Source, Tensor]] = []
@@ -74,7 +75,7 @@ def sampled(
         reference.append(found[-1] if other is None else other.of(restore, flat, trace))
     weights = torch.full((repeats,), 1 / repeats, dtype=torch.float64)
     estimates = Estimates(_stacked(found), _stacked(reference), weights, truth, exact=False)
-    return groups(explained.ledger, estimates, _shaper(compiled, inputs, 1))
+    return groups(explained.ledger, estimates, shaper(compiled, inputs, 1))
 
 
 def _stacked(found: Sequence[Mapping[Source, Tensor]]) -> dict[Source, Tensor]:

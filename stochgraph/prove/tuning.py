@@ -22,8 +22,9 @@ from ..explain.explanation import bias_of
 from ..ir.declaration import Declaration
 from ..ir.paths import averaging_plate, descends_from, samples_in
 from ..run.compiled import Compiled
-from .profiling import Figures, _figures, _Reference, _reference, _vector
+from .profiling import Figures, Reference, figures_of, reference_of
 from .shares import shares
+from .vectors import vector
 
 _MOST = 16  # combinations that are measured against each other
 _FEWEST = 4  # estimates of each candidate in a round
@@ -367,10 +368,10 @@ class _Race:
     def _ranked(self, runners: Mapping[str, "_Runner"]) -> dict[str, Trial]:
         """The trials of some entries, ranked. Of equal estimates, the fastest are measured on."""
         stacked = {key: runner.stacked for key, runner in runners.items()}
-        reference = self._reference(runners)
+        reference = self.reference_of(runners)
         trials = {
             key: runner.trial(
-                _figures(stacked[key], reference, runner.seconds, key, runner.compiled, None, tuple), stacked[key]
+                figures_of(stacked[key], reference, runner.seconds, key, runner.compiled, None, tuple), stacked[key]
             )
             for key, runner in runners.items()
         }
@@ -381,12 +382,12 @@ class _Race:
                 fresh[key] = trials[key]
         return fresh
 
-    def _reference(self, runners: Mapping[str, "_Runner"]) -> _Reference:
+    def reference_of(self, runners: Mapping[str, "_Runner"]) -> Reference:
         """The reference of the biases: the unbiased entry that varies least, of all that have been measured."""
         unbiased = {key: runner for key, runner in runners.items() if runner.unbiased} | self.known
         if not unbiased:
             raise CompileError("tune: nothing that is unbiased is possible, to measure biases against; see sg.profile")
-        found = _reference(
+        found = reference_of(
             {key: runner.compiled for key, runner in unbiased.items()},
             {key: runner.stacked for key, runner in unbiased.items()},
             None,
@@ -428,7 +429,7 @@ class _Runner:
 
     def _one(self, number: int) -> Tensor:
         generator = torch.Generator().manual_seed((self.seed + number) % 2**62)
-        return _vector(self.compiled.value_and_grad(*self.inputs, generator=generator, sizes=self.entry.sizes)[1])
+        return vector(self.compiled.value_and_grad(*self.inputs, generator=generator, sizes=self.entry.sizes)[1])
 
     @property
     def seconds(self) -> float:

@@ -25,6 +25,7 @@ from ..run.contributions import Contributions, scored
 from .enumeration import enumerated
 from .outcomes import CHUNK, Outcome, Outcomes
 from .quadrature import Quadrature, at_least_two
+from .vectors import differentiated, shaper, vector
 
 _ZERO = 1e-12  # of the mean size of an estimate: a truth below it is zero, but for rounding
 
@@ -78,13 +79,13 @@ class Verification:
     @property
     def cosine(self) -> float:
         """The cosine of the angle between `expectation` and `truth`; NaN where one of them is 0."""
-        expectation, truth = _vector(self.expectation), _vector(self.truth)
+        expectation, truth = vector(self.expectation), vector(self.truth)
         return float(expectation @ truth / (expectation.norm() * truth.norm()))
 
     @property
     def scale(self) -> float:
         """The factor of the truth in `expectation`, by projection: 1 if there is no bias; NaN if the truth is 0."""
-        expectation, truth = _vector(self.expectation), _vector(self.truth)
+        expectation, truth = vector(self.expectation), vector(self.truth)
         return float(expectation @ truth / (truth @ truth))
 
     def __str__(self) -> str:
@@ -211,8 +212,8 @@ class _Proof:
         order: int,
     ) -> None:
         self.outcomes, self.declared, self.order = outcomes, declared, order
-        self.shape = _shaper(compiled, inputs, order)
-        self.flat, self.restore = _flatten(compiled, inputs)
+        self.shape = shaper(compiled, inputs, order)
+        self.flat, self.restore = differentiated(compiled, inputs)
         self.truth = self._derivative_of(declared.weighted)
         self.probability, log_probs = self._probabilities(compiled.graph.name)
         estimate = surrogate or compiled.surrogate
@@ -314,50 +315,11 @@ class _Groups:
         return pytree.tree_map(Tensor.detach, self.outcomes.map(one, self.log_probs, chunk=chunk))
 
 
-def _vector(tree: object) -> Tensor:
-    return torch.cat([leaf.reshape(-1) for leaf in pytree.tree_leaves(tree)])
-
-
 def relative(bias: Tensor, truth: Tensor, size: Tensor) -> tuple[float, Literal["truth", "estimates"]]:
     """The size of the bias, and what it is relative to; `size` is the mean norm of an estimate."""
     if float(truth.norm()) < _ZERO * float(size):
         return float(bias.norm() / size), "estimates"
     return float(bias.norm() / truth.norm()) if bool(bias.any()) else 0.0, "truth"
-
-
-def _flatten(compiled: Compiled, inputs: Sequence[object]) -> tuple[Tensor, Callable[[Tensor], Any]]:
-    """The differentiated inputs as one vector, and the way back to all inputs."""
-    names = compiled.graph.inputs
-    leaves, spec = pytree.tree_flatten([inputs[names.index(name)] for name in compiled.wrt])
-    leaves = [torch.as_tensor(leaf) for leaf in leaves]
-    sizes = [leaf.numel() for leaf in leaves]
-
-    def restore(flat: Tensor) -> Any:
-        parts = flat.split(sizes)
-        trees = pytree.tree_unflatten([p.reshape(x.shape) for p, x in zip(parts, leaves, strict=True)], spec)
-        replaced = dict(zip(compiled.wrt, trees, strict=True))
-        return [replaced.get(name, value) for name, value in zip(names, inputs, strict=True)]
-
-    return torch.cat([leaf.detach().reshape(-1) for leaf in leaves]), restore
-
-
-def _shaper(compiled: Compiled, inputs: Sequence[object], order: int) -> Callable[[Tensor], Any]:
-    """From derivatives of the vector to the form that `Verification` describes."""
-    _, restore = _flatten(compiled, inputs)
-    names = compiled.graph.inputs
-    chosen = [inputs[names.index(name)] for name in compiled.wrt]
-    if order == 1:
-
-        def as_tree(vector: Tensor) -> Any:
-            trees = [restore(vector)[names.index(name)] for name in compiled.wrt]
-            return trees[0] if len(trees) == 1 else tuple(trees)
-
-        return as_tree
-    only = chosen[0] if len(chosen) == 1 else None
-    if isinstance(only, Tensor):
-        shape = only.shape * order
-        return lambda tensor: tensor.reshape(shape)
-    return lambda tensor: tensor
 
 
 def _derivative(fn: Callable[..., Tensor], order: int) -> Callable[..., Tensor]:
