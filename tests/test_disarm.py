@@ -46,6 +46,21 @@ def tasks():
     return objective
 
 
+def in_every_way(estimator):
+    """The gradient of six tasks by one call, at its trace, in chunks of that, and by a flat program."""
+    compiled, flat = (tasks().compile({"x": estimator}, lowering=word) for word in ("never", "flat"))
+    theta, sizes = LATENT_THETA[:2], {"task": 6}
+
+    def seed():
+        return torch.Generator().manual_seed(0)
+
+    trace = compiled.sample(theta, generator=seed(), sizes=sizes)
+    at_trace = torch.func.grad(compiled.surrogate)(theta, trace)
+    in_chunks = sg.accumulate(compiled, theta, over="task", trace=trace, chunk=2)[1]
+    one, other = (each.value_and_grad(theta, generator=seed(), sizes=sizes)[1] for each in (compiled, flat))
+    return one, at_trace, in_chunks, other
+
+
 PROBLEMS = {name: GRAPHS[name] for name in ("additive", "chain", "fork", "centered")}
 PROBLEMS |= {
     "inner update": (step, THETA),

@@ -7,7 +7,7 @@ from torch.distributions import Bernoulli, Categorical, Independent, Normal, One
 import stochgraph as sg
 from stochgraph.distributions.relaxed import FAMILIES
 from tests.problems import F64, LATENT_THETA
-from tests.test_disarm import tasks
+from tests.test_disarm import in_every_way
 
 THETA = torch.tensor(0.3, dtype=F64)
 PRICES = torch.tensor([0.1, 1.0, -0.6], dtype=F64)
@@ -127,19 +127,10 @@ def test_the_nodes_lead_to_their_choice_and_have_the_law_of_the_noise(family):
 
 
 def test_one_call_a_trace_chunks_and_a_flat_program_agree():
-    chosen = {"x": sg.Relaxed(hard=True)}
-    compiled, flat = (tasks().compile(chosen, lowering=word) for word in ("never", "flat"))
-    theta = LATENT_THETA[:2]
-
-    def seed():
-        return torch.Generator().manual_seed(0)
-
-    trace = compiled.sample(theta, generator=seed(), sizes={"task": 6})
-    _, grad = compiled.value_and_grad(theta, generator=seed(), sizes={"task": 6})
-    assert torch.allclose(torch.func.grad(compiled.surrogate)(theta, trace), grad, atol=1e-14)
-    _, in_chunks = sg.accumulate(compiled, theta, over="task", trace=trace, chunk=2)
+    grad, at_trace, in_chunks, flat = in_every_way(sg.Relaxed(hard=True))
+    assert torch.allclose(at_trace, grad, atol=1e-14)
     assert torch.allclose(in_chunks, grad, atol=1e-14)
-    assert torch.allclose(flat.value_and_grad(theta, generator=seed(), sizes={"task": 6})[1], grad, atol=1e-14)
+    assert torch.allclose(flat, grad, atol=1e-14)
 
 
 def test_what_is_refused():

@@ -6,7 +6,7 @@ from torch.distributions import Bernoulli, Categorical, Independent
 
 import stochgraph as sg
 from tests.problems import F64, LATENT_THETA
-from tests.test_disarm import tasks
+from tests.test_disarm import in_every_way
 
 THETA = torch.tensor(0.3, dtype=F64)
 CLOSE = 1e-9  # where the temperature is 1, the relaxed coin is a rational function of the uniform
@@ -218,18 +218,10 @@ def test_costs_that_jump_are_biased():
 
 
 def test_one_call_a_trace_chunks_and_a_flat_program_agree():
-    compiled, flat = (tasks().compile({"x": sg.REBAR()}, lowering=word) for word in ("never", "flat"))
-    theta = LATENT_THETA[:2]
-
-    def seed():
-        return torch.Generator().manual_seed(0)
-
-    trace = compiled.sample(theta, generator=seed(), sizes={"task": 6})
-    _, grad = compiled.value_and_grad(theta, generator=seed(), sizes={"task": 6})
-    assert torch.allclose(torch.func.grad(compiled.surrogate)(theta, trace), grad, atol=1e-14)
-    _, in_chunks = sg.accumulate(compiled, theta, over="task", trace=trace, chunk=2)
+    grad, at_trace, in_chunks, flat = in_every_way(sg.REBAR())
+    assert torch.allclose(at_trace, grad, atol=1e-14)
     assert torch.allclose(in_chunks, grad, atol=1e-14)
-    assert torch.equal(flat.value_and_grad(theta, generator=seed(), sizes={"task": 6})[1], grad)
+    assert torch.equal(flat, grad)
 
 
 @pytest.mark.parametrize("estimator", [sg.REBAR(1.0), sg.RELAX(lambda z: z.sigmoid().sum()), sg.DisARM()])
